@@ -1,0 +1,96 @@
+//! The total order of all that a subscriber can see.
+//!
+//! Invariant: WAL changes have the same position on every node and after every restart.
+
+use std::{fmt, str::FromStr};
+
+use crate::Lsn;
+
+/// Ordinal of a non-transactional message; its LSN is its own.
+pub const MESSAGE_ORDINAL: u32 = 1 << 30;
+/// First ordinal of snapshot chunks; their LSN is the high watermark.
+pub const SNAPSHOT_ORDINAL: u32 = 1 << 31;
+
+/// A place in the order that subscribers see, printed `16/B374D848:3`.
+///
+/// A transaction's changes have its commit *end* LSN and the ordinals 1, 2, 3…; what marks its beginning has ordinal 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// Commit end LSN, a message's own LSN, or a chunk's high watermark.
+    pub lsn: Lsn,
+    /// Counts changes within the LSN.
+    pub ordinal: u32,
+}
+
+impl Position {
+    /// Before everything.
+    pub const ZERO: Position = Position { lsn: Lsn::ZERO, ordinal: 0 };
+
+    /// A position from its parts.
+    #[must_use]
+    pub fn new(lsn: Lsn, ordinal: u32) -> Self {
+        Position { lsn, ordinal }
+    }
+
+    /// The end of the transaction whose commit ends at `lsn`, whatever its number of changes; before a message or
+    /// chunk at the same LSN.
+    #[must_use]
+    pub fn end_of_transaction(lsn: Lsn) -> Self {
+        Position { lsn, ordinal: MESSAGE_ORDINAL - 1 }
+    }
+
+    /// This position as a place to resume after: a transaction is received whole or not at all, so any ordinal within it
+    /// means its end.
+    #[must_use]
+    pub fn as_resume_point(self) -> Self {
+        if self.ordinal < MESSAGE_ORDINAL { Self::end_of_transaction(self.lsn) } else { self }
+    }
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.lsn, self.ordinal)
+    }
+}
+
+/// The text is not a position.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("not a position; expected an LSN, a colon and a number such as 16/B374D848:3")]
+pub struct PositionError;
+
+impl FromStr for Position {
+    type Err = PositionError;
+
+    fn from_str(text: &str) -> Result<Self, PositionError> {
+        let (lsn, ordinal) = text.split_once(':').ok_or(PositionError)?;
+        if ordinal.is_empty() || !ordinal.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(PositionError);
+        }
+        Ok(Position {
+            lsn: lsn.parse().map_err(|_| PositionError)?,
+            ordinal: ordinal.parse().map_err(|_| PositionError)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_printed_is_read_back(lsn in any::<u64>(), ordinal in any::<u32>()) {
+            let position = Position::new(Lsn(lsn), ordinal);
+            prop_assert_eq!(position.to_string().parse(), Ok(position));
+        }
+    }
+
+    #[test]
+    fn a_message_at_a_transactions_end_follows_it() {
+        let end = Position::new(Lsn(7), 12).as_resume_point();
+        assert!(Position::new(Lsn(7), 12) < end);
+        assert!(end < Position::new(Lsn(7), MESSAGE_ORDINAL));
+        assert!(end < Position::new(Lsn(8), 0));
+    }
+}
