@@ -1,1 +1,38 @@
-//! placeholder
+//! What the behaviour tests and benchmarks stand on: real PostgreSQL servers, the real `tidegate` binary, a writer, a
+//! subscriber, and an oracle that reads the same WAL through a second slot.
+//!
+//! ```text
+//! workload ──SQL──▶ Cluster (postgres) ──▶ Server (tidegate) ──gRPC──▶ Recorder (subscriber) ──▶ History ─┐
+//!                          └────────── second slot ──▶ oracle ─────────────────────────────────▶ History ─┴▶ equal?
+//! ```
+//!
+//! The oracle deliberately shares no code with the product: it has a pgoutput reader of its own.
+//! Nothing here is part of the product, and nothing here is a fake of PostgreSQL or of the server.
+
+mod cluster;
+mod database;
+mod history;
+mod installation;
+mod oracle;
+mod pgoutput;
+mod process;
+mod scratch;
+mod seed;
+mod server;
+mod standby;
+mod subscriber;
+mod wait;
+mod workload;
+
+pub use cluster::{Cluster, Image, Stop};
+pub use database::Database;
+pub use history::{Change, History, Row, Transaction, Value, hex};
+pub use installation::{Installation, client_tool, file_near_tests, tool};
+pub use oracle::Oracle;
+pub use process::{Process, Signal};
+pub use scratch::Scratch;
+pub use seed::Seed;
+pub use server::{OnDiscontinuity, Server, ServerConfig, tidegate};
+pub use subscriber::{Ended, Recorder};
+pub use wait::{DEADLINE, within};
+pub use workload::{Workload, Writers};

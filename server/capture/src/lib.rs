@@ -1,1 +1,38 @@
-//! placeholder
+//! Captures a source: WAL into one ordered feed.
+//!
+//! ```text
+//! Capture ─ connects again and again, decides on epochs
+//!   │ prepare     publication, slot, proof of continuity
+//!   ▼
+//! Streaming ── frames ─▶ Decoder ─▶ Assembler ─▶ Emitter ─▶ blocks ─▶ feed
+//!   │                      relations ─▶ Resolver (catalog, control database)
+//! answer ── standby status ◀── Confirmations ◀── durable position ◀── feed
+//! ```
+//!
+//! Invariants: transactions leave whole, once, in commit order, at positions that are the same after every restart; nothing
+//! is confirmed to PostgreSQL that is not durable here; where continuity cannot be proved, an epoch ends. It writes
+//! nothing to user tables and takes no lock on them.
+
+mod answer;
+mod assembler;
+mod capture;
+mod config;
+mod confirm;
+mod continuity;
+mod emitter;
+mod encode;
+mod error;
+mod link;
+mod observe;
+mod prepare;
+mod resolve;
+mod status;
+mod stream;
+mod table;
+mod transaction;
+
+pub use capture::Capture;
+pub use config::{CaptureConfig, OnDiscontinuity, Resume};
+pub use continuity::Discontinuity;
+pub use error::CaptureError;
+pub use status::{CaptureStatus, State};

@@ -1,1 +1,19 @@
-//! placeholder
+//! The control database: what must outlive a node.
+//!
+//! ```text
+//! capture ── row type of a relation? ──▶ Control ──▶ schema `tidegate`: source, field, row_type
+//!                                          ▲
+//! migrations/control/*.sql ── at open, under an advisory lock
+//! ```
+//!
+//! Writes are few (a new table, a changed column), and nothing that is served needs the database: a node keeps serving
+//! while it is down.
+
+mod control;
+mod error;
+mod migrate;
+mod row_types;
+
+pub use control::{Connector, Control};
+pub use error::ControlError;
+pub use row_types::{ColumnRequest, RowTypeNumbers, RowTypeRequest};

@@ -1,1 +1,50 @@
-//! placeholder
+//! The gRPC services: what clients see of Tidegate.
+//!
+//! ```text
+//!               ┌───────────────────────────── gateway ──────────────────────────────┐
+//! store ──────▶ │ opening ─▶ reader ─▶ share ─▶ delivery ─▶ frame ─▶ session (Session)│ ──▶ SDKs
+//!  blocks       │   │ selection: plan   (filtered once per plan)                      │
+//!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
+//!  row types ─▶ │ catalog, reflection                                                 │
+//! app ────────▶ │ source: status, tables ─▶ health, progress                          │
+//!               └─────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Invariants: what a subscription receives is a function of the changelog, its selections and its start; a transaction is
+//! delivered whole or its end is not told; a start that cannot be continued is a Reset. Nothing is kept per subscriber
+//! beyond its position and the block it is in, and no task runs for one: the connection pulls.
+//!
+//! It deliberately does not know PostgreSQL, and it does not write anything.
+
+mod config;
+mod gateway;
+mod source;
+
+mod service;
+mod session;
+
+mod opening;
+mod selection;
+
+mod delivery;
+mod projection;
+mod share;
+
+mod frame;
+
+mod readable;
+mod watch;
+
+mod catalog;
+mod drain;
+mod health;
+mod metrics;
+mod near;
+mod progress;
+mod reflection;
+mod status;
+
+pub use config::GatewayConfig;
+pub use gateway::{Gateway, ServeError};
+pub use metrics::{GatewayMetrics, SourceMetrics};
+pub use source::{KnownTable, SourceHandle, SourceState, SourceStatus};

@@ -193,40 +193,49 @@ impl Block {
     /// The encoded head: entry count and payload length (u32, little endian), then the entries. The payload follows it.
     #[must_use]
     pub fn encode_head(&self) -> Bytes {
-        let mut out = BytesMut::with_capacity(8 + self.entries.len() * ENTRY_BYTES);
-        out.put_u32_le(u32::try_from(self.entries.len()).expect("a block is at most 4 MiB"));
-        out.put_u32_le(u32::try_from(self.payload.len()).expect("a block is at most 4 MiB"));
-        for entry in self.entries.iter() {
-            entry.write(&mut out);
-        }
-        out.freeze()
+        encode_head(&self.entries, self.payload.len()).freeze()
     }
 
     /// Reads `encode_head` followed by the payload; all bytes must be used.
     ///
     /// # Errors
     /// The bytes break the format or the invariant.
-    pub fn decode(mut bytes: Bytes) -> Result<Self, BlockError> {
-        if bytes.len() < 8 || bytes.len() > MAX_BLOCK_BYTES + 8 {
-            return Err(BlockError("length out of range"));
-        }
-        let entry_count = bytes.get_u32_le() as usize;
-        let payload_len = bytes.get_u32_le() as usize;
-        if entry_count.checked_mul(ENTRY_BYTES).and_then(|n| n.checked_add(payload_len)) != Some(bytes.len()) {
-            return Err(BlockError("lengths do not add up"));
-        }
-        let head = bytes.split_to(entry_count * ENTRY_BYTES);
-        let entries: Option<Arc<[Entry]>> = head.chunks_exact(ENTRY_BYTES).map(Entry::read).collect();
-        let entries = entries.ok_or(BlockError("unknown kind or operation"))?;
-        let bounded = |entry: &Entry| entry.start <= entry.end && entry.end as usize <= payload_len;
-        if !entries.iter().all(bounded) {
-            return Err(BlockError("an entry points outside of the payload"));
-        }
+    pub fn decode(bytes: Bytes) -> Result<Self, BlockError> {
+        let (entries, payload) = decode(bytes)?;
         if !entries.is_sorted_by_key(Entry::position) {
             return Err(BlockError("positions decrease"));
         }
-        Ok(Block { entries, payload: bytes })
+        Ok(Block { entries: entries.into(), payload })
     }
+}
+
+fn encode_head(entries: &[Entry], payload_len: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(8 + entries.len() * ENTRY_BYTES);
+    out.put_u32_le(u32::try_from(entries.len()).expect("a block is at most 4 MiB"));
+    out.put_u32_le(u32::try_from(payload_len).expect("a block is at most 4 MiB"));
+    for entry in entries {
+        entry.write(&mut out);
+    }
+    out
+}
+
+fn decode(mut bytes: Bytes) -> Result<(Vec<Entry>, Bytes), BlockError> {
+    if bytes.len() < 8 || bytes.len() > MAX_BLOCK_BYTES + 8 {
+        return Err(BlockError("length out of range"));
+    }
+    let entry_count = bytes.get_u32_le() as usize;
+    let payload_len = bytes.get_u32_le() as usize;
+    if entry_count.checked_mul(ENTRY_BYTES).and_then(|n| n.checked_add(payload_len)) != Some(bytes.len()) {
+        return Err(BlockError("lengths do not add up"));
+    }
+    let head = bytes.split_to(entry_count * ENTRY_BYTES);
+    let entries: Option<Vec<Entry>> = head.chunks_exact(ENTRY_BYTES).map(Entry::read).collect();
+    let entries = entries.ok_or(BlockError("unknown kind or operation"))?;
+    let bounded = |entry: &Entry| entry.start <= entry.end && entry.end as usize <= payload_len;
+    if !entries.iter().all(bounded) {
+        return Err(BlockError("an entry points outside of the payload"));
+    }
+    Ok((entries, bytes))
 }
 
 /// Collects records into a [`Block`].
@@ -263,6 +272,23 @@ impl BlockBuilder {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// The records so far as bytes, in the encoding of a block: to be set aside and taken up again with `decode`.
+    #[must_use]
+    pub fn encode(&self) -> BytesMut {
+        let mut out = encode_head(&self.entries, self.payload.len());
+        out.extend_from_slice(&self.payload);
+        out
+    }
+
+    /// Reads what `encode` wrote. Positions need not be in order yet.
+    ///
+    /// # Errors
+    /// The bytes break the format.
+    pub fn decode(bytes: Bytes) -> Result<Self, BlockError> {
+        let (entries, payload) = decode(bytes)?;
+        Ok(BlockBuilder { entries, payload: payload.into() })
     }
 
     /// The block; the builder is empty again.

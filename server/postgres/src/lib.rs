@@ -1,1 +1,57 @@
-//! placeholder
+//! Speaks to PostgreSQL 14 to 18, and decides nothing: what an answer means for a source is capture's affair.
+//!
+//! ```text
+//!  ConnectConfig ──▶ socket (TCP or unix) ──▶ tls (rustls) ──▶ pins (settings that fix every value's text)
+//!                                                               │
+//!          ┌────────────────────────────────────────────────────┴──────────────────┐
+//!          ▼ ordinary SQL (tokio-postgres)                                         ▼ replication=database (own wire)
+//!       Session ──▶ catalog   tables, columns, types                     ReplicationConnection   system, timelines, slot
+//!               ──▶ server    versions, limits, managed services                   │ start
+//!               ──▶ slot, publication                                     ┌────────┴────────┐
+//!               ──▶ preflight findings and their mends                    ▼                 ▼
+//!                                                                     WalReader         WalWriter
+//!                                                                     frames in place   standby status
+//!                                                                         │
+//!                                                                         ▼
+//!                                                                 pgoutput::Decoder ──▶ Message (borrows the frame)
+//! ```
+//!
+//! Invariant: a connection that this crate hands out has the pinned settings in force, checked after connecting; so the
+//! same value has the same text on every one of them.
+//!
+//! It deliberately writes nothing to user tables, takes no lock above ACCESS SHARE on them, and never logs SQL values,
+//! rows or passwords.
+
+pub mod pgoutput;
+pub mod preflight;
+
+mod catalog;
+mod config;
+mod error;
+mod pause;
+mod pins;
+mod publication;
+mod replication;
+mod server;
+mod session;
+mod slot;
+mod socket;
+mod stream;
+mod tls;
+mod url;
+mod wire;
+
+pub use catalog::{
+    CatalogColumn, Persistence, TableInfo, TableKind, TypeInfo, TypeShape, relation_columns, tables, type_info,
+};
+pub use config::{ConnectConfig, TlsMode};
+pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
+pub use publication::{
+    NewPublication, Operations, Publication, PublishedTable, alter_publication_set_tables, create_publication,
+    drop_publication, publication,
+};
+pub use replication::{ReplicationConnection, StreamOptions, SystemIdentity, TimelineSwitch, protocol_version};
+pub use server::{ManagedService, ServerFacts, server_facts};
+pub use session::Session;
+pub use slot::{SlotStatus, WalStatus, backend_application, drop_slot, slot_status, terminate_backend};
+pub use stream::{Frame, Frames, StandbyStatus, WalReader, WalWriter};

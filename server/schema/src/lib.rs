@@ -1,1 +1,37 @@
-//! placeholder
+//! Row types and the row codec: from PostgreSQL's text to protobuf messages that carry the table's own names.
+//!
+//! ```text
+//! catalog ──ColumnSpec──▶ RowTypeSpec ──to_proto──▶ v1::RowType (message name, columns, file descriptor)
+//!                │                                        │ written to the changelog before its first use
+//!                ▼                                        ▼
+//! tuple ──▶ RowEncoder ──row bytes──▶ changelog ──▶ RowType (project) ──▶ subscribers
+//!                                                         │
+//!                                                         └──▶ Descriptors ──▶ reflection, JSON
+//! ```
+//!
+//! Invariants: a value's encoding follows from its column's type alone; a column that is NULL has no field, and one
+//! that is not NULL has one even where it is zero; nothing that PostgreSQL sends is approximated or dropped. Text that
+//! PostgreSQL would not have written is an error that names the column, never the value, and never a panic.
+//!
+//! Not here: which column has which field number (capture and the control database), and what was not sent at all
+//! (the change itself says so).
+
+pub mod wire;
+
+mod array;
+mod descriptor;
+mod descriptors;
+mod encoder;
+mod name;
+mod range;
+mod row_type;
+mod scalar;
+mod timestamp;
+mod value_kind;
+
+pub use descriptor::{ColumnSpec, RowTypeSpec, is_field_number};
+pub use descriptors::Descriptors;
+pub use encoder::{EncodeError, RowEncoder, Value};
+pub use name::message_name;
+pub use row_type::{FieldSet, RowType, SchemaError};
+pub use value_kind::{ScalarKind, TypeShape, ValueKind};

@@ -1,0 +1,67 @@
+//! `make bench`: measures Tidegate beside its peers on the same machine in the same run.
+//!
+//! ```text
+//! bench            every case
+//! bench drain      one case
+//! ```
+//!
+//! Figures of machines cannot be compared, ratios within one run can. Each case starts its own PostgreSQL and its own server,
+//! prints what it does on standard error, and ends in one JSON line on standard output; the lines of all cases come last.
+//! A report in Markdown goes to `bench/report.md` in the target folder.
+
+mod bare_reader;
+mod bytes_codec;
+mod drain;
+mod fanout;
+mod latency;
+mod memory;
+mod outcome;
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+use outcome::Outcome;
+
+const CASES: [&str; 5] = ["drain", "drain-small", "latency", "memory", "fanout"];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run() -> Result<()> {
+    let wanted: Vec<String> = std::env::args().skip(1).collect();
+    let known = |name: &String| CASES.contains(&name.as_str());
+    if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
+        bail!("there is no case '{unknown}'; there are {}", CASES.join(", "));
+    }
+    let mut outcomes = Vec::new();
+    for case in CASES.into_iter().filter(|case| wanted.is_empty() || wanted.iter().any(|name| name == case)) {
+        eprintln!("== {case}");
+        outcomes.push(measure(case).await?);
+    }
+    let report = outcome::write_report(&outcomes)?;
+    eprintln!("report: {}", report.display());
+    for outcome in &outcomes {
+        println!("{}", outcome.json());
+    }
+    Ok(())
+}
+
+async fn measure(case: &'static str) -> Result<Outcome> {
+    match case {
+        "drain" => Box::pin(drain::run(case, drain::Shape::Mixed)).await,
+        "drain-small" => Box::pin(drain::run(case, drain::Shape::Small)).await,
+        "latency" => Box::pin(latency::run()).await,
+        "memory" => Box::pin(memory::run()).await,
+        "fanout" => Box::pin(fanout::run()).await,
+        other => bail!("no case {other}"),
+    }
+}

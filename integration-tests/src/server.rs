@@ -1,0 +1,294 @@
+//! The real `tidegate` binary as a child process, on a temporary data folder and free ports.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use tidegate_client::{Client, SourceState, SourceStatus};
+
+use crate::{Process, Scratch, Signal, cluster::free_port, file_near_tests, within};
+
+/// The source's name in these tests.
+const SOURCE: &str = "shop";
+
+/// What the server does when continuity is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnDiscontinuity {
+    /// Tells the subscribers and starts a new history.
+    Reset,
+    /// Waits for a person.
+    Stop,
+}
+
+/// What the configuration file says.
+#[derive(Clone, Debug)]
+pub struct ServerConfig {
+    /// Of the database to capture.
+    pub url: String,
+    /// Slot and publication.
+    pub slot: String,
+    /// Address that gRPC listens on.
+    pub host: String,
+    /// On a lost continuity.
+    pub on_discontinuity: OnDiscontinuity,
+    /// Where the data is; None for a folder of one's own.
+    pub data_dir: Option<PathBuf>,
+    /// Lines to add to the source's settings, such as `memory: {tail: 1MiB}`.
+    pub source_lines: Vec<String>,
+    /// Lines to add to the whole.
+    pub lines: Vec<String>,
+}
+
+impl ServerConfig {
+    /// A source of the database at the URL; the slot and the publication are named after the database, so that tests
+    /// that share a server do not meet.
+    #[must_use]
+    pub fn of(url: &str) -> Self {
+        ServerConfig {
+            url: url.to_owned(),
+            slot: format!("tidegate_{}", url.rsplit('/').next().unwrap_or_default()),
+            host: "127.0.0.1".to_owned(),
+            on_discontinuity: OnDiscontinuity::Reset,
+            data_dir: None,
+            source_lines: Vec::new(),
+            lines: Vec::new(),
+        }
+    }
+}
+
+/// A Tidegate server; it may be running or not.
+#[derive(Debug)]
+pub struct Server {
+    scratch: Scratch,
+    program: PathBuf,
+    config: ServerConfig,
+    grpc: u16,
+    http: u16,
+    process: Option<Process>,
+}
+
+impl Server {
+    /// Starts one and waits until it streams from PostgreSQL.
+    ///
+    /// # Errors
+    /// The binary is not built, or does not get so far.
+    pub async fn start(config: ServerConfig) -> Result<Self> {
+        let mut server = Server::stopped(config)?;
+        server.launch().await?;
+        server.streaming().await?;
+        Ok(server)
+    }
+
+    /// One that does not run yet.
+    ///
+    /// # Errors
+    /// The binary is not built.
+    pub fn stopped(config: ServerConfig) -> Result<Self> {
+        let program = file_near_tests("tidegate")?;
+        let scratch = Scratch::new()?;
+        Ok(Server { scratch, program, config, grpc: free_port()?, http: free_port()?, process: None })
+    }
+
+    /// Starts it, on the same ports and data folder, and waits until it accepts calls.
+    ///
+    /// # Errors
+    /// It ends by itself, or does not answer; the error holds what it printed.
+    pub async fn launch(&mut self) -> Result<()> {
+        ensure!(self.process.is_none(), "the server is running already");
+        std::fs::write(self.config_file(), self.yaml())?;
+        let mut command = Command::new(&self.program);
+        command.args(["serve", "--config", &self.config_file()]).env("NO_COLOR", "1");
+        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("POSTGRES_")) {
+            command.env_remove(name);
+        }
+        let mut process = Process::start(command, self.scratch.path(), "tidegate")?;
+        let endpoint = self.endpoint();
+        loop {
+            if let Some(status) = process.ended()? {
+                bail!("tidegate ended with {status}; it printed:\n{}", process.log_tail());
+            }
+            if let Ok(client) = Client::connect(&endpoint).await
+                && client.sources().await.is_ok()
+            {
+                self.process = Some(process);
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Starts it, expecting it to end by itself; returns what it printed.
+    ///
+    /// # Errors
+    /// It does not end within the deadline.
+    pub async fn launch_in_vain(&mut self) -> Result<String> {
+        std::fs::write(self.config_file(), self.yaml())?;
+        let output = tidegate(&["serve", "--config", &self.config_file()]).await?;
+        ensure!(!output.status.success(), "it ended without an error");
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout))
+    }
+
+    /// Kills it as a crash would.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub async fn kill(&mut self) -> Result<()> {
+        self.process.take().context("the server does not run")?.stop(Signal::KILL).await.map(drop)
+    }
+
+    /// Stops it as an orchestrator would; it must end with exit code 0.
+    ///
+    /// # Errors
+    /// It does not run, or ends otherwise.
+    pub async fn terminate(&mut self) -> Result<()> {
+        let process = self.process.take().context("the server does not run")?;
+        let status = process.stop(Signal::TERM).await?;
+        ensure!(status.success(), "tidegate ended with {status} after SIGTERM");
+        Ok(())
+    }
+
+    /// Its process.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn process(&self) -> Result<&Process> {
+        self.process.as_ref().context("the server does not run")
+    }
+
+    /// The configuration; changes hold from the next launch.
+    pub fn config_mut(&mut self) -> &mut ServerConfig {
+        &mut self.config
+    }
+
+    /// Path of the configuration file.
+    #[must_use]
+    pub fn config_file(&self) -> String {
+        self.scratch.join("tidegate.yaml").display().to_string()
+    }
+
+    /// The slot's, and the publication's, name.
+    #[must_use]
+    pub fn slot(&self) -> &str {
+        &self.config.slot
+    }
+
+    /// `http://…` of the gRPC port.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://{}", self.address())
+    }
+
+    /// Address and port of gRPC.
+    #[must_use]
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.grpc)
+    }
+
+    /// A client.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn client(&self) -> Result<Client> {
+        Ok(Client::connect(self.endpoint()).await?)
+    }
+
+    /// The state of its only source.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn status(&self) -> Result<SourceStatus> {
+        let sources = self.client().await?.sources().await?;
+        sources.into_iter().next().context("no source")
+    }
+
+    /// Waits until its source is in a state.
+    ///
+    /// # Errors
+    /// It is not within the deadline; the error holds what the server printed.
+    pub async fn until_state(&self, state: SourceState) -> Result<SourceStatus> {
+        let what = format!("the source to be {state:?}");
+        let asked = within(&what, || async {
+            let status = self.status().await?;
+            Ok((status.state() == state).then_some(status))
+        });
+        let log = || self.process.as_ref().map_or_else(String::new, Process::log_tail);
+        asked.await.with_context(|| format!("the server printed:\n{}", log()))
+    }
+
+    /// Waits until it streams.
+    ///
+    /// # Errors
+    /// It does not within the deadline.
+    pub async fn streaming(&self) -> Result<SourceStatus> {
+        self.until_state(SourceState::Streaming).await
+    }
+
+    /// Runs another command of the binary, such as `status`, against this server; returns what it printed.
+    ///
+    /// # Errors
+    /// It fails.
+    pub async fn command(&self, arguments: &[&str]) -> Result<String> {
+        let mut arguments = arguments.to_vec();
+        let endpoint = self.endpoint();
+        if arguments.first().is_some_and(|command| ["tail", "status"].contains(command)) {
+            arguments.extend(["--server", endpoint.as_str()]);
+        }
+        let output = tidegate(&arguments).await?;
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "tidegate {arguments:?}: {}: {stderr}", output.status);
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The metrics page.
+    ///
+    /// # Errors
+    /// The http port does not answer with it.
+    pub async fn metrics(&self) -> Result<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", self.http)).await?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await?;
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await?;
+        let (head, body) = reply.split_once("\r\n\r\n").context("no HTTP reply")?;
+        ensure!(head.starts_with("HTTP/1.1 200"), "{head}");
+        Ok(body.to_owned())
+    }
+
+    fn yaml(&self) -> String {
+        let config = &self.config;
+        let data_dir = config.data_dir.clone().unwrap_or_else(|| self.scratch.join("data"));
+        let policy = match config.on_discontinuity {
+            OnDiscontinuity::Reset => "reset",
+            OnDiscontinuity::Stop => "stop",
+        };
+        let mut yaml = format!(
+            "listen: {{grpc: '{}:{}', http: '127.0.0.1:{}'}}\ndata_dir: '{}'\n",
+            config.host,
+            self.grpc,
+            self.http,
+            data_dir.display()
+        );
+        for line in &config.lines {
+            yaml.push_str(&format!("{line}\n"));
+        }
+        yaml.push_str(&format!("sources:\n  {SOURCE}:\n    url: '{}'\n    slot: {}\n", config.url, config.slot));
+        yaml.push_str(&format!("    publication: {}\n    on_discontinuity: {policy}\n", config.slot));
+        for line in &config.source_lines {
+            yaml.push_str(&format!("    {line}\n"));
+        }
+        yaml
+    }
+}
+
+/// Runs the binary to its end.
+///
+/// # Errors
+/// It goes on running.
+pub async fn tidegate(arguments: &[&str]) -> Result<Output> {
+    let mut command = tokio::process::Command::new(file_near_tests("tidegate")?);
+    command.args(arguments).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
+    let running = tokio::time::timeout(crate::DEADLINE, command.output());
+    Ok(running.await.with_context(|| format!("tidegate {arguments:?} goes on running"))??)
+}

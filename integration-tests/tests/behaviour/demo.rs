@@ -1,0 +1,26 @@
+//! `tidegate demo`, as the README's first command runs it.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use tidegate_integration_tests::{DEADLINE, Scratch, file_near_tests};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_shows_twenty_changes_and_leaves_nothing_behind() -> Result<()> {
+    let scratch = Scratch::new()?;
+    // PostgreSQL runs as another user where we are root; the folder must be one that it may enter.
+    let mut command = tokio::process::Command::new(file_near_tests("tidegate")?);
+    command.args(["demo", "--changes", "20"]).env("TMPDIR", scratch.path()).env("NO_COLOR", "1").kill_on_drop(true);
+    let output = tokio::time::timeout(DEADLINE, command.output()).await.context("it goes on running")??;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}: {printed}{errors}", output.status);
+    let events = printed
+        .lines()
+        .filter(|line| ["insert", "update", "delete", "truncate"].iter().any(|op| line.to_lowercase().contains(op)));
+    ensure!(events.count() >= 20, "fewer than 20 events:\n{printed}");
+    ensure!(printed.contains("grpcurl") || errors.contains("grpcurl"), "no grpcurl lines to try");
+    let left: Vec<_> = fs::read_dir(scratch.path())?.flatten().map(|entry| entry.path()).collect();
+    ensure!(left.is_empty(), "left behind: {left:?}");
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! A promoted standby takes the primary's place.
+
+use anyhow::{Result, ensure};
+use tidegate_client::ResetReason;
+use tidegate_integration_tests::{Cluster, Database, Ended, Recorder, Server, ServerConfig, Stop};
+
+const NAME: &str = "promoted";
+
+/// A primary with its standby, and a server and a subscriber that have received a row that the standby has too.
+async fn replicated() -> Result<(Cluster, Cluster, Server, Recorder)> {
+    let mut primary = Cluster::start(&[]).await?;
+    let database = primary.database(NAME).await?;
+    database.create_marker().await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut recorder = Recorder::new(server.endpoint());
+    database.mark("before").await?;
+    ensure!(recorder.until_marker("before").await? == Ended::Arrived);
+    let standby = primary.standby().await?;
+    server.streaming().await?;
+    Ok((primary, standby, server, recorder))
+}
+
+/// The standby branched off behind everything that was received: nothing is lost, and nothing comes twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_behind_our_position_keeps_the_history() -> Result<()> {
+    let (mut primary, standby, mut server, mut recorder) = replicated().await?;
+    let epoch = server.status().await?.epoch;
+    let database = Database::connect(&primary.url(NAME)).await?;
+    database.mark("on both").await?;
+    ensure!(recorder.until_marker("on both").await? == Ended::Arrived);
+    standby.catch_up(&primary).await?;
+    server.kill().await?;
+    primary.stop(Stop::Fast).await?;
+    standby.promote().await?;
+    let database = Database::connect(&standby.url(NAME)).await?;
+    database.mark("on the new timeline").await?;
+    server.config_mut().url = standby.url(NAME);
+    server.launch().await?;
+    ensure!(recorder.until_marker("on the new timeline").await? == Ended::Arrived);
+    ensure!(server.status().await?.epoch == epoch, "another epoch");
+    ensure!(recorder.history().transactions().len() == 3, "{:?}", recorder.history());
+    Ok(())
+}
+
+/// The standby has never had what was received last: subscribers must be told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_before_our_position_resets() -> Result<()> {
+    let (mut primary, mut standby, mut server, mut recorder) = replicated().await?;
+    standby.catch_up(&primary).await?;
+    standby.stop(Stop::Fast).await?;
+    let database = Database::connect(&primary.url(NAME)).await?;
+    database.mark("on the primary only").await?;
+    ensure!(recorder.until_marker("on the primary only").await? == Ended::Arrived);
+    server.kill().await?;
+    primary.stop(Stop::Immediate).await?;
+    standby.launch().await?;
+    standby.promote().await?;
+    let database = Database::connect(&standby.url(NAME)).await?;
+    // The new timeline overtakes the position that was received on the old one.
+    for row in 0..100 {
+        database.mark(&format!("on the new timeline {row}")).await?;
+    }
+    server.config_mut().url = standby.url(NAME);
+    server.launch().await?;
+    match recorder.until_marker("never written").await? {
+        Ended::Reset(ResetReason::EpochChanged | ResetReason::SourceDiscontinued, _) => Ok(()),
+        other => anyhow::bail!("a reset was to come, not {other:?}"),
+    }
+}

@@ -1,0 +1,160 @@
+//! Runs the capture of one source: waits for the control database, then captures until it is told to stop, and says all
+//! the while how it is going.
+//!
+//! ```text
+//! control database ─▶ Capture::run ──status──▶ SourceStatus (gateway, metrics, health)
+//! ```
+//!
+//! A capture that nobody can retry leaves its source stopped, with the reason in its status; the changelog is served on.
+//! It deliberately does not decide about restarts of the process: that is `serve`'s.
+
+use std::{
+    path::PathBuf,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tidegate_capture::{Capture, CaptureConfig, CaptureStatus, OnDiscontinuity, Resume, State};
+use tidegate_control::{Connector, Control};
+use tidegate_feed::local::Publisher;
+use tidegate_gateway::{SourceState, SourceStatus};
+use tidegate_model::{Clock, Retry};
+use tidegate_store::Recovered;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config;
+
+/// Between attempts to reach the control database, where its error names no time.
+const CONTROL_RETRY: Duration = Duration::from_secs(5);
+
+/// Counters since the start.
+#[derive(Debug, Default)]
+pub(crate) struct CaptureCounters {
+    pub(crate) events: AtomicU64,
+    pub(crate) errors: AtomicU64,
+}
+
+/// Everything that the capture of a source needs.
+pub(crate) struct CaptureTask {
+    pub(crate) config: CaptureConfig,
+    pub(crate) connector: Connector,
+    pub(crate) publisher: Publisher,
+    pub(crate) resume: Option<Resume>,
+    pub(crate) status: watch::Sender<SourceStatus>,
+    pub(crate) counters: Arc<CaptureCounters>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// What capture is told about a configured source.
+pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf) -> CaptureConfig {
+    CaptureConfig {
+        source: source.name.clone(),
+        connect: source.connect.clone(),
+        tables: source.tables.clone(),
+        slot: source.slot.clone(),
+        publication: source.publication.clone(),
+        on_discontinuity: match source.on_discontinuity {
+            config::OnDiscontinuity::Reset => OnDiscontinuity::Reset,
+            config::OnDiscontinuity::Stop => OnDiscontinuity::Stop,
+        },
+        spool_dir,
+        memory_budget_bytes: source.memory.transaction_bytes,
+    }
+}
+
+/// Where the store left off.
+pub(crate) fn resume(recovered: Recovered) -> Resume {
+    Resume { epoch: recovered.epoch, durable: recovered.durable, last_transaction: recovered.last_transaction }
+}
+
+impl CaptureTask {
+    /// Captures until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let Some(control) = self.open_control(&stop).await else { return };
+        let CaptureTask { config, publisher, resume, status, counters, clock, .. } = self;
+        let source = config.source.clone();
+        let capture = Capture::new(config, control, publisher, resume, clock);
+        let mut progress = capture.status();
+        let mut run = pin!(capture.run(stop));
+        let mut watched = true;
+        let result = loop {
+            tokio::select! {
+                result = &mut run => break result,
+                changed = progress.changed(), if watched => {
+                    watched = changed.is_ok();
+                    report(&progress.borrow_and_update(), &status, &counters);
+                }
+            }
+        };
+        report(&progress.borrow(), &status, &counters);
+        let detail = match result {
+            Ok(()) => "the server is stopping".to_owned(),
+            Err(error) => {
+                tracing::error!(%source, %error, "capture has stopped; what is stored is still served");
+                error.to_string()
+            }
+        };
+        status.send_modify(|status| {
+            status.state = SourceState::Stopped;
+            status.detail = detail;
+        });
+    }
+
+    /// None: told to stop, or it is of no use to try again.
+    async fn open_control(&self, stop: &CancellationToken) -> Option<Control> {
+        loop {
+            let opened = tokio::select! {
+                opened = Control::open(Arc::clone(&self.connector)) => opened,
+                () = stop.cancelled() => return None,
+            };
+            let error = match opened {
+                Ok(control) => return Some(control),
+                Err(error) => error,
+            };
+            let pause = match error.retry() {
+                Retry::After(pause) => Some(pause),
+                Retry::Reset => Some(CONTROL_RETRY),
+                Retry::Never => None,
+            };
+            self.counters.errors.fetch_add(1, Relaxed);
+            let detail = error.to_string();
+            if self.status.borrow().detail != detail {
+                let source = &self.config.source;
+                tracing::warn!(%source, %error, "waiting for the control database, which capture needs to start");
+            }
+            self.status.send_modify(|status| {
+                status.state = if pause.is_some() { SourceState::Connecting } else { SourceState::Stopped };
+                status.detail = detail;
+            });
+            tokio::select! {
+                () = tokio::time::sleep(pause?) => {}
+                () = stop.cancelled() => return None,
+            }
+        }
+    }
+}
+
+fn report(capture: &CaptureStatus, status: &watch::Sender<SourceStatus>, counters: &CaptureCounters) {
+    counters.events.store(capture.event_count, Relaxed);
+    counters.errors.store(capture.error_count, Relaxed);
+    status.send_modify(|status| {
+        status.state = match capture.state {
+            State::Connecting => SourceState::Connecting,
+            State::Streaming => SourceState::Streaming,
+            State::Stopped => SourceState::Stopped,
+            State::DiskFull => SourceState::DiskFull,
+        };
+        status.detail.clone_from(&capture.detail);
+        status.received_lsn = capture.received_lsn;
+        status.durable_lsn = capture.durable_lsn;
+        status.confirmed_flush_lsn = capture.confirmed_flush_lsn;
+        status.server_lsn = capture.server_lsn;
+        status.retained_wal_bytes = capture.retained_wal_bytes;
+        status.last_heard_us = capture.last_heard_us;
+        status.server_version = capture.server_version;
+    });
+}

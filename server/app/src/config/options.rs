@@ -1,0 +1,199 @@
+//! Every option, described once.
+//!
+//! From this table come the defaults, the check for unknown keys, the reading of values, and the reference in
+//! `server/docs/configuration.md`. A test holds the typed `Config` to it in both directions.
+//!
+//! It deliberately knows nothing of files and environments.
+
+use super::value::Kind;
+
+/// One option.
+#[derive(Debug)]
+pub(crate) struct Opt {
+    /// Where it stands, such as `sources.<name>.slot`; `<name>` is chosen by the user.
+    pub(crate) path: &'static str,
+    /// What may be written.
+    pub(crate) kind: Kind,
+    /// Value where nothing is written, in the form of an environment variable; `<name>` stands for the source's name.
+    pub(crate) default: Option<&'static str>,
+    /// One or two sentences, in Markdown.
+    pub(crate) about: &'static str,
+}
+
+const fn opt(path: &'static str, kind: Kind, default: Option<&'static str>, about: &'static str) -> Opt {
+    Opt { path, kind, default, about }
+}
+
+/// All of them, in the order of the reference.
+pub(crate) const OPTIONS: &[Opt] = &[
+    opt(
+        "listen.grpc",
+        Kind::Address,
+        Some("127.0.0.1:7171"),
+        "Address and port of the gRPC services. Beyond loopback it needs `tls` with `client_ca`, or `insecure: true`.",
+    ),
+    opt(
+        "listen.http",
+        Kind::Address,
+        Some("127.0.0.1:7172"),
+        "Address and port of `/metrics`, `/health/live` and `/health/ready`. They hold no rows and no credentials, and \
+         are plain HTTP on any address.",
+    ),
+    opt(
+        "insecure",
+        Kind::Switch,
+        Some("false"),
+        "Serve gRPC beyond loopback although connections are not encrypted, or clients not authenticated. For networks \
+         in which everyone may read everything.",
+    ),
+    opt("tls.certificate", Kind::Path, None, "File with the server's certificate chain, PEM."),
+    opt("tls.key", Kind::Path, None, "File with the certificate's private key, PEM."),
+    opt(
+        "tls.client_ca",
+        Kind::Path,
+        None,
+        "File with the authorities, PEM, that clients' certificates must be signed by. Without it any client may connect.",
+    ),
+    opt(
+        "data_dir",
+        Kind::Path,
+        Some("/var/lib/tidegate"),
+        "Folder of the changelogs, one folder a source. Put it on a disk that survives restarts.",
+    ),
+    opt(
+        "control.url",
+        Kind::Secret,
+        None,
+        "Database in which Tidegate keeps what it must remember, in the schema `tidegate`. Default: the only source. \
+         Required with several sources.",
+    ),
+    opt("control.url_file", Kind::Path, None, "File that holds the same, such as a mounted secret."),
+    opt(
+        "sources.<name>.url",
+        Kind::Secret,
+        None,
+        "The database to capture: `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=…`. \
+         `<name>` is yours to choose: `a-z`, `0-9` and `_`.",
+    ),
+    opt("sources.<name>.url_file", Kind::Path, None, "File that holds the same, such as a mounted secret."),
+    opt(
+        "sources.<name>.tables",
+        Kind::List,
+        Some("*.*"),
+        "Tables to capture, as names or patterns: `orders`, `shop.*`, `\"Mixed Case\".*`, and `\"!public.audit_*\"` to \
+         leave some out. YAML needs quotes around what begins with `*` or `!`.",
+    ),
+    opt(
+        "sources.<name>.slot",
+        Kind::Text,
+        Some("tidegate_<name>"),
+        "Replication slot. It is created where it is missing; `tidegate source drop` removes it.",
+    ),
+    opt(
+        "sources.<name>.publication",
+        Kind::Text,
+        Some("tidegate_<name>"),
+        "Publication. It is created where it is missing and may be created; else see `tidegate check --sql`.",
+    ),
+    opt(
+        "sources.<name>.on_discontinuity",
+        Kind::Choice(&["reset", "stop"]),
+        Some("reset"),
+        "What to do when changes may have been missed, as when the slot was dropped: `reset` tells every subscriber and \
+         starts a new history; `stop` waits for a person.",
+    ),
+    opt(
+        "sources.<name>.memory.transactions",
+        Kind::Size,
+        Some("64MiB"),
+        "Memory for transactions that are still in progress in PostgreSQL. What exceeds it is kept on disk.",
+    ),
+    opt(
+        "sources.<name>.memory.feed",
+        Kind::Size,
+        Some("8MiB"),
+        "Memory for changes on their way to the changelog. While it is full, PostgreSQL is not read.",
+    ),
+    opt(
+        "sources.<name>.memory.tail",
+        Kind::Size,
+        Some("64MiB"),
+        "Memory for the newest changes, from which all subscribers that keep up are served. The others read the disk.",
+    ),
+    opt(
+        "retention.size",
+        Kind::Size,
+        Some("50GiB"),
+        "Size of each source's changelog. The oldest changes go first; a subscriber that still needs them is reset.",
+    ),
+    opt("retention.age", Kind::Duration, Some("7d"), "Age of the oldest changes kept, whatever their size."),
+    opt(
+        "log.format",
+        Kind::Choice(&["text", "json"]),
+        Some("text"),
+        "How log lines are written: for people, or one JSON object a line.",
+    ),
+    opt(
+        "log.filter",
+        Kind::Text,
+        Some("info"),
+        "What is logged: `error`, `warn`, `info`, `debug`, `trace`, or by module as in `info,tidegate_capture=debug`.",
+    ),
+    opt(
+        "shutdown_deadline",
+        Kind::Duration,
+        Some("25s"),
+        "Time for an orderly shutdown, in which subscribers are asked to leave. Keep it below the orchestrator's grace \
+         period.",
+    ),
+];
+
+/// The option at a path, in which a source's own name may stand for `<name>`.
+pub(crate) fn find(path: &[&str]) -> Option<&'static Opt> {
+    OPTIONS.iter().find(|option| matches(option.path.split('.'), path) == Some(0))
+}
+
+/// Is the path that of a group of options?
+pub(crate) fn is_group(path: &[&str]) -> bool {
+    OPTIONS.iter().any(|option| matches(option.path.split('.'), path).is_some_and(|rest| rest > 0))
+}
+
+/// The keys that may stand below a group, in the table's order; `<name>` where any name may.
+pub(crate) fn keys_below(path: &[&str]) -> Vec<&'static str> {
+    let mut keys: Vec<&'static str> = Vec::new();
+    for option in OPTIONS {
+        if matches(option.path.split('.'), path).is_some_and(|rest| rest > 0)
+            && let Some(key) = option.path.split('.').nth(path.len())
+            && !keys.contains(&key)
+        {
+            keys.push(key);
+        }
+    }
+    keys
+}
+
+/// How many segments of the option's path are left behind the given one; None where they differ.
+fn matches<'a>(option: impl Iterator<Item = &'a str> + Clone, path: &[&str]) -> Option<usize> {
+    let mut segments = option;
+    for given in path {
+        let segment = segments.next()?;
+        if segment != *given && segment != "<name>" {
+            return None;
+        }
+    }
+    Some(segments.count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sources_name_stands_for_any() {
+        assert_eq!(find(&["sources", "shop", "slot"]).map(|o| o.path), Some("sources.<name>.slot"));
+        assert!(is_group(&["sources", "shop"]) && is_group(&[]) && !is_group(&["data_dir"]));
+        assert!(find(&["sources", "shop"]).is_none());
+        assert_eq!(keys_below(&["sources"]), ["<name>"]);
+        assert_eq!(keys_below(&["listen"]), ["grpc", "http"]);
+    }
+}

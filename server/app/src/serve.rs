@@ -1,0 +1,338 @@
+//! Puts the server together, watches over its tasks, and takes it apart in order.
+//!
+//! ```text
+//!              ┌ capture_task ─▶ feed ─▶ StoreWriter ┐
+//! each source ─┤                                     ├─▶ Store ─▶ gateway (gRPC)
+//!              └ known_tables ───────────────────────┘       └──▶ http (metrics, health)
+//! ```
+//!
+//! What a task's death means: a store that fails takes the process down in order, since a restart recovers it; so does
+//! a listener that fails, and any panic. A capture that ends leaves its source stopped and everything else running.
+//!
+//! Orderly end: subscribers are asked to leave and waited for; capture stops; what it has handed over is stored and
+//! fsynced; then the http port closes. Nothing is lost at any point where this is cut short.
+
+use anyhow::{Context, bail};
+use std::{fs::File, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tidegate_feed::{Durable, local};
+use tidegate_gateway::{Gateway, GatewayConfig, SourceHandle, SourceStatus};
+use tidegate_model::{Clock, Position, SystemClock};
+use tidegate_store::{Retention, Store, StoreConfig};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, ServerTlsConfig};
+
+use crate::{
+    capture_task::{CaptureCounters, CaptureTask, capture_config, resume},
+    config::{Config, Listen, Source, Tls},
+    control_connector::ControlConnector,
+    http::{self, Observed},
+    known_tables,
+    metrics::{Metrics, ObservedSource},
+};
+
+/// The ports, taken before anything else starts, so that a port in use is said at once.
+pub(crate) struct Listeners {
+    grpc: TcpListener,
+    http: TcpListener,
+}
+
+impl Listeners {
+    /// Takes the ports. `option` is what chooses other ones, for the message.
+    ///
+    /// # Errors
+    /// One is in use, or not allowed.
+    pub(crate) async fn bind(listen: &Listen, option: &str) -> anyhow::Result<Self> {
+        Ok(Listeners { grpc: bind(listen.grpc, option).await?, http: bind(listen.http, option).await? })
+    }
+
+    /// Where gRPC is served.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub(crate) fn grpc(&self) -> std::io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// Where metrics and health are served.
+    ///
+    /// # Errors
+    /// The operating system does not say.
+    pub(crate) fn http(&self) -> std::io::Result<SocketAddr> {
+        self.http.local_addr()
+    }
+}
+
+async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}; choose another address or port with {option}"))
+}
+
+/// Serves until `stop`, and then ends in order.
+///
+/// # Errors
+/// It cannot start, or a part without which it is of no use has failed.
+pub(crate) async fn run(config: Config, listeners: Listeners, stop: CancellationToken) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let _lock = lock(&config.data_dir)?;
+    let mut server = Server::new(&config, clock);
+    for source in &config.sources {
+        server.add_source(&config, source).await.with_context(|| format!("source {}", source.name))?;
+    }
+    server.open_ports(&config, listeners)?;
+    let failure = tokio::select! {
+        () = stop.cancelled() => None,
+        failure = server.failure() => Some(failure),
+    };
+    if let Some(error) = &failure {
+        tracing::error!(error = format!("{error:#}"), "stopping, since a part has failed");
+    }
+    server.end(config.shutdown_deadline).await;
+    failure.map_or(Ok(()), Err)
+}
+
+/// Two processes must not write the same changelogs. Released when the file is closed.
+fn lock(data_dir: &Path) -> anyhow::Result<File> {
+    std::fs::create_dir_all(data_dir)
+        .with_context(|| format!("cannot make data_dir {}; create it, or set data_dir", data_dir.display()))?;
+    let file =
+        File::create(data_dir.join("lock")).with_context(|| format!("cannot write in {}", data_dir.display()))?;
+    if let Err(error) = file.try_lock() {
+        bail!("{} is in use by another process ({error}); stop it, or set data_dir", data_dir.display());
+    }
+    Ok(file)
+}
+
+/// The running tasks, by what their death means.
+struct Server {
+    clock: Arc<dyn Clock>,
+    control: ControlConnector,
+    sources: Vec<SourceHandle>,
+    observed: Vec<ObservedSource>,
+    /// Captures and catalog readers: they end by themselves only when they have said why in their source's status.
+    intake: JoinSet<anyhow::Result<()>>,
+    stores: JoinSet<anyhow::Result<()>>,
+    grpc: JoinSet<anyhow::Result<()>>,
+    http: JoinSet<anyhow::Result<()>>,
+    stop: Stop,
+}
+
+/// Tokens in the order in which they are cancelled.
+#[derive(Default)]
+struct Stop {
+    drain: CancellationToken,
+    intake: CancellationToken,
+    stores: CancellationToken,
+    http: CancellationToken,
+}
+
+impl Server {
+    fn new(config: &Config, clock: Arc<dyn Clock>) -> Self {
+        Server {
+            clock,
+            control: ControlConnector::new(config.control.clone()),
+            sources: Vec::new(),
+            observed: Vec::new(),
+            intake: JoinSet::new(),
+            stores: JoinSet::new(),
+            grpc: JoinSet::new(),
+            http: JoinSet::new(),
+            stop: Stop::default(),
+        }
+    }
+
+    /// Opens a source's store and starts what fills it.
+    async fn add_source(&mut self, config: &Config, source: &Source) -> anyhow::Result<()> {
+        let spool_dir = config.data_dir.join(format!("{}.spool", source.name));
+        empty_dir(&spool_dir).with_context(|| format!("cannot empty {}", spool_dir.display()))?;
+        let mut store_config = StoreConfig::new(config.data_dir.join(source.name.as_str()));
+        store_config.tail_bytes = source.memory.tail_bytes;
+        store_config.retention = Retention { size_bytes: config.retention.size_bytes, age: config.retention.age };
+        let (store, writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
+        let recovered = store.recovered();
+        let start = Durable {
+            position: recovered.as_ref().map_or(Position::ZERO, |recovered| recovered.durable),
+            epoch: recovered.as_ref().map(|recovered| recovered.epoch.epoch),
+            disk_full: false,
+        };
+        let (publisher, subscriber) = local::channel(source.memory.feed_bytes, start);
+        let stop = self.stop.stores.clone();
+        let name = source.name.clone();
+        self.stores.spawn(async move {
+            writer.run(subscriber, stop).await.with_context(|| format!("the changelog of source {name} has failed"))
+        });
+        let (status, status_seen) = watch::channel(SourceStatus {
+            slot: source.slot.clone(),
+            publication: source.publication.clone(),
+            ..SourceStatus::default()
+        });
+        let counters = Arc::new(CaptureCounters::default());
+        let task = CaptureTask {
+            config: capture_config(source, spool_dir),
+            connector: self.control.connector(),
+            publisher,
+            resume: recovered.map(resume),
+            status,
+            counters: Arc::clone(&counters),
+            clock: Arc::clone(&self.clock),
+        };
+        let stop = self.stop.intake.clone();
+        self.intake.spawn(Box::pin(async move {
+            task.run(stop).await;
+            Ok(())
+        }));
+        let (known, tables) = watch::channel(Arc::default());
+        let (connect, patterns) = (source.connect.clone(), source.tables.clone());
+        let stop = self.stop.intake.clone();
+        self.intake.spawn(async move {
+            known_tables::watch(connect, patterns, known, stop).await;
+            Ok(())
+        });
+        self.observed.push(ObservedSource {
+            name: source.name.clone(),
+            status: status_seen.clone(),
+            head: store.head(),
+            counters,
+        });
+        self.sources.push(SourceHandle { name: source.name.clone(), store, status: status_seen, tables });
+        Ok(())
+    }
+
+    /// Serves what the stores hold, before any database has been reached.
+    fn open_ports(&mut self, config: &Config, listeners: Listeners) -> anyhow::Result<()> {
+        let tls = config.tls.as_ref().map(server_tls).transpose()?;
+        let gateway_config =
+            GatewayConfig { drain_deadline: drain_time(config.shutdown_deadline), ..GatewayConfig::default() };
+        let clock = Arc::clone(&self.clock);
+        let gateway = Gateway::new(self.sources.clone(), gateway_config, Arc::clone(&clock), self.stop.drain.clone());
+        let metrics = Metrics::new(self.observed.clone(), gateway.metrics(), clock)?;
+        let (grpc, http) = (listeners.grpc()?, listeners.http()?);
+        tracing::info!(%grpc, %http, tls = tls.is_some(), version = env!("CARGO_PKG_VERSION"), "serving");
+        self.grpc.spawn(async move { gateway.serve(listeners.grpc, tls).await.context("the gRPC port has failed") });
+        let observed =
+            Arc::new(Observed { metrics, sources: self.observed.clone(), draining: self.stop.drain.clone() });
+        let stop = self.stop.http.clone();
+        self.http.spawn(async move {
+            http::serve(listeners.http, Arc::clone(&observed), stop).await.context("the http port has failed")?;
+            observed.metrics.shutdown().await;
+            Ok(())
+        });
+        Ok(())
+    }
+
+    /// Waits until a part has failed without which the process is of no use.
+    async fn failure(&mut self) -> anyhow::Error {
+        loop {
+            let (ended, may_end) = tokio::select! {
+                // A store ends when its feed does; a capture that ends has said why in its source's status.
+                Some(ended) = self.stores.join_next() => (ended, true),
+                Some(ended) = self.intake.join_next() => (ended, true),
+                Some(ended) = self.grpc.join_next() => (ended, false),
+                Some(ended) = self.http.join_next() => (ended, false),
+                else => return anyhow::anyhow!("every task has ended"),
+            };
+            match ended {
+                Ok(Ok(())) if may_end => {}
+                Ok(Ok(())) => return anyhow::anyhow!("a port has closed by itself"),
+                Ok(Err(error)) => return error,
+                Err(panic) => return anyhow::Error::new(panic).context("a task has panicked"),
+            }
+        }
+    }
+
+    /// Ends everything in order, within the deadline.
+    async fn end(mut self, deadline: Duration) {
+        let started = Instant::now();
+        let end = started + deadline;
+        tracing::info!(subscribers_have = ?drain_time(deadline), "stopping");
+        self.stop.drain.cancel();
+        settle("subscribers", &mut self.grpc, started + drain_time(deadline) + GRACE).await;
+        self.stop.intake.cancel();
+        settle("captures", &mut self.intake, end).await;
+        // The feeds are closed now: the stores end when they have stored what was in them.
+        settle("stores", &mut self.stores, end).await;
+        self.stop.stores.cancel();
+        settle("stores", &mut self.stores, end + GRACE).await;
+        self.stop.http.cancel();
+        settle("http", &mut self.http, end + GRACE).await;
+        self.control.close();
+        tracing::info!(took = ?started.elapsed(), "stopped");
+    }
+}
+
+/// What a part may take longer than it was given, before it is cut off.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Subscribers get most of the time; the rest is for making everything durable.
+fn drain_time(deadline: Duration) -> Duration {
+    deadline * 3 / 5
+}
+
+/// Waits until the tasks have ended, at most until the deadline.
+async fn settle(what: &str, tasks: &mut JoinSet<anyhow::Result<()>>, deadline: Instant) {
+    let all = async {
+        while let Some(ended) = tasks.join_next().await {
+            match ended {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(error = format!("{error:#}"), "failed while stopping"),
+                Err(error) => tracing::error!(%error, "panicked while stopping"),
+            }
+        }
+    };
+    if timeout_at(deadline, all).await.is_err() {
+        tracing::warn!(what, "not ended within the shutdown deadline; going on without");
+    }
+}
+
+/// Removes what a crash has left.
+fn empty_dir(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    std::fs::create_dir_all(dir)
+}
+
+fn server_tls(tls: &Tls) -> anyhow::Result<ServerTlsConfig> {
+    let read = |option: &str, file: &Path| {
+        std::fs::read(file).with_context(|| format!("{option}: cannot read {}", file.display()))
+    };
+    let identity = Identity::from_pem(read("tls.certificate", &tls.certificate)?, read("tls.key", &tls.key)?);
+    let config = ServerTlsConfig::new().identity(identity);
+    Ok(match &tls.client_ca {
+        Some(file) => config.client_ca_root(Certificate::from_pem(read("tls.client_ca", file)?)),
+        None => config,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_dir_has_one_process() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let first = lock(dir.path()).expect("free");
+        let second = lock(dir.path()).expect_err("taken").to_string();
+        assert!(second.contains("in use by another process"), "{second}");
+        drop(first);
+        lock(dir.path()).expect("free again");
+    }
+
+    #[test]
+    fn what_a_crash_left_in_the_spool_is_removed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let spool = dir.path().join("shop.spool");
+        empty_dir(&spool).expect("made");
+        std::fs::write(spool.join("17"), b"x").expect("writable");
+        empty_dir(&spool).expect("emptied");
+        assert_eq!(std::fs::read_dir(&spool).expect("is there").count(), 0);
+    }
+}

@@ -1,0 +1,404 @@
+//! From pgoutput's messages to whole transactions: pure but for the spool files.
+//!
+//! ```text
+//! Begin … Commit ───────────────────▶ plain ────┐
+//! StreamStart … StreamStop, repeated ▶ streams ─┴▶ Ended ─▶ Emitter ─▶ blocks
+//! ```
+//!
+//! Invariant: a transaction leaves only at its commit, once, in commit order; what was received before (position at or before
+//! `resume_after`) is left out, after its identity was compared with what is stored.
+
+use std::{collections::HashMap, path::PathBuf};
+
+use bytes::BytesMut;
+use tidegate_model::{Block, Lsn, MESSAGE_ORDINAL, Op, Position, Relation, TransactionId};
+use tidegate_postgres::pgoutput::{Message, OldTupleKind, Tuple, TupleValue};
+use tidegate_schema::Value;
+
+use crate::{
+    CaptureError,
+    continuity::Discontinuity,
+    emitter::{Emitter, Ended},
+    encode::{ChangeParts, Extra, OldKind, push_change},
+    table::{Followed, TableCodec},
+    transaction::Transaction,
+};
+
+/// Assembles the transactions of one connection at a time.
+#[derive(Debug)]
+pub(crate) struct Assembler {
+    relations: HashMap<u32, Followed>,
+    plain: Option<Transaction>,
+    streams: HashMap<u32, Transaction>,
+    current_stream: Option<u32>,
+    emitter: Emitter,
+    resume_after: Position,
+    expected: Option<TransactionId>,
+    spool: SpoolConfig,
+    scratch: Scratch,
+}
+
+/// Where and when transactions in progress go to disk.
+#[derive(Clone, Debug)]
+pub(crate) struct SpoolConfig {
+    /// Directory for the files.
+    pub(crate) dir: PathBuf,
+    /// Bytes of changes in memory, over all transactions.
+    pub(crate) memory_budget_bytes: usize,
+}
+
+/// Rows under construction; kept to keep their memory.
+#[derive(Debug, Default)]
+struct Scratch {
+    row: BytesMut,
+    old: BytesMut,
+    unchanged: Vec<u32>,
+}
+
+/// What a message asks for.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing.
+    Done,
+    /// Look the relation up and call `set_relation` before the next message.
+    Resolve(Relation),
+    /// Call `emit_part` until it is false; then everything up to this place is out.
+    Emit(Box<Ended>, ConfirmPoint),
+    /// A message outside of transactions is out.
+    Emitted(ConfirmPoint),
+}
+
+/// When `position` is durable, PostgreSQL may be told `confirm_lsn`: the *start* of the last commit record, so that this
+/// transaction is sent again at the next start and its identity can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConfirmPoint {
+    pub(crate) position: Position,
+    pub(crate) confirm_lsn: Lsn,
+}
+
+/// The facts of a commit.
+struct Commit {
+    commit_lsn: Lsn,
+    commit_end_lsn: Lsn,
+    commit_time_us: i64,
+}
+
+impl Assembler {
+    /// Starts after what is stored already.
+    pub(crate) fn new(resume_after: Position, spool: SpoolConfig) -> Self {
+        Assembler {
+            relations: HashMap::new(),
+            plain: None,
+            streams: HashMap::new(),
+            current_stream: None,
+            emitter: Emitter::default(),
+            resume_after: resume_after.as_resume_point(),
+            expected: None,
+            spool,
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// A connection begins: everything unfinished is sent again. `expected` must come before anything new.
+    pub(crate) fn connected(&mut self, expected: Option<TransactionId>) {
+        self.relations.clear();
+        self.plain = None;
+        self.streams.clear();
+        self.current_stream = None;
+        self.expected = expected;
+    }
+
+    /// A new epoch begins: nothing was received yet, nothing is announced.
+    pub(crate) fn start_epoch(&mut self, start: Position) {
+        self.resume_after = start.as_resume_point();
+        self.emitter.forget_announced();
+    }
+
+    /// Everything up to here is out, or was before.
+    pub(crate) fn received(&self) -> Position {
+        self.resume_after
+    }
+
+    /// Says how a relation is treated from here on.
+    pub(crate) fn set_relation(&mut self, oid: u32, followed: Followed) {
+        if let Followed::Yes(table) = &followed {
+            self.emitter.describe(table.row_type, table.announcement.clone());
+        }
+        self.relations.insert(oid, followed);
+    }
+
+    /// Takes the next message.
+    ///
+    /// # Errors
+    /// The message does not fit what came before; a value cannot be encoded; history has diverged.
+    pub(crate) fn handle(&mut self, message: Message<'_>) -> Result<Step, CaptureError> {
+        match message {
+            Message::Begin { xid, .. } => self.plain = Some(Transaction::new(xid)),
+            Message::Commit { commit_lsn, commit_end_lsn, commit_time_us } => {
+                let transaction = self.plain.take().ok_or(CaptureError::Protocol("commit without begin"))?;
+                return self.end(transaction, Commit { commit_lsn, commit_end_lsn, commit_time_us });
+            }
+            Message::Origin { name, .. } => name.clone_into(&mut self.open()?.origin),
+            Message::Relation { relation, .. } => return Ok(Step::Resolve(relation)),
+            Message::Type { .. } => {}
+            Message::Insert { xid, relation_oid, new } => self.row(xid, (relation_oid, Op::Insert), None, Some(new))?,
+            Message::Update { xid, relation_oid, old, new } => {
+                self.row(xid, (relation_oid, Op::Update), old, Some(new))?;
+            }
+            Message::Delete { xid, relation_oid, old_kind, old } => {
+                self.row(xid, (relation_oid, Op::Delete), Some((old_kind, old)), None)?;
+            }
+            Message::Truncate { xid, relation_oids, cascade, restart_identity } => {
+                for oid in relation_oids {
+                    self.truncate(xid, oid, Extra::Truncate { cascade, restart_identity })?;
+                }
+            }
+            Message::LogicalMessage { xid, transactional, message_lsn, prefix, content } => {
+                let change = message_change(Extra::Message { prefix, content, transactional });
+                if !transactional {
+                    return Ok(self.message(message_lsn, &change));
+                }
+                let (tag, transaction) = self.tagged(xid)?;
+                push_change(&change, tag, transaction);
+            }
+            Message::StreamStart { xid, .. } => {
+                self.streams.entry(xid).or_insert_with(|| Transaction::new(xid));
+                self.current_stream = Some(xid);
+            }
+            Message::StreamStop => self.current_stream = None,
+            Message::StreamAbort { xid, subxid } => self.abort(xid, subxid),
+            Message::StreamCommit { xid, commit_lsn, commit_end_lsn, commit_time_us } => {
+                let transaction = self.streams.remove(&xid).unwrap_or_else(|| Transaction::new(xid));
+                return self.end(transaction, Commit { commit_lsn, commit_end_lsn, commit_time_us });
+            }
+        }
+        Ok(Step::Done)
+    }
+
+    /// Writes the next part of an ended transaction; false when it is out.
+    ///
+    /// # Errors
+    /// The spool cannot be read.
+    pub(crate) fn emit_part(&mut self, ended: &mut Ended) -> Result<bool, CaptureError> {
+        self.emitter.emit_part(ended)
+    }
+
+    /// The server has sent all commits up to `server_lsn`. States so, unless something is under way or it is old news.
+    ///
+    /// # Errors
+    /// A transaction that had to come again did not.
+    pub(crate) fn progress(&mut self, server_lsn: Lsn) -> Result<Option<ConfirmPoint>, CaptureError> {
+        if self.plain.is_some() || self.current_stream.is_some() {
+            return Ok(None);
+        }
+        if self.expected.is_some_and(|expected| server_lsn > expected.commit_end_lsn) {
+            return Err(CaptureError::Discontinuity(Discontinuity::Diverged));
+        }
+        if server_lsn <= self.resume_after.lsn {
+            return Ok(None);
+        }
+        self.emitter.emit_progress(server_lsn);
+        self.resume_after = Position::end_of_transaction(server_lsn);
+        Ok(Some(ConfirmPoint { position: Position::new(server_lsn, 0), confirm_lsn: server_lsn }))
+    }
+
+    /// A block that is large enough to be sent.
+    pub(crate) fn take_full(&mut self) -> Option<Block> {
+        self.emitter.take_full()
+    }
+
+    /// What is there, when nothing more has been received.
+    pub(crate) fn take(&mut self) -> Option<Block> {
+        self.emitter.take()
+    }
+
+    /// Brings memory back under the budget.
+    ///
+    /// # Errors
+    /// The spool's disk is full or broken.
+    pub(crate) fn spill(&mut self) -> Result<(), CaptureError> {
+        let budget = self.spool.memory_budget_bytes;
+        let transactions = || self.streams.values().chain(&self.plain);
+        let mut total: usize = transactions().map(Transaction::spillable_bytes).sum();
+        while total > budget {
+            let all = self.streams.values_mut().chain(&mut self.plain);
+            let Some(largest) = all.max_by_key(|transaction| transaction.spillable_bytes()) else { break };
+            total -= largest.spillable_bytes();
+            largest.spill(&self.spool.dir).map_err(CaptureError::Spool)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, transaction: Transaction, commit: Commit) -> Result<Step, CaptureError> {
+        self.compare(&transaction, &commit)?;
+        let position = Position::end_of_transaction(commit.commit_end_lsn);
+        if position <= self.resume_after {
+            return Ok(Step::Done);
+        }
+        self.resume_after = position;
+        let point = ConfirmPoint { position: Position::new(commit.commit_end_lsn, 0), confirm_lsn: commit.commit_lsn };
+        let ended = Ended {
+            commit_end_lsn: commit.commit_end_lsn,
+            commit_time_us: commit.commit_time_us,
+            xid: transaction.xid,
+            origin: transaction.origin.clone(),
+            parts: transaction.into_parts(),
+            ordinal: 0,
+            begun: false,
+            continues: false,
+        };
+        Ok(Step::Emit(Box::new(ended), point))
+    }
+
+    /// Is this the transaction that is stored, or does it prove that the stored one comes no more?
+    fn compare(&mut self, transaction: &Transaction, commit: &Commit) -> Result<(), CaptureError> {
+        let Some(expected) = self.expected else { return Ok(()) };
+        if commit.commit_end_lsn < expected.commit_end_lsn {
+            return Ok(());
+        }
+        let found = TransactionId {
+            commit_end_lsn: commit.commit_end_lsn,
+            xid: transaction.xid,
+            commit_time_us: commit.commit_time_us,
+        };
+        if found != expected {
+            return Err(CaptureError::Discontinuity(Discontinuity::Diverged));
+        }
+        self.expected = None;
+        Ok(())
+    }
+
+    fn abort(&mut self, xid: u32, subxid: u32) {
+        if xid == subxid {
+            self.streams.remove(&xid);
+        } else if let Some(transaction) = self.streams.get_mut(&xid) {
+            transaction.abort(subxid);
+        }
+    }
+
+    fn message(&mut self, message_lsn: Lsn, change: &ChangeParts<'_>) -> Step {
+        let position = Position::new(message_lsn, MESSAGE_ORDINAL);
+        if position <= self.resume_after {
+            return Step::Done;
+        }
+        self.emitter.emit_message(message_lsn, change);
+        self.resume_after = position;
+        Step::Emitted(ConfirmPoint { position, confirm_lsn: message_lsn })
+    }
+
+    fn open(&mut self) -> Result<&mut Transaction, CaptureError> {
+        let open = match self.current_stream {
+            Some(xid) => self.streams.get_mut(&xid),
+            None => self.plain.as_mut(),
+        };
+        open.ok_or(CaptureError::Protocol("change outside of a transaction"))
+    }
+
+    /// The open transaction, and what its entries are marked with until the commit.
+    fn tagged(&mut self, subxid: Option<u32>) -> Result<(Lsn, &mut Transaction), CaptureError> {
+        let open = self.open()?;
+        Ok((Lsn(u64::from(subxid.unwrap_or(open.xid))), open))
+    }
+
+    fn truncate(&mut self, xid: Option<u32>, relation_oid: u32, extra: Extra<'_>) -> Result<(), CaptureError> {
+        let row_type = match self.relations.get(&relation_oid).ok_or(CaptureError::UnknownRelation(relation_oid))? {
+            Followed::No => 0,
+            Followed::Yes(table) => table.row_type,
+        };
+        let (tag, transaction) = self.tagged(xid)?;
+        if row_type == 0 {
+            transaction.count_unfollowed(tag);
+        } else {
+            let change = ChangeParts { op: Op::Truncate, row_type, extra, ..message_change(Extra::None) };
+            push_change(&change, tag, transaction);
+        }
+        Ok(())
+    }
+
+    fn row(
+        &mut self,
+        xid: Option<u32>,
+        (relation_oid, op): (u32, Op),
+        old: Option<(OldTupleKind, Tuple<'_>)>,
+        new: Option<Tuple<'_>>,
+    ) -> Result<(), CaptureError> {
+        let table = self.relations.get(&relation_oid).ok_or(CaptureError::UnknownRelation(relation_oid))?;
+        let open = match self.current_stream {
+            Some(stream) => self.streams.get_mut(&stream),
+            None => self.plain.as_mut(),
+        };
+        let transaction = open.ok_or(CaptureError::Protocol("change outside of a transaction"))?;
+        let tag = Lsn(u64::from(xid.unwrap_or(transaction.xid)));
+        let Followed::Yes(table) = table else {
+            transaction.count_unfollowed(tag);
+            return Ok(());
+        };
+        let old_kind = self.scratch.encode(table, old, new)?;
+        let change = ChangeParts {
+            op,
+            row_type: table.row_type,
+            row: &self.scratch.row,
+            old: &self.scratch.old,
+            old_kind,
+            unchanged: &self.scratch.unchanged,
+            extra: Extra::None,
+        };
+        push_change(&change, tag, transaction);
+        self.scratch.shrink();
+        Ok(())
+    }
+}
+
+impl Scratch {
+    fn encode(
+        &mut self,
+        table: &TableCodec,
+        old: Option<(OldTupleKind, Tuple<'_>)>,
+        new: Option<Tuple<'_>>,
+    ) -> Result<OldKind, CaptureError> {
+        self.row.clear();
+        self.old.clear();
+        self.unchanged.clear();
+        if let Some(new) = new {
+            encode_tuple(table, &new, &mut self.row)?;
+            let fields = table.fields.iter().zip(new.iter());
+            self.unchanged.extend(fields.filter(|(_, value)| *value == TupleValue::Unchanged).map(|(field, _)| *field));
+        }
+        let Some((kind, old)) = old else { return Ok(OldKind::None) };
+        encode_tuple(table, &old, &mut self.old)?;
+        Ok(match kind {
+            OldTupleKind::Key => OldKind::Key,
+            OldTupleKind::Full => OldKind::Full,
+        })
+    }
+
+    /// One huge row must not keep its memory for ever.
+    fn shrink(&mut self) {
+        const KEPT_BYTES: usize = 1 << 20;
+        for buffer in [&mut self.row, &mut self.old] {
+            if buffer.capacity() > KEPT_BYTES {
+                *buffer = BytesMut::new();
+            }
+        }
+    }
+}
+
+fn encode_tuple(table: &TableCodec, tuple: &Tuple<'_>, out: &mut BytesMut) -> Result<(), CaptureError> {
+    if tuple.column_count() != table.fields.len() {
+        return Err(CaptureError::Protocol("a row has another number of columns than its table"));
+    }
+    let values = tuple.iter().map(|value| match value {
+        TupleValue::Null => Value::Null,
+        TupleValue::Unchanged => Value::Unchanged,
+        TupleValue::Text(text) | TupleValue::Binary(text) => Value::Text(text),
+    });
+    table.encoder.encode(values, out).map_err(CaptureError::Encode)
+}
+
+/// A change without rows.
+fn message_change(extra: Extra<'_>) -> ChangeParts<'_> {
+    ChangeParts { op: Op::Message, row_type: 0, row: &[], old: &[], old_kind: OldKind::None, unchanged: &[], extra }
+}
+
+#[cfg(test)]
+mod tests;

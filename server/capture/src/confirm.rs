@@ -1,0 +1,71 @@
+//! What may be confirmed to PostgreSQL, given what is durable here. Pure.
+//!
+//! Invariant: what is confirmed never exceeds what is durable, and never goes back.
+
+use std::collections::VecDeque;
+
+use tidegate_model::{Epoch, Lsn, Position};
+
+use crate::assembler::ConfirmPoint;
+
+/// Points that are not durable yet, in order; one a block, so that the feed's budget bounds them.
+#[derive(Debug, Default)]
+pub(crate) struct Confirmations {
+    epoch: Option<Epoch>,
+    waiting: VecDeque<ConfirmPoint>,
+    confirmed_flush_lsn: Lsn,
+}
+
+impl Confirmations {
+    /// Something has been handed to the feed.
+    pub(crate) fn published(&mut self, point: ConfirmPoint) {
+        self.waiting.push_back(point);
+    }
+
+    /// Everything up to `position` of `epoch` is durable: what may be confirmed now. Positions of another epoch say nothing.
+    pub(crate) fn durable(&mut self, epoch: Option<Epoch>, position: Position) -> Lsn {
+        if epoch != self.epoch {
+            return self.confirmed_flush_lsn;
+        }
+        while let Some(point) = self.waiting.front()
+            && point.position <= position
+        {
+            self.confirmed_flush_lsn = self.confirmed_flush_lsn.max(point.confirm_lsn);
+            self.waiting.pop_front();
+        }
+        self.confirmed_flush_lsn
+    }
+
+    /// A connection begins where the slot stands.
+    pub(crate) fn connected(&mut self, epoch: Option<Epoch>, confirmed_flush_lsn: Lsn) {
+        self.epoch = epoch;
+        self.confirmed_flush_lsn = self.confirmed_flush_lsn.max(confirmed_flush_lsn);
+    }
+
+    /// A new epoch: nothing published before counts.
+    pub(crate) fn start_epoch(&mut self, epoch: Epoch, start_lsn: Lsn) {
+        *self = Confirmations { epoch: Some(epoch), waiting: VecDeque::new(), confirmed_flush_lsn: start_lsn };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn point(end: u64, ordinal: u32, confirm: u64) -> ConfirmPoint {
+        ConfirmPoint { position: Position::new(Lsn(end), ordinal), confirm_lsn: Lsn(confirm) }
+    }
+
+    #[test]
+    fn nothing_is_confirmed_before_it_is_durable_and_the_last_transaction_stays_unconfirmed() {
+        let epoch = Epoch(7);
+        let mut confirmations = Confirmations::default();
+        confirmations.start_epoch(epoch, Lsn(10));
+        confirmations.published(point(20, 0, 18));
+        confirmations.published(point(30, 0, 28));
+        assert_eq!(confirmations.durable(Some(epoch), Position::new(Lsn(19), 7)), Lsn(10));
+        assert_eq!(confirmations.durable(Some(epoch), Position::new(Lsn(20), 1)), Lsn(18));
+        assert_eq!(confirmations.durable(Some(Epoch(8)), Position::new(Lsn(40), 1)), Lsn(18));
+        assert_eq!(confirmations.durable(Some(epoch), Position::new(Lsn(40), 1)), Lsn(28));
+    }
+}

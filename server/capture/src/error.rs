@@ -1,0 +1,104 @@
+//! What can go wrong while capturing.
+
+use std::{io, time::Duration};
+
+use tidegate_control::ControlError;
+use tidegate_feed::FeedClosed;
+use tidegate_model::Retry;
+use tidegate_postgres::{CatalogError, ConnectError, ReplicationError, pgoutput::DecodeError};
+use tidegate_schema::EncodeError;
+
+use crate::Discontinuity;
+
+/// Capturing failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// The server cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The replication connection failed.
+    #[error(transparent)]
+    Replication(#[from] ReplicationError),
+    /// The catalog could not be read.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The control database failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The stream does not follow pgoutput's format.
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    /// A value does not follow its type's text format.
+    #[error(transparent)]
+    Encode(EncodeError),
+    /// The messages do not follow each other as documented.
+    #[error("the replication stream is out of order: {0}; this is a bug in Tidegate or PostgreSQL, please report it")]
+    Protocol(&'static str),
+    /// A row of a table that was not described.
+    #[error("the replication stream has a row of table {0}, which it has not described; please report this")]
+    UnknownRelation(u32),
+    /// The spool of transactions in progress failed.
+    #[error("spooling a transaction in progress failed: {0}; free space below data_dir")]
+    Spool(io::Error),
+    /// The spool of a transaction that is half handed over cannot be read back.
+    #[error("reading back a spooled transaction failed: {0}; check the disk below data_dir, then start again")]
+    SpoolRead(io::Error),
+    /// A transaction has more changes than ordinals.
+    #[error("transaction {xid} has more than 2^30 changes; it cannot be delivered in one piece")]
+    TooManyChanges {
+        /// Its xid.
+        xid: u32,
+    },
+    /// The server's settings do not allow logical replication.
+    #[error("wal_level is '{0}'; set it to 'logical' and restart PostgreSQL")]
+    WalLevel(String),
+    /// No table can be followed.
+    #[error(
+        "publication {0} does not exist and cannot be created: no table matches that can be published; create a table with a primary key, or correct `tables`"
+    )]
+    NothingToPublish(String),
+    /// Someone else reads from the slot.
+    #[error("replication slot {slot} is in use by {application:?} (pid {pid}); stop it, or configure another slot")]
+    SlotInUse {
+        /// The slot's name.
+        slot: String,
+        /// The backend.
+        pid: i32,
+        /// Its application name.
+        application: String,
+    },
+    /// The store has ended.
+    #[error(transparent)]
+    FeedClosed(#[from] FeedClosed),
+    /// Continuity cannot be proved.
+    #[error(transparent)]
+    Discontinuity(#[from] Discontinuity),
+}
+
+impl CaptureError {
+    /// Has a transaction been handed over in part, so that only a restart, which cuts it off, can go on?
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self, CaptureError::SpoolRead(_) | CaptureError::TooManyChanges { .. } | CaptureError::FeedClosed(_))
+    }
+
+    /// What to do next.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            CaptureError::Connect(error) => error.retry(),
+            CaptureError::Replication(error) => error.retry(),
+            CaptureError::Catalog(error) => error.retry(),
+            CaptureError::Control(error) => error.retry(),
+            CaptureError::Decode(_) | CaptureError::Encode(_) | CaptureError::Protocol(_) => Retry::Never,
+            CaptureError::UnknownRelation(_) | CaptureError::SpoolRead(_) | CaptureError::TooManyChanges { .. } => {
+                Retry::Never
+            }
+            CaptureError::Spool(_) => Retry::After(Duration::from_secs(2)),
+            CaptureError::WalLevel(_) | CaptureError::NothingToPublish(_) | CaptureError::SlotInUse { .. } => {
+                Retry::After(Duration::from_secs(5))
+            }
+            CaptureError::FeedClosed(error) => error.retry(),
+            CaptureError::Discontinuity(_) => Retry::Reset,
+        }
+    }
+}

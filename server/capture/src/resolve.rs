@@ -1,0 +1,146 @@
+//! From a relation of the stream to a table that can be encoded: asks the catalog for what the stream does not say, and the
+//! control database for numbers.
+//!
+//! The stream says the columns' names and types as they were when the change was made; the catalog, as they are now. What the
+//! catalog no longer has is encoded as text, so that a change never waits for a table that is gone.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
+use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
+use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info};
+use tidegate_proto::v1;
+use tidegate_schema::{ColumnSpec, RowEncoder, RowTypeSpec, TypeShape, ValueKind};
+
+use crate::{
+    CaptureError,
+    table::{Followed, TableCodec},
+};
+
+/// Resolves the relations of one source.
+pub(crate) struct Resolver {
+    pub(crate) source: SourceName,
+    pub(crate) tables: TablePatterns,
+    pub(crate) control: Control,
+}
+
+impl Resolver {
+    /// How the relation is treated.
+    ///
+    /// # Errors
+    /// Catalog or control database cannot be asked.
+    pub(crate) async fn resolve(&self, session: &Session, relation: &Relation) -> Result<Followed, CaptureError> {
+        let name = TableName::new(relation.schema.clone(), relation.table.clone());
+        if !self.tables.matches(&name) {
+            return Ok(Followed::No);
+        }
+        let catalog = relation_columns(session, relation.oid).await?;
+        let type_oids: HashSet<u32> = relation.columns.iter().map(|column| column.type_oid).collect();
+        let type_oids: Vec<u32> = type_oids.into_iter().collect();
+        let types: HashMap<u32, TypeInfo> =
+            type_info(session, &type_oids).await?.into_iter().map(|info| (info.oid, info)).collect();
+        let mut columns = describe_columns(relation, &catalog, &types);
+        let request = row_type_request(&name, relation, &columns);
+        let numbers = self.control.row_type(&self.source, &request).await?;
+        for (column, field) in columns.iter_mut().zip(&numbers.fields) {
+            column.field = *field;
+        }
+        let spec = RowTypeSpec {
+            row_type: numbers.row_type,
+            source: self.source.clone(),
+            name,
+            table_oid: relation.oid,
+            identity: identity(relation, &columns),
+            columns,
+        };
+        Ok(Followed::Yes(TableCodec {
+            row_type: spec.row_type,
+            encoder: RowEncoder::new(&spec.columns),
+            fields: numbers.fields,
+            announcement: Bytes::from(spec.to_proto().encode_to_vec()),
+        }))
+    }
+}
+
+fn describe_columns(relation: &Relation, catalog: &[CatalogColumn], types: &HashMap<u32, TypeInfo>) -> Vec<ColumnSpec> {
+    let by_name: HashMap<&str, &CatalogColumn> = catalog.iter().map(|column| (column.name.as_str(), column)).collect();
+    let describe = |column: &tidegate_model::RelationColumn| {
+        let now = by_name.get(column.name.as_str()).filter(|now| now.type_oid == column.type_oid);
+        let info = types.get(&column.type_oid);
+        ColumnSpec {
+            name: column.name.clone(),
+            attnum: now.map_or(0, |now| now.attnum),
+            type_oid: column.type_oid,
+            type_name: match (now, info) {
+                (Some(now), _) => now.type_name.clone(),
+                (None, Some(info)) => info.name.clone(),
+                (None, None) => format!("unknown type {}", column.type_oid),
+            },
+            codec: match (now, info) {
+                (Some(now), _) => ValueKind::of(now.base_type_oid, shape(now.shape)),
+                (None, Some(info)) => ValueKind::of(column.type_oid, shape(info.shape)),
+                (None, None) => ValueKind::TEXT,
+            },
+            key: is_key(relation, column.identity, now.copied()),
+            field: 0,
+        }
+    };
+    relation.columns.iter().map(describe).collect()
+}
+
+/// The key is the primary key where the stream carries it, else the replica identity's index.
+fn is_key(relation: &Relation, identity: bool, now: Option<&CatalogColumn>) -> bool {
+    match relation.replica_identity {
+        ReplicaIdentity::Default | ReplicaIdentity::Index => identity,
+        ReplicaIdentity::Full => now.is_some_and(|now| now.in_primary_key),
+        ReplicaIdentity::Nothing => false,
+    }
+}
+
+fn identity(relation: &Relation, columns: &[ColumnSpec]) -> v1::ReplicaIdentity {
+    match relation.replica_identity {
+        ReplicaIdentity::Full => v1::ReplicaIdentity::Full,
+        ReplicaIdentity::Default | ReplicaIdentity::Index if columns.iter().any(|column| column.key) => {
+            v1::ReplicaIdentity::Key
+        }
+        ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => v1::ReplicaIdentity::Nothing,
+    }
+}
+
+fn row_type_request(name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {
+    let requests: Vec<ColumnRequest> =
+        columns.iter().map(|column| ColumnRequest { name: column.name.clone(), type_key: type_key(column) }).collect();
+    let described: Vec<_> = columns
+        .iter()
+        .map(|column| (&column.name, &column.type_name, column.type_oid, column.codec, column.key))
+        .collect();
+    let fingerprint = format!("{} {:?} {described:?}", relation.oid, relation.replica_identity);
+    RowTypeRequest { name: name.clone(), fingerprint, columns: requests }
+}
+
+/// The catalog's answer in the codec's words.
+fn shape(shape: tidegate_postgres::TypeShape) -> TypeShape {
+    use tidegate_postgres::TypeShape as Catalog;
+    match shape {
+        Catalog::Base | Catalog::Pseudo => TypeShape::Base,
+        Catalog::Domain { base_oid } => TypeShape::Domain { base_oid },
+        Catalog::Enum => TypeShape::Enum,
+        Catalog::Composite => TypeShape::Composite,
+        Catalog::Array { element_oid, delimiter } => TypeShape::Array { element_oid, delimiter },
+        Catalog::Range { .. } => TypeShape::Range,
+        Catalog::Multirange => TypeShape::Multirange,
+    }
+}
+
+/// The type without its modifier, since `varchar(10)` and `varchar(20)` are encoded alike, and the encoding.
+fn type_key(column: &ColumnSpec) -> String {
+    let name = match (column.type_name.find('('), column.type_name.find(')')) {
+        (Some(open), Some(close)) if open < close => {
+            format!("{}{}", &column.type_name[..open], &column.type_name[close + 1..])
+        }
+        _ => column.type_name.clone(),
+    };
+    format!("{name} as {:?}", column.codec)
+}

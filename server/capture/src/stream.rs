@@ -1,0 +1,175 @@
+//! Reads one replication connection until it ends: frames in, blocks out.
+
+use std::{sync::Arc, time::Duration};
+
+use tidegate_feed::{FeedItem, Publish};
+use tidegate_model::{Block, Clock, Kind, Lsn, TransactionId};
+use tidegate_postgres::{Frame, Session, WalReader, pgoutput::Decoder};
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    CaptureError,
+    assembler::{Assembler, ConfirmPoint, Step},
+    emitter::Ended,
+    link::Link,
+    resolve::Resolver,
+};
+
+/// Progress of an idle source is stored this often; each is an fsync.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
+/// Or when this much WAL has gone by.
+const PROGRESS_BYTES: u64 = 16 << 20;
+
+/// The reading side of a capture during one connection.
+pub(crate) struct Streaming<'a, P> {
+    pub(crate) assembler: &'a mut Assembler,
+    pub(crate) decoder: Decoder,
+    pub(crate) publish: &'a mut P,
+    pub(crate) resolver: &'a Resolver,
+    pub(crate) session: &'a Session,
+    pub(crate) link: Arc<Link>,
+    pub(crate) clock: Arc<dyn Clock>,
+    /// What goes on beside reading: answering, observing. Its end is noticed between reads only: a transaction that is being
+    /// handed over is finished first, since it counts as received.
+    pub(crate) beside: JoinSet<CaptureError>,
+    pub(crate) stop: CancellationToken,
+    pub(crate) last_transaction: &'a mut Option<TransactionId>,
+    /// The newest point whose block has not been published yet.
+    pub(crate) point: Option<ConfirmPoint>,
+    pub(crate) last_progress: Option<Instant>,
+}
+
+/// The capture is to stop: not an error, but it ends what is under way.
+struct Stopped;
+
+/// Why a step ended early.
+enum Interrupt {
+    Stopped,
+    Failed(CaptureError),
+}
+
+impl From<Stopped> for Interrupt {
+    fn from(_: Stopped) -> Self {
+        Interrupt::Stopped
+    }
+}
+
+impl<E: Into<CaptureError>> From<E> for Interrupt {
+    fn from(error: E) -> Self {
+        Interrupt::Failed(error.into())
+    }
+}
+
+impl<P: Publish> Streaming<'_, P> {
+    /// Reads until told to stop.
+    ///
+    /// # Errors
+    /// The connection broke, or what it sent cannot be used.
+    pub(crate) async fn run(&mut self, mut reader: WalReader) -> Result<(), CaptureError> {
+        loop {
+            match self.read(&mut reader).await {
+                Ok(()) => {}
+                Err(Interrupt::Stopped) => return Ok(()),
+                Err(Interrupt::Failed(error)) => return Err(error),
+            }
+        }
+    }
+
+    async fn read(&mut self, reader: &mut WalReader) -> Result<(), Interrupt> {
+        let stop = self.stop.clone();
+        let frames = tokio::select! {
+            biased;
+            () = stop.cancelled() => return Err(Interrupt::Stopped),
+            Some(ended) = self.beside.join_next() => {
+                return Err(ended.unwrap_or(CaptureError::Protocol("a task of the capture has died")).into());
+            }
+            frames = reader.read() => frames?,
+        };
+        let mut heard = Lsn::ZERO;
+        for frame in frames {
+            match frame {
+                Frame::XLogData { server_lsn, data, .. } => {
+                    heard = heard.max(server_lsn);
+                    self.message(data).await?;
+                }
+                Frame::Keepalive { server_lsn, reply_requested } => {
+                    heard = heard.max(server_lsn);
+                    self.keepalive(server_lsn)?;
+                    if reply_requested {
+                        self.link.answer_now.notify_one();
+                    }
+                }
+            }
+        }
+        self.link.heard(heard, &*self.clock);
+        self.assembler.spill()?;
+        if let Some(block) = self.assembler.take() {
+            self.hand_over(block).await?;
+        }
+        Ok(())
+    }
+
+    async fn message(&mut self, data: &[u8]) -> Result<(), Interrupt> {
+        match self.assembler.handle(self.decoder.decode(data)?)? {
+            Step::Done => Ok(()),
+            Step::Resolve(relation) => {
+                let followed = self.resolver.resolve(self.session, &relation).await?;
+                self.assembler.set_relation(relation.oid, followed);
+                Ok(())
+            }
+            Step::Emitted(point) => {
+                self.point = Some(point);
+                self.hand_over_full().await
+            }
+            Step::Emit(ended, point) => self.emit(*ended, point).await,
+        }
+    }
+
+    async fn emit(&mut self, mut ended: Ended, point: ConfirmPoint) -> Result<(), Interrupt> {
+        while self.assembler.emit_part(&mut ended)? {
+            self.hand_over_full().await?;
+        }
+        if ended.begun {
+            self.point = Some(point);
+            *self.last_transaction = Some(TransactionId {
+                commit_end_lsn: ended.commit_end_lsn,
+                xid: ended.xid,
+                commit_time_us: ended.commit_time_us,
+            });
+        }
+        self.hand_over_full().await
+    }
+
+    fn keepalive(&mut self, server_lsn: Lsn) -> Result<(), Interrupt> {
+        let recent = self.last_progress.is_some_and(|at| at.elapsed() < PROGRESS_INTERVAL);
+        if recent && server_lsn.bytes_since(self.assembler.received().lsn) < PROGRESS_BYTES {
+            return Ok(());
+        }
+        if let Some(point) = self.assembler.progress(server_lsn)? {
+            self.point = Some(point);
+            self.last_progress = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    async fn hand_over_full(&mut self) -> Result<(), Interrupt> {
+        match self.assembler.take_full() {
+            Some(block) => self.hand_over(block).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Waits while the store is behind; the answering side goes on meanwhile.
+    async fn hand_over(&mut self, block: Block) -> Result<(), Interrupt> {
+        let event_count = block.entries().iter().filter(|entry| entry.kind == Kind::Change).count() as u64;
+        let point = self.point.take();
+        // Registered first: the store may be done before `publish` returns.
+        self.link.published(point, self.assembler.received().lsn, event_count);
+        tokio::select! {
+            biased;
+            () = self.stop.cancelled() => Err(Stopped.into()),
+            published = self.publish.publish(FeedItem::Block(block)) => Ok(published?),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! The handle on the control database: one connection, opened again when it has broken.
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use tidegate_model::SourceName;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio_postgres::Client;
+
+use crate::{ControlError, RowTypeNumbers, RowTypeRequest, migrate::migrate, row_types};
+
+/// Opens a connection. Who supplies it also drives the connection's task.
+pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, ControlError>> + Send>> + Send + Sync>;
+
+/// A cheap handle on the control database.
+#[derive(Clone)]
+pub struct Control {
+    connector: Connector,
+    client: Arc<Mutex<Option<Client>>>,
+}
+
+impl Control {
+    /// Connects and brings the schema up to date.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or the schema not be created.
+    pub async fn open(connector: Connector) -> Result<Self, ControlError> {
+        let mut client = connector().await?;
+        migrate(&mut client).await?;
+        Ok(Control { connector, client: Arc::new(Mutex::new(Some(client))) })
+    }
+
+    /// The numbers of a row type and of its fields: those given before to the same fingerprint, or new ones.
+    ///
+    /// # Errors
+    /// The database cannot be reached; or the table has used up its field numbers.
+    pub async fn row_type(
+        &self,
+        source: &SourceName,
+        request: &RowTypeRequest,
+    ) -> Result<RowTypeNumbers, ControlError> {
+        let mut guard = self.connected().await?;
+        let client = guard.as_mut().expect("connected() leaves a client");
+        row_types::allocate(client, source, request).await
+    }
+
+    /// The publication that the source was last captured through; None at the first time.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn publication_oid(&self, source: &SourceName) -> Result<Option<u32>, ControlError> {
+        let guard = self.connected().await?;
+        let client = guard.as_ref().expect("connected() leaves a client");
+        let row = client
+            .query_opt("SELECT publication_oid FROM tidegate.source WHERE name = $1", &[&source.as_str()])
+            .await?;
+        Ok(row.and_then(|row| row.get(0)))
+    }
+
+    /// Records the publication that the source is captured through.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn set_publication_oid(&self, source: &SourceName, oid: u32) -> Result<(), ControlError> {
+        let guard = self.connected().await?;
+        let client = guard.as_ref().expect("connected() leaves a client");
+        client
+            .execute(
+                "INSERT INTO tidegate.source (name, publication_oid) VALUES ($1, $2)
+                 ON CONFLICT (name) DO UPDATE SET publication_oid = excluded.publication_oid
+                 WHERE source.publication_oid IS DISTINCT FROM excluded.publication_oid",
+                &[&source.as_str(), &oid],
+            )
+            .await?;
+        Ok(())
+    }
+
+    /// Forgets a source that is dropped for good, its numbers included.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn drop_source(&self, source: &SourceName) -> Result<(), ControlError> {
+        let guard = self.connected().await?;
+        let client = guard.as_ref().expect("connected() leaves a client");
+        client.execute("DELETE FROM tidegate.source WHERE name = $1", &[&source.as_str()]).await?;
+        Ok(())
+    }
+
+    async fn connected(&self) -> Result<MutexGuard<'_, Option<Client>>, ControlError> {
+        let mut guard = self.client.lock().await;
+        if guard.as_ref().is_none_or(Client::is_closed) {
+            *guard = Some((self.connector)().await?);
+        }
+        Ok(guard)
+    }
+}

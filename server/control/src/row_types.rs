@@ -1,0 +1,136 @@
+//! Numbers of row types and of their fields.
+//!
+//! Invariant: a field number belongs to one (column name, type) of a row message for ever, and a row type's number to one
+//! fingerprint. Allocation is serialised by locking the source's row.
+
+use std::collections::HashMap;
+
+use tidegate_model::{SourceName, TableName};
+use tokio_postgres::{Client, Transaction};
+
+use crate::ControlError;
+
+/// Protobuf reserves the numbers from 19,000 to 19,999; staying below them keeps the rule simple.
+const LAST_FIELD: i32 = 18_999;
+
+/// What the number is asked for.
+#[derive(Debug, Clone)]
+pub struct RowTypeRequest {
+    /// The table.
+    pub name: TableName,
+    /// Everything that tells this row type from the table's others, but for the field numbers.
+    pub fingerprint: String,
+    /// In column order.
+    pub columns: Vec<ColumnRequest>,
+}
+
+/// A column that needs a field number.
+#[derive(Debug, Clone)]
+pub struct ColumnRequest {
+    /// Exact name.
+    pub name: String,
+    /// The type's name and how its values are encoded: where it differs, the number must.
+    pub type_key: String,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RowTypeNumbers {
+    /// Unique within the source.
+    pub row_type: u32,
+    /// Field numbers in column order.
+    pub fields: Vec<u32>,
+}
+
+pub(crate) async fn allocate(
+    client: &mut Client,
+    source: &SourceName,
+    request: &RowTypeRequest,
+) -> Result<RowTypeNumbers, ControlError> {
+    let transaction = client.transaction().await?;
+    transaction
+        .execute("INSERT INTO tidegate.source (name) VALUES ($1) ON CONFLICT DO NOTHING", &[&source.as_str()])
+        .await?;
+    transaction.execute("SELECT FROM tidegate.source WHERE name = $1 FOR UPDATE", &[&source.as_str()]).await?;
+    let fields = allocate_fields(&transaction, source, request).await?;
+    let row_type = allocate_row_type(&transaction, source, request).await?;
+    transaction.commit().await?;
+    Ok(RowTypeNumbers { row_type, fields })
+}
+
+async fn allocate_fields(
+    transaction: &Transaction<'_>,
+    source: &SourceName,
+    request: &RowTypeRequest,
+) -> Result<Vec<u32>, ControlError> {
+    let (schema, table) = (&request.name.schema, &request.name.table);
+    let rows = transaction
+        .query(
+            "SELECT column_name, type_key, field FROM tidegate.field
+             WHERE source = $1 AND schema_name = $2 AND table_name = $3",
+            &[&source.as_str(), schema, table],
+        )
+        .await?;
+    let mut last = rows.iter().map(|row| row.get::<_, i32>(2)).max().unwrap_or(0);
+    let known: HashMap<(String, String), i32> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let mut fields = Vec::with_capacity(request.columns.len());
+    for column in &request.columns {
+        let field = match known.get(&(column.name.clone(), column.type_key.clone())) {
+            Some(field) => *field,
+            None => {
+                last += 1;
+                if last > LAST_FIELD {
+                    return Err(ControlError::FieldsExhausted { table: request.name.to_string(), limit: LAST_FIELD });
+                }
+                insert_field(transaction, source, request, (column, last)).await?;
+                last
+            }
+        };
+        fields.push(field.unsigned_abs());
+    }
+    Ok(fields)
+}
+
+async fn insert_field(
+    transaction: &Transaction<'_>,
+    source: &SourceName,
+    request: &RowTypeRequest,
+    (column, field): (&ColumnRequest, i32),
+) -> Result<(), ControlError> {
+    transaction
+        .execute(
+            "INSERT INTO tidegate.field (source, schema_name, table_name, column_name, type_key, field)
+             VALUES ($1, $2, $3, $4, $5, $6)",
+            &[&source.as_str(), &request.name.schema, &request.name.table, &column.name, &column.type_key, &field],
+        )
+        .await?;
+    Ok(())
+}
+
+async fn allocate_row_type(
+    transaction: &Transaction<'_>,
+    source: &SourceName,
+    request: &RowTypeRequest,
+) -> Result<u32, ControlError> {
+    let (schema, table) = (&request.name.schema, &request.name.table);
+    let known = transaction
+        .query_opt(
+            "SELECT row_type FROM tidegate.row_type
+             WHERE source = $1 AND schema_name = $2 AND table_name = $3 AND fingerprint = $4",
+            &[&source.as_str(), schema, table, &request.fingerprint],
+        )
+        .await?;
+    if let Some(row) = known {
+        return Ok(row.get::<_, i32>(0).unsigned_abs());
+    }
+    let row = transaction
+        .query_one(
+            "WITH next AS (
+               UPDATE tidegate.source SET last_row_type = last_row_type + 1 WHERE name = $1 RETURNING last_row_type)
+             INSERT INTO tidegate.row_type (source, row_type, schema_name, table_name, fingerprint)
+             SELECT $1, last_row_type, $2, $3, $4 FROM next RETURNING row_type",
+            &[&source.as_str(), schema, table, &request.fingerprint],
+        )
+        .await?;
+    Ok(row.get::<_, i32>(0).unsigned_abs())
+}

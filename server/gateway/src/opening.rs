@@ -1,0 +1,200 @@
+//! Opens a subscription: finds the source, checks what is selected, and settles where delivery starts.
+//!
+//! A start that cannot be continued is a Reset with its reason, never a silent gap. A token ahead of the head waits: after
+//! a crash the changes between come again.
+
+use std::sync::Arc;
+
+use tidegate_model::{Epoch, Position, Token, TokenPrefix};
+use tidegate_proto::v1;
+use tidegate_store::{ReadError, Reader};
+
+use crate::{
+    config::GatewayConfig,
+    gateway::Shared,
+    metrics::OpenSubscription,
+    selection::{Plan, PlanKey, TableFilter, Tables},
+    source::Source,
+    status::GatewayError,
+};
+
+/// How often a start is tried again when retention or a new epoch overtakes it.
+const TRIES: u32 = 5;
+
+/// What a client asks for.
+pub(crate) struct Opening {
+    pub(crate) source: String,
+    pub(crate) selections: Vec<v1::TableSelection>,
+    pub(crate) start: Option<v1::Start>,
+}
+
+/// An open subscription.
+pub(crate) struct Opened {
+    pub(crate) source: Arc<Source>,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) reader: Reader,
+    pub(crate) prefix: TokenPrefix,
+    /// Delivery starts after it.
+    pub(crate) after: Position,
+    /// Where the changelog ended.
+    pub(crate) head: Position,
+    pub(crate) counted: OpenSubscription,
+}
+
+/// Why there is no subscription.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Error(GatewayError),
+    Reset(v1::Reset),
+}
+
+impl From<GatewayError> for Refusal {
+    fn from(error: GatewayError) -> Self {
+        Refusal::Error(error)
+    }
+}
+
+impl Opening {
+    /// Reads a Subscribe.
+    pub(crate) fn of_subscribe(subscribe: v1::Subscribe, config: &GatewayConfig) -> Result<Self, GatewayError> {
+        if !subscribe.group.is_empty() {
+            return Err(GatewayError::Group);
+        }
+        if subscribe.credit_bytes > config.credit_bytes_max {
+            let limit = config.credit_bytes_max;
+            return Err(GatewayError::Credit { credit_bytes: subscribe.credit_bytes, limit });
+        }
+        let (count, limit) = (subscribe.selections.len(), config.selections_max);
+        if count == 0 {
+            return Err(GatewayError::NoSelection);
+        }
+        if count > limit {
+            return Err(GatewayError::TooMany { what: "selections", count, limit, field: "selections" });
+        }
+        let tables = |(index, selection): (usize, v1::Selection)| match selection.what {
+            Some(v1::selection::What::Tables(tables)) => Ok(tables),
+            None => Err(GatewayError::EmptySelection { index }),
+        };
+        let selections = subscribe.selections.into_iter().enumerate().map(tables).collect::<Result<_, _>>()?;
+        Ok(Opening { source: subscribe.source, selections, start: subscribe.start })
+    }
+
+    /// Opens it. Waits some seconds for a source that has never been connected.
+    pub(crate) async fn open(self, shared: Arc<Shared>) -> Result<Opened, Refusal> {
+        let start = Start::parse(self.start)?;
+        let source = shared.sources.get(&self.source)?;
+        let parse = |selection| TableFilter::parse(selection, &shared.config);
+        let filters = self.selections.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let first_epoch = async {
+            let mut head = source.handle.store.head();
+            head.wait_for(|head| head.epoch.is_some()).await.is_ok()
+        };
+        if !tokio::time::timeout(shared.config.first_epoch_wait, first_epoch).await.unwrap_or(false) {
+            return Err(not_ready(&source).into());
+        }
+        let tables = Tables::of(&source.handle);
+        for filter in &filters {
+            filter.validate(&tables)?;
+        }
+        let plan = source.plan(PlanKey::new(filters));
+        let (epoch, after, reader) = start.settle(&source)?;
+        let head = source.handle.store.head().borrow().complete;
+        let counted = OpenSubscription::new(&source.metrics);
+        let prefix = TokenPrefix { epoch, definitions: 0 };
+        Ok(Opened { source, plan, reader, prefix, after, head, counted })
+    }
+}
+
+/// Where a client wants to start.
+#[derive(Clone, Copy)]
+enum Start {
+    Now,
+    Earliest,
+    Token(Token),
+}
+
+impl Start {
+    fn parse(start: Option<v1::Start>) -> Result<Self, GatewayError> {
+        match start.and_then(|start| start.from) {
+            None => Ok(Start::Now),
+            Some(v1::start::From::At(value)) => match v1::start::Point::try_from(value) {
+                Ok(v1::start::Point::Now) => Ok(Start::Now),
+                Ok(v1::start::Point::Earliest) => Ok(Start::Earliest),
+                Err(_) => Err(GatewayError::Start { value }),
+            },
+            Some(v1::start::From::Token(text)) => {
+                let token: Token = text.parse()?;
+                match token.prefix.definitions {
+                    0 => Ok(Start::Token(token)),
+                    version => Err(GatewayError::TokenDefinitions { version }),
+                }
+            }
+        }
+    }
+
+    fn settle(self, source: &Source) -> Result<(Epoch, Position, Reader), Refusal> {
+        let store = &source.handle.store;
+        for _ in 0..TRIES {
+            let head = *store.head().borrow();
+            let Some(epoch) = head.epoch else { break };
+            let after = match self {
+                Start::Now => head.complete,
+                Start::Earliest => head.earliest,
+                Start::Token(token) if token.prefix.epoch == epoch => token.position,
+                Start::Token(_) => return Err(Refusal::Reset(epoch_changed())),
+            };
+            match (store.reader(epoch, after.as_resume_point()), self) {
+                (Ok(reader), _) => return Ok((epoch, after, reader)),
+                (Err(ReadError::TooOld { earliest }), Start::Token(_)) => {
+                    return Err(Refusal::Reset(too_old(after, earliest)));
+                }
+                // The head has moved on: look again.
+                (Err(ReadError::TooOld { .. } | ReadError::OtherEpoch { .. }), _) => {}
+                (Err(error @ (ReadError::Damaged { .. } | ReadError::Io { .. })), _) => {
+                    return Err(GatewayError::Read(error).into());
+                }
+            }
+        }
+        Err(not_ready(source).into())
+    }
+}
+
+/// What an open subscription is told when its reader fails.
+pub(crate) fn refusal(error: ReadError, position: Position) -> Refusal {
+    match error {
+        ReadError::TooOld { earliest } => Refusal::Reset(too_old(position, earliest)),
+        ReadError::OtherEpoch { .. } => Refusal::Reset(v1::Reset {
+            reason: v1::reset::Reason::SourceDiscontinued as i32,
+            detail: "the source has begun another history, and what follows does not continue what was received; read \
+                     the tables anew and subscribe without the token"
+                .to_owned(),
+        }),
+        ReadError::Damaged { .. } | ReadError::Io { .. } => Refusal::Error(GatewayError::Read(error)),
+    }
+}
+
+fn too_old(position: Position, earliest: Position) -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::TokenTooOld as i32,
+        detail: format!(
+            "changes after {position} are needed, and the server keeps those after {earliest}; read the tables anew and \
+             subscribe without the token, or let the server keep more (retention)"
+        ),
+    }
+}
+
+fn epoch_changed() -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::EpochChanged as i32,
+        detail:
+            "the token belongs to another history of the source: its slot, publication, timeline or data has changed \
+                 since; read the tables anew and subscribe without the token"
+                .to_owned(),
+    }
+}
+
+fn not_ready(source: &Source) -> GatewayError {
+    let status = source.handle.status.borrow();
+    let detail = if status.detail.is_empty() { "still connecting" } else { status.detail.as_str() };
+    GatewayError::SourceNotReady { source_name: source.name().to_string(), detail: detail.to_owned() }
+}

@@ -1,0 +1,295 @@
+//! What a subscription selects, normalised, and what that means for each row type.
+//!
+//! ```text
+//! TableSelection ──parse──▶ TableFilter ──plan──▶ Plan (one per distinct list of filters, shared)
+//!   names, operations, columns                     row type 7 ─▶ Routing: for each selection Skip | Whole | Columns
+//! ```
+//!
+//! Logical messages belong to no table: a selection receives them when its operations list MESSAGE, or when it leaves both
+//! names and operations empty. A table that comes to match while a subscription is open, and lacks a selected column, is
+//! delivered with those that it has.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tidegate_model::{Op, TableName, TablePatterns};
+use tidegate_proto::v1;
+use tidegate_schema::{FieldSet, RowType};
+
+use crate::{config::GatewayConfig, near::near, source::SourceHandle, status::GatewayError};
+
+/// Row types by number, as the store has them at the moment of asking.
+pub(crate) trait RowTypeLookup {
+    fn row_type(&self, row_type: u32) -> Option<Arc<RowType>>;
+}
+
+impl RowTypeLookup for tidegate_store::Store {
+    fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
+        self.row_types().get(row_type).cloned()
+    }
+}
+
+/// A set of operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Operations(u8);
+
+impl Operations {
+    const ALL: Operations = Operations(u8::MAX);
+
+    pub(crate) fn contains(self, op: Op) -> bool {
+        self.0 & (1 << op as u8) != 0
+    }
+}
+
+/// One selection. Equal filters mean the same, however they were written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct TableFilter {
+    patterns: TablePatterns,
+    operations: Operations,
+    messages: bool,
+    /// Sorted; empty for all.
+    columns: Vec<String>,
+}
+
+impl TableFilter {
+    /// Reads a selection.
+    pub(crate) fn parse(selection: &v1::TableSelection, config: &GatewayConfig) -> Result<Self, GatewayError> {
+        let limit = config.names_max;
+        let too_many = |what, field, count| GatewayError::TooMany { what, count, limit, field };
+        if selection.names.len() > limit {
+            return Err(too_many("names", "names", selection.names.len()));
+        }
+        if selection.columns.len() > limit {
+            return Err(too_many("columns", "columns", selection.columns.len()));
+        }
+        let mut operations = Operations(0);
+        for &value in &selection.operations {
+            operations.0 |= 1 << operation(value)? as u8;
+        }
+        let named = operations.0 != 0;
+        let messages = operations.contains(Op::Message) || (!named && selection.names.is_empty());
+        let mut names: Vec<&str> = selection.names.iter().map(|name| name.trim()).collect();
+        names.sort_unstable();
+        names.dedup();
+        let mut columns = selection.columns.clone();
+        columns.sort_unstable();
+        columns.dedup();
+        Ok(TableFilter {
+            patterns: TablePatterns::parse(names)?,
+            operations: if named { operations } else { Operations::ALL },
+            messages,
+            columns,
+        })
+    }
+
+    /// Refuses tables and columns that do not exist, as far as they are known.
+    pub(crate) fn validate(&self, tables: &Tables) -> Result<(), GatewayError> {
+        for table in self.patterns.exact_names() {
+            if tables.complete && !tables.columns.contains_key(&table) {
+                let near = near(&table.to_string(), tables.columns.keys().map(TableName::to_string));
+                return Err(GatewayError::UnknownTable { table, near });
+            }
+        }
+        let selected = tables.columns.iter().filter(|(table, _)| self.patterns.matches(table));
+        for (table, known) in selected {
+            if let Some(column) = self.columns.iter().find(|column| !known.contains(column)) {
+                let near = near(column, known.iter().cloned());
+                return Err(GatewayError::UnknownColumn { table: table.clone(), column: column.clone(), near });
+            }
+        }
+        Ok(())
+    }
+
+    fn deliver(&self, row_type: &RowType) -> Deliver {
+        if !self.patterns.matches(row_type.name()) {
+            return Deliver::Skip;
+        }
+        let columns = &row_type.proto().columns;
+        let selected = |column: &&v1::Column| column.key || self.columns.binary_search(&column.name).is_ok();
+        if self.columns.is_empty() || columns.iter().all(|column| selected(&column)) {
+            return Deliver::Whole;
+        }
+        Deliver::Columns(columns.iter().filter(selected).map(|column| column.field).collect())
+    }
+}
+
+fn operation(value: i32) -> Result<Op, GatewayError> {
+    match v1::change::Op::try_from(value) {
+        Ok(v1::change::Op::Insert) => Ok(Op::Insert),
+        Ok(v1::change::Op::Update) => Ok(Op::Update),
+        Ok(v1::change::Op::Delete) => Ok(Op::Delete),
+        Ok(v1::change::Op::Truncate) => Ok(Op::Truncate),
+        Ok(v1::change::Op::Message) => Ok(Op::Message),
+        Ok(v1::change::Op::Read) => Ok(Op::Read),
+        Ok(v1::change::Op::Unspecified) | Err(_) => Err(GatewayError::Operation { value }),
+    }
+}
+
+/// The tables of a source and their columns, to validate selections against.
+pub(crate) struct Tables {
+    columns: HashMap<TableName, Vec<String>>,
+    /// The catalog was read: what is not among them does not exist.
+    complete: bool,
+}
+
+impl Tables {
+    /// What the catalog has, and what was seen in the stream (a table may have been dropped since).
+    pub(crate) fn of(source: &SourceHandle) -> Self {
+        let known = source.tables.borrow().clone();
+        let row_types = source.store.row_types();
+        let mut columns: HashMap<TableName, Vec<String>> = row_types
+            .tables()
+            .map(|(name, row_type)| {
+                (name.clone(), row_type.proto().columns.iter().map(|column| column.name.clone()).collect())
+            })
+            .collect();
+        columns.extend(known.iter().map(|table| (table.name.clone(), table.columns.clone())));
+        Tables { complete: !known.is_empty(), columns }
+    }
+}
+
+/// What happens to the changes of a row type in a selection.
+#[derive(Clone, Debug)]
+pub(crate) enum Deliver {
+    Skip,
+    Whole,
+    Columns(FieldSet),
+}
+
+/// What happens to the changes of a row type.
+pub(crate) struct Routing {
+    /// None for logical messages.
+    pub(crate) row_type: Option<Arc<RowType>>,
+    /// For each selection.
+    pub(crate) deliver: Box<[Deliver]>,
+    /// For each selection, the encoded `tidegate.v1.RowType` that announces it.
+    pub(crate) announcements: Box<[Bytes]>,
+}
+
+/// The normalised selections of a subscription.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct PlanKey(Arc<[TableFilter]>);
+
+impl PlanKey {
+    pub(crate) fn new(filters: Vec<TableFilter>) -> Self {
+        PlanKey(filters.into())
+    }
+}
+
+/// Selections, and what they mean for the row types met so far. Row types never change, so neither does what is cached.
+pub(crate) struct Plan {
+    /// Unique while the server runs.
+    pub(crate) id: u64,
+    filters: Arc<[TableFilter]>,
+    routings: RwLock<HashMap<u32, Arc<Routing>>>,
+}
+
+impl Plan {
+    pub(crate) fn new(key: PlanKey) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Plan { id: NEXT_ID.fetch_add(1, Relaxed), filters: key.0, routings: RwLock::default() }
+    }
+
+    /// The operations that a selection wants of tables.
+    pub(crate) fn wants(&self, selection: usize, op: Op) -> bool {
+        let filter = &self.filters[selection];
+        if op == Op::Message { filter.messages } else { filter.operations.contains(op) }
+    }
+
+    /// What happens to a row type's changes; row type 0 stands for logical messages.
+    pub(crate) fn routing(&self, row_type: u32, lookup: &impl RowTypeLookup) -> Result<Arc<Routing>, GatewayError> {
+        if let Some(known) = self.routings.read().unwrap_or_else(PoisonError::into_inner).get(&row_type) {
+            return Ok(Arc::clone(known));
+        }
+        let routing = if row_type == 0 {
+            let deliver = |filter: &TableFilter| if filter.messages { Deliver::Whole } else { Deliver::Skip };
+            Routing {
+                row_type: None,
+                deliver: self.filters.iter().map(deliver).collect(),
+                announcements: Box::default(),
+            }
+        } else {
+            let found = lookup.row_type(row_type).ok_or(GatewayError::MissingRowType { row_type })?;
+            self.route(found)
+        };
+        let mut routings = self.routings.write().unwrap_or_else(PoisonError::into_inner);
+        Ok(Arc::clone(routings.entry(row_type).or_insert_with(|| Arc::new(routing))))
+    }
+
+    fn route(&self, row_type: Arc<RowType>) -> Routing {
+        let deliver: Box<[Deliver]> = self.filters.iter().map(|filter| filter.deliver(&row_type)).collect();
+        let announcements = deliver.iter().map(|deliver| announcement(row_type.proto(), deliver)).collect();
+        Routing { row_type: Some(row_type), deliver, announcements }
+    }
+}
+
+/// The row type with the columns that are delivered.
+fn announcement(row_type: &v1::RowType, deliver: &Deliver) -> Bytes {
+    match deliver {
+        Deliver::Skip => Bytes::new(),
+        Deliver::Whole => row_type.encode_to_vec().into(),
+        Deliver::Columns(fields) => {
+            let mut selected = row_type.clone();
+            selected.columns.retain(|column| fields.contains(column.field));
+            selected.encode_to_vec().into()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(names: &[&str], operations: &[v1::change::Op], columns: &[&str]) -> Result<TableFilter, GatewayError> {
+        let selection = v1::TableSelection {
+            names: names.iter().map(|name| (*name).to_owned()).collect(),
+            operations: operations.iter().map(|op| *op as i32).collect(),
+            columns: columns.iter().map(|column| (*column).to_owned()).collect(),
+        };
+        TableFilter::parse(&selection, &GatewayConfig::default())
+    }
+
+    fn tables() -> Tables {
+        let columns = ["id", "total", "status"].map(str::to_owned).to_vec();
+        Tables { columns: HashMap::from([(TableName::new("public", "orders"), columns)]), complete: true }
+    }
+
+    #[test]
+    fn equal_selections_are_equal_however_written() {
+        use v1::change::Op::{Delete, Insert};
+        let a = filter(&["orders", "shop.*", "orders"], &[Insert, Delete], &["b", "a"]).expect("valid");
+        let b = filter(&[" shop.*", "orders"], &[Delete, Insert, Insert], &["a", "b", "b"]).expect("valid");
+        assert_eq!(PlanKey::new(vec![a]), PlanKey::new(vec![b]));
+    }
+
+    #[test]
+    fn messages_come_only_where_they_are_asked_for() {
+        use v1::change::Op::{Insert, Message};
+        assert!(filter(&[], &[], &[]).expect("valid").messages);
+        assert!(filter(&["orders"], &[Message], &[]).expect("valid").messages);
+        assert!(!filter(&["orders"], &[], &[]).expect("valid").messages);
+        assert!(!filter(&[], &[Insert], &[]).expect("valid").messages);
+    }
+
+    #[test]
+    fn unknown_names_are_refused_with_near_ones() {
+        let unknown = filter(&["oders"], &[], &[]).expect("valid").validate(&tables()).expect_err("no such table");
+        assert!(unknown.to_string().contains("did you mean public.orders?"), "{unknown}");
+        let unknown = filter(&["public.*"], &[], &["totl"]).expect("valid").validate(&tables()).expect_err("no column");
+        assert!(unknown.to_string().contains("did you mean total?"), "{unknown}");
+        filter(&["orders"], &[], &["total"]).expect("valid").validate(&tables()).expect("known");
+        assert!(matches!(filter(&["a.b.c"], &[], &[]), Err(GatewayError::Pattern(_))));
+    }
+
+    #[test]
+    fn an_operation_that_does_not_exist_is_refused() {
+        assert!(matches!(filter(&[], &[v1::change::Op::Unspecified], &[]), Err(GatewayError::Operation { value: 0 })));
+    }
+}

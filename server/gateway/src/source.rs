@@ -1,0 +1,160 @@
+//! A source as the gateway sees it: its store, what the application says about it, and the plans in use on it.
+//!
+//! It deliberately does not know how a source is captured.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
+
+use tidegate_model::{Clock, Lsn, SourceName, TableName};
+use tidegate_store::Store;
+use tokio::sync::watch;
+
+use crate::{
+    metrics::SourceMetrics,
+    near::near,
+    selection::{Plan, PlanKey},
+    status::GatewayError,
+};
+
+/// What the application hands over for each source.
+#[derive(Clone)]
+pub struct SourceHandle {
+    /// Its name.
+    pub name: SourceName,
+    /// Its changelog.
+    pub store: Store,
+    /// Its state, kept current by the application; `last_heard_us` at least once a second while connected.
+    pub status: watch::Receiver<SourceStatus>,
+    /// The tables that the source's catalog has and that are followed, so that a mistyped name is refused before its
+    /// table was ever seen in the stream. Empty until the catalog is read.
+    pub tables: watch::Receiver<Arc<Vec<KnownTable>>>,
+}
+
+/// A table of the source's catalog.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownTable {
+    /// Its exact name.
+    pub name: TableName,
+    /// The exact names of its columns.
+    pub columns: Vec<String>,
+}
+
+/// What a source is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceState {
+    /// Not yet started.
+    #[default]
+    Unknown,
+    /// Connecting, or waiting to try again.
+    Connecting,
+    /// Receiving.
+    Streaming,
+    /// Stopped until someone acts.
+    Stopped,
+    /// The store's disk is full.
+    DiskFull,
+}
+
+/// A source's state and positions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SourceStatus {
+    /// What it is doing.
+    pub state: SourceState,
+    /// Why, and what to do; empty when all is well.
+    pub detail: String,
+    /// Received from PostgreSQL.
+    pub received_lsn: Lsn,
+    /// Durable here.
+    pub durable_lsn: Lsn,
+    /// What PostgreSQL has been told.
+    pub confirmed_flush_lsn: Lsn,
+    /// PostgreSQL's end of WAL as last heard.
+    pub server_lsn: Lsn,
+    /// WAL that PostgreSQL keeps for the slot, in bytes.
+    pub retained_wal_bytes: u64,
+    /// When anything was last received, in microseconds since 1970 UTC; 0 for never.
+    pub last_heard_us: i64,
+    /// PostgreSQL's version, such as 150020.
+    pub server_version: u32,
+    /// The replication slot.
+    pub slot: String,
+    /// The publication.
+    pub publication: String,
+}
+
+impl SourceStatus {
+    /// Is the source connected, so that silence means that nothing happened?
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        matches!(self.state, SourceState::Streaming | SourceState::DiskFull)
+    }
+
+    /// Whole seconds since the source was last heard of; 0 while it is connected.
+    #[must_use]
+    pub fn silent_s(&self, clock: &dyn Clock) -> u32 {
+        if self.connected() || self.last_heard_us == 0 {
+            return 0;
+        }
+        let silent_us = clock.now_us().saturating_sub(self.last_heard_us).max(0);
+        u32::try_from(silent_us / 1_000_000).unwrap_or(u32::MAX)
+    }
+}
+
+/// A handle with what the gateway keeps beside it.
+pub(crate) struct Source {
+    pub(crate) handle: SourceHandle,
+    pub(crate) metrics: Arc<SourceMetrics>,
+    /// Plans in use, so that equal selections share one.
+    plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
+}
+
+impl Source {
+    pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
+        Source { handle, metrics, plans: Mutex::default() }
+    }
+
+    pub(crate) fn name(&self) -> &SourceName {
+        &self.handle.name
+    }
+
+    /// The plan of a key, shared with every subscription that has it open.
+    pub(crate) fn plan(&self, key: PlanKey) -> Arc<Plan> {
+        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(plan) = plans.get(&key).and_then(Weak::upgrade) {
+            return plan;
+        }
+        plans.retain(|_, plan| plan.strong_count() > 0);
+        let plan = Arc::new(Plan::new(key.clone()));
+        plans.insert(key, Arc::downgrade(&plan));
+        plan
+    }
+}
+
+/// All sources, by name.
+#[derive(Clone)]
+pub(crate) struct Sources(Arc<BTreeMap<SourceName, Arc<Source>>>);
+
+impl Sources {
+    pub(crate) fn new(sources: impl IntoIterator<Item = Source>) -> Self {
+        Sources(Arc::new(sources.into_iter().map(|source| (source.name().clone(), Arc::new(source))).collect()))
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Source>> {
+        self.0.values()
+    }
+
+    /// The source of that name; the only one where the name is empty.
+    pub(crate) fn get(&self, name: &str) -> Result<Arc<Source>, GatewayError> {
+        let names = || self.0.keys().map(|name| name.as_str().to_owned());
+        if name.is_empty() {
+            return match self.0.values().next() {
+                Some(only) if self.0.len() == 1 => Ok(Arc::clone(only)),
+                Some(_) | None => Err(GatewayError::SourceRequired { names: names().collect() }),
+            };
+        }
+        let known = name.parse().ok().and_then(|name: SourceName| self.0.get(&name));
+        known.cloned().ok_or_else(|| GatewayError::UnknownSource { name: name.to_owned(), near: near(name, names()) })
+    }
+}

@@ -1,0 +1,344 @@
+//! Every error that a client can see, and the one place that turns errors into gRPC.
+//!
+//! A client gets a `google.rpc.Status` with an `ErrorInfo` (domain `tidegate.dev`, a stable reason), a `RetryInfo` where the
+//! same may succeed later, and a `BadRequest` where a field of the request is wrong: in the subscription's `error`, or in
+//! `grpc-status-details-bin` where it ends a call. Nothing else in the server knows about `Status`.
+
+use std::time::Duration;
+
+use prost::Message as _;
+use tidegate_model::{NameError, PatternError, PositionError, Retry, TableName, TokenError};
+use tidegate_proto::rpc;
+use tidegate_store::ReadError;
+use tonic::{Code, Status};
+
+/// `ErrorInfo.domain` of all errors.
+const DOMAIN: &str = "tidegate.dev";
+
+/// Why a request, subscription or stream failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GatewayError {
+    #[error("the source must be named; this server has {}", list(names))]
+    SourceRequired { names: Vec<String> },
+    #[error("there is no source '{name}'{}", meant(near))]
+    UnknownSource { name: String, near: Vec<String> },
+    #[error("a subscription needs at least one selection")]
+    NoSelection,
+    #[error("selection {index} is empty; set its tables (an empty TableSelection means every table)")]
+    EmptySelection { index: usize },
+    #[error("{count} {what} are too many; the limit is {limit}")]
+    TooMany { what: &'static str, count: usize, limit: usize, field: &'static str },
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error("there is no table {table} among those that the source follows{}", meant(near))]
+    UnknownTable { table: TableName, near: Vec<String> },
+    #[error("table {table} has no column '{column}'{}", meant(near))]
+    UnknownColumn { table: TableName, column: String, near: Vec<String> },
+    #[error("{value} is not an operation that tables have; use INSERT, UPDATE, DELETE, TRUNCATE or MESSAGE")]
+    Operation { value: i32 },
+    #[error("start.at is {value}, which this server does not know; use NOW, EARLIEST or a token")]
+    Start { value: i32 },
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    #[error("the token belongs to definitions of version {version}, and tables have none; use it unchanged")]
+    TokenDefinitions { version: u32 },
+    #[error("group is reserved and must be empty")]
+    Group,
+    #[error("credit_bytes is {credit_bytes}; the limit is {limit}")]
+    Credit { credit_bytes: u64, limit: u64 },
+    #[error("source '{source_name}' has not been connected yet: {detail}")]
+    SourceNotReady { source_name: String, detail: String },
+    #[error("this session has {limit} open subscriptions, the most allowed; cancel one, or open another session")]
+    TooManySubscriptions { limit: usize },
+    #[error("the subscription was cancelled by the client")]
+    Cancelled,
+    #[error("the server is going to stop; connect again, or to another server")]
+    Draining,
+    #[error("the subscription was reset: {detail}; subscribe again without the token")]
+    Reset { detail: String },
+    #[error("subscription 0 stands for the session; choose another number")]
+    SubscriptionZero,
+    #[error("subscription {subscription} is in use on this stream; choose another number, or cancel it first")]
+    DuplicateSubscription { subscription: u32 },
+    #[error("a SessionRequest must hold subscribe, grant, ack or cancel; this client may be newer than the server")]
+    EmptyRequest,
+    #[error(
+        "subscription {subscription} would have {credit_bytes} bytes of credit; the limit is {limit}: grant what was used"
+    )]
+    CreditOverflow { subscription: u32, credit_bytes: u64, limit: u64 },
+    #[error("ack.position: {0}")]
+    AckPosition(PositionError),
+    #[error("the request stream failed: {}", .0.message())]
+    Request(Status),
+    #[error("the changelog cannot be read: {0}")]
+    Read(ReadError),
+    #[error("the changelog has a change of row type {row_type}, which it does not describe; this is a defect")]
+    MissingRowType { row_type: u32 },
+    #[error("the changelog has a record that cannot be read, at {at}; this is a defect, or the disk is damaged")]
+    Damaged { at: String },
+    #[error("the table descriptors cannot be built: {0}")]
+    Descriptors(String),
+}
+
+/// Stable, machine-readable reasons: `ErrorInfo.reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub(crate) enum Reason {
+    SourceRequired,
+    UnknownSource,
+    InvalidSelection,
+    UnknownTable,
+    UnknownColumn,
+    InvalidStart,
+    InvalidToken,
+    LimitExceeded,
+    SourceNotReady,
+    Cancelled,
+    Draining,
+    Reset,
+    ProtocolViolation,
+    CreditExceeded,
+    InvalidRequest,
+    Storage,
+    Internal,
+}
+
+impl Reason {
+    pub(crate) const ALL: [Reason; 17] = [
+        Reason::SourceRequired,
+        Reason::UnknownSource,
+        Reason::InvalidSelection,
+        Reason::UnknownTable,
+        Reason::UnknownColumn,
+        Reason::InvalidStart,
+        Reason::InvalidToken,
+        Reason::LimitExceeded,
+        Reason::SourceNotReady,
+        Reason::Cancelled,
+        Reason::Draining,
+        Reason::Reset,
+        Reason::ProtocolViolation,
+        Reason::CreditExceeded,
+        Reason::InvalidRequest,
+        Reason::Storage,
+        Reason::Internal,
+    ];
+
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Reason::SourceRequired => "SOURCE_REQUIRED",
+            Reason::UnknownSource => "UNKNOWN_SOURCE",
+            Reason::InvalidSelection => "INVALID_SELECTION",
+            Reason::UnknownTable => "UNKNOWN_TABLE",
+            Reason::UnknownColumn => "UNKNOWN_COLUMN",
+            Reason::InvalidStart => "INVALID_START",
+            Reason::InvalidToken => "INVALID_TOKEN",
+            Reason::LimitExceeded => "LIMIT_EXCEEDED",
+            Reason::SourceNotReady => "SOURCE_NOT_READY",
+            Reason::Cancelled => "CANCELLED",
+            Reason::Draining => "DRAINING",
+            Reason::Reset => "RESET",
+            Reason::ProtocolViolation => "PROTOCOL_VIOLATION",
+            Reason::CreditExceeded => "CREDIT_EXCEEDED",
+            Reason::InvalidRequest => "INVALID_REQUEST",
+            Reason::Storage => "STORAGE",
+            Reason::Internal => "INTERNAL",
+        }
+    }
+}
+
+impl GatewayError {
+    /// Whether and when the same request may succeed.
+    pub(crate) fn retry(&self) -> Retry {
+        match self {
+            GatewayError::SourceNotReady { .. } => Retry::After(Duration::from_secs(2)),
+            GatewayError::Draining => Retry::After(Duration::from_millis(500)),
+            GatewayError::Read(error) => error.retry(),
+            GatewayError::Reset { .. } => Retry::Reset,
+            GatewayError::SourceRequired { .. }
+            | GatewayError::UnknownSource { .. }
+            | GatewayError::NoSelection
+            | GatewayError::EmptySelection { .. }
+            | GatewayError::TooMany { .. }
+            | GatewayError::Pattern(_)
+            | GatewayError::Name(_)
+            | GatewayError::UnknownTable { .. }
+            | GatewayError::UnknownColumn { .. }
+            | GatewayError::Operation { .. }
+            | GatewayError::Start { .. }
+            | GatewayError::Token(_)
+            | GatewayError::TokenDefinitions { .. }
+            | GatewayError::Group
+            | GatewayError::Credit { .. }
+            | GatewayError::TooManySubscriptions { .. }
+            | GatewayError::Cancelled
+            | GatewayError::SubscriptionZero
+            | GatewayError::DuplicateSubscription { .. }
+            | GatewayError::EmptyRequest
+            | GatewayError::CreditOverflow { .. }
+            | GatewayError::AckPosition(_)
+            | GatewayError::Request(_)
+            | GatewayError::MissingRowType { .. }
+            | GatewayError::Damaged { .. }
+            | GatewayError::Descriptors(_) => Retry::Never,
+        }
+    }
+
+    pub(crate) fn reason(&self) -> Reason {
+        match self {
+            GatewayError::SourceRequired { .. } => Reason::SourceRequired,
+            GatewayError::UnknownSource { .. } => Reason::UnknownSource,
+            GatewayError::NoSelection
+            | GatewayError::EmptySelection { .. }
+            | GatewayError::Pattern(_)
+            | GatewayError::Name(_)
+            | GatewayError::Operation { .. } => Reason::InvalidSelection,
+            GatewayError::TooMany { .. } | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
+            GatewayError::UnknownTable { .. } => Reason::UnknownTable,
+            GatewayError::UnknownColumn { .. } => Reason::UnknownColumn,
+            GatewayError::Start { .. } => Reason::InvalidStart,
+            GatewayError::Token(_) | GatewayError::TokenDefinitions { .. } => Reason::InvalidToken,
+            GatewayError::SourceNotReady { .. } => Reason::SourceNotReady,
+            GatewayError::Cancelled => Reason::Cancelled,
+            GatewayError::Draining => Reason::Draining,
+            GatewayError::Reset { .. } => Reason::Reset,
+            GatewayError::SubscriptionZero
+            | GatewayError::DuplicateSubscription { .. }
+            | GatewayError::EmptyRequest
+            | GatewayError::AckPosition(_) => Reason::ProtocolViolation,
+            GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Reason::CreditExceeded,
+            GatewayError::Group | GatewayError::Request(_) => Reason::InvalidRequest,
+            GatewayError::Read(_) => Reason::Storage,
+            GatewayError::MissingRowType { .. } | GatewayError::Damaged { .. } | GatewayError::Descriptors(_) => {
+                Reason::Internal
+            }
+        }
+    }
+
+    fn code(&self) -> Code {
+        match self.reason() {
+            Reason::SourceRequired
+            | Reason::InvalidSelection
+            | Reason::UnknownColumn
+            | Reason::InvalidStart
+            | Reason::InvalidToken
+            | Reason::ProtocolViolation => Code::InvalidArgument,
+            Reason::UnknownSource | Reason::UnknownTable => Code::NotFound,
+            Reason::LimitExceeded | Reason::CreditExceeded => Code::ResourceExhausted,
+            Reason::SourceNotReady | Reason::Draining => Code::Unavailable,
+            Reason::Cancelled => Code::Cancelled,
+            Reason::Reset => Code::Aborted,
+            Reason::InvalidRequest => match self {
+                GatewayError::Request(status) => status.code(),
+                _other => Code::InvalidArgument,
+            },
+            Reason::Storage => match self.retry() {
+                Retry::After(_) => Code::Unavailable,
+                Retry::Never | Retry::Reset => Code::DataLoss,
+            },
+            Reason::Internal => Code::Internal,
+        }
+    }
+
+    /// The request's field that is wrong, where one is.
+    fn field(&self) -> Option<&'static str> {
+        match self {
+            GatewayError::SourceRequired { .. } | GatewayError::UnknownSource { .. } => Some("source"),
+            GatewayError::NoSelection | GatewayError::EmptySelection { .. } => Some("selections"),
+            GatewayError::TooMany { field, .. } => Some(field),
+            GatewayError::Pattern(_) | GatewayError::UnknownTable { .. } => Some("names"),
+            GatewayError::Name(_) => Some("table"),
+            GatewayError::UnknownColumn { .. } => Some("columns"),
+            GatewayError::Operation { .. } => Some("operations"),
+            GatewayError::Start { .. } => Some("start.at"),
+            GatewayError::Token(_) | GatewayError::TokenDefinitions { .. } => Some("start.token"),
+            GatewayError::Group => Some("group"),
+            GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Some("credit_bytes"),
+            GatewayError::SubscriptionZero | GatewayError::DuplicateSubscription { .. } => Some("subscription"),
+            GatewayError::EmptyRequest => Some("request"),
+            GatewayError::AckPosition(_) => Some("ack.position"),
+            GatewayError::SourceNotReady { .. }
+            | GatewayError::TooManySubscriptions { .. }
+            | GatewayError::Cancelled
+            | GatewayError::Draining
+            | GatewayError::Reset { .. }
+            | GatewayError::Request(_)
+            | GatewayError::Read(_)
+            | GatewayError::MissingRowType { .. }
+            | GatewayError::Damaged { .. }
+            | GatewayError::Descriptors(_) => None,
+        }
+    }
+
+    /// The form in which one subscription ends.
+    pub(crate) fn to_rpc(&self) -> rpc::Status {
+        let info = rpc::ErrorInfo {
+            reason: self.reason().as_str().to_owned(),
+            domain: DOMAIN.to_owned(),
+            metadata: std::collections::HashMap::default(),
+        };
+        let mut details = vec![any("google.rpc.ErrorInfo", &info)];
+        if let Retry::After(delay) = self.retry() {
+            let retry_delay = prost_types::Duration::try_from(delay).ok();
+            details.push(any("google.rpc.RetryInfo", &rpc::RetryInfo { retry_delay }));
+        }
+        if let Some(field) = self.field() {
+            let violation = rpc::bad_request::FieldViolation { field: field.to_owned(), description: self.to_string() };
+            details.push(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }));
+        }
+        rpc::Status { code: self.code() as i32, message: self.to_string(), details }
+    }
+
+    /// The form in which a call ends.
+    pub(crate) fn to_tonic(&self) -> Status {
+        let status = self.to_rpc();
+        let details = status.encode_to_vec();
+        Status::with_details(self.code(), status.message, details.into())
+    }
+}
+
+fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
+    prost_types::Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}
+
+fn list(names: &[String]) -> String {
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn meant(near: &[String]) -> String {
+    if near.is_empty() { String::new() } else { format!("; did you mean {}?", near.join(" or ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_ends_with_the_same_details_as_a_subscription() {
+        let error = GatewayError::UnknownSource { name: "shp".to_owned(), near: vec!["shop".to_owned()] };
+        let status = error.to_tonic();
+        assert_eq!(status.code(), Code::NotFound);
+        assert_eq!(status.message(), "there is no source 'shp'; did you mean shop?");
+        let details = rpc::Status::decode(status.details()).expect("a google.rpc.Status");
+        assert_eq!(details, error.to_rpc());
+        let types: Vec<&str> = details.details.iter().map(|any| any.type_url.as_str()).collect();
+        assert_eq!(types, ["type.googleapis.com/google.rpc.ErrorInfo", "type.googleapis.com/google.rpc.BadRequest"]);
+    }
+
+    #[test]
+    fn what_may_succeed_later_says_when() {
+        let error = GatewayError::SourceNotReady { source_name: "shop".to_owned(), detail: "connecting".to_owned() };
+        let retry = error.to_rpc().details.into_iter().find(|any| any.type_url.ends_with("RetryInfo"));
+        let retry = rpc::RetryInfo::decode(retry.expect("a RetryInfo").value.as_slice()).expect("valid");
+        assert_eq!(retry.retry_delay.map(|delay| delay.seconds), Some(2));
+    }
+
+    #[test]
+    fn every_reason_stands_at_its_own_index() {
+        for (index, reason) in Reason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! `Changes.Watch`: one selection for people and scripts, every change a response of its own with its rows as `Any`.
+//!
+//! Invariants: a response stays under about 1 MiB, well below gRPC's usual limit of 4 MiB, by leaving out values and naming
+//! their columns; a token stands on the last change of a transaction only, for which one change is held back until
+//! the next or the commit is seen. It deliberately has no credit: the connection's own flow control holds it.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
+
+use prost::Message as _;
+use tidegate_model::{Block, Entry, Kind, Position, Token, TokenPrefix};
+use tidegate_proto::v1::{self, watch_response::Mark};
+use tidegate_store::{ReadError, Reader};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::{
+    gateway::Shared,
+    metrics::{OpenSession, OpenSubscription},
+    opening::{Opened, Opening, Refusal, refusal},
+    progress::progress,
+    readable::ReadableChange,
+    selection::{Deliver, Plan},
+    source::Source,
+    status::GatewayError,
+};
+
+/// One call.
+pub(crate) struct Watching {
+    shared: Arc<Shared>,
+    /// None when the end is in the queue.
+    live: Option<Box<Live>>,
+    queue: VecDeque<Result<v1::WatchResponse, Status>>,
+    next_progress: Instant,
+    drain_announced: bool,
+    _counted: OpenSession,
+}
+
+/// What has not ended.
+struct Live {
+    source: Arc<Source>,
+    plan: Arc<Plan>,
+    reader: Reader,
+    prefix: TokenPrefix,
+    after: Position,
+    position: Position,
+    commit_time_us: Option<i64>,
+    /// The block at hand, and its next entry.
+    block: Option<(Block, usize)>,
+    begin: v1::Begin,
+    /// The change that is being put together.
+    change: Option<ReadableChange>,
+    /// The last change, until it is known whether another follows in its transaction.
+    held: Option<v1::WatchResponse>,
+    announced: HashSet<u32>,
+    _counted: OpenSubscription,
+}
+
+impl Watching {
+    /// Opens it. What can be continued only by starting over is told within the stream.
+    pub(crate) async fn open(shared: Arc<Shared>, request: v1::WatchRequest) -> Result<Self, Status> {
+        let failed = |error: GatewayError| {
+            shared.metrics.error(error.reason());
+            error.to_tonic()
+        };
+        if shared.drain.begun() {
+            return Err(failed(GatewayError::Draining));
+        }
+        let selections = vec![request.tables.unwrap_or_default()];
+        let opening = Opening { source: request.source, selections, start: request.start };
+        let opened = opening.open(Arc::clone(&shared)).await;
+        let mut watching = Watching {
+            live: None,
+            queue: VecDeque::new(),
+            next_progress: Instant::now(),
+            drain_announced: false,
+            _counted: OpenSession::new(&shared.metrics),
+            shared: Arc::clone(&shared),
+        };
+        match opened {
+            Ok(opened) => watching.live = Some(Box::new(Live::new(opened))),
+            Err(Refusal::Error(error)) => return Err(failed(error)),
+            Err(refused @ Refusal::Reset(_)) => watching.end(refused),
+        }
+        Ok(watching)
+    }
+
+    /// The next response; None when the call has ended.
+    pub(crate) async fn next(&mut self) -> Option<Result<v1::WatchResponse, Status>> {
+        loop {
+            if let Some(response) = self.queue.pop_front() {
+                return Some(response);
+            }
+            self.live.as_ref()?;
+            self.keep_time();
+            let Some(live) = &mut self.live else { continue };
+            if live.block.is_some() {
+                if let Err(error) = live.advance(&mut self.queue) {
+                    self.end(Refusal::Error(error));
+                }
+            } else if self.queue.is_empty() {
+                self.wait().await;
+            }
+        }
+    }
+
+    /// Waits for a block, or for the clock.
+    async fn wait(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        let drain = &self.shared.drain;
+        let wake = if self.drain_announced { self.next_progress.min(drain.deadline()) } else { self.next_progress };
+        let read: Option<Result<Block, ReadError>> = tokio::select! {
+            read = live.reader.next() => Some(read),
+            () = tokio::time::sleep_until(wake) => None,
+            () = drain.wait(), if !self.drain_announced => None,
+        };
+        match read {
+            Some(Ok(block)) => live.block = Some((block, 0)),
+            Some(Err(error)) => {
+                let refused = refusal(error, live.position);
+                self.end(refused);
+            }
+            None => {}
+        }
+    }
+
+    fn keep_time(&mut self) {
+        let now = Instant::now();
+        let drain = &self.shared.drain;
+        if drain.begun() {
+            if !self.drain_announced {
+                self.drain_announced = true;
+                self.queue.push_back(Ok(mark(Mark::Drain(drain.message()))));
+            } else if now >= drain.deadline() {
+                return self.end(Refusal::Error(GatewayError::Draining));
+            }
+        }
+        if now >= self.next_progress
+            && let Some(live) = &self.live
+        {
+            self.next_progress = now + self.shared.config.progress_interval;
+            let progress = progress(&live.source, &*self.shared.clock, live.position, live.commit_time_us);
+            let token = live.token(live.position);
+            self.queue.push_back(Ok(v1::WatchResponse { token, ..mark(Mark::Progress(progress)) }));
+        }
+    }
+
+    fn end(&mut self, refused: Refusal) {
+        self.live = None;
+        let error = match refused {
+            Refusal::Error(error) => error,
+            Refusal::Reset(reset) => {
+                let detail = reset.detail.clone();
+                self.queue.push_back(Ok(mark(Mark::Reset(reset))));
+                GatewayError::Reset { detail }
+            }
+        };
+        self.shared.metrics.error(error.reason());
+        self.queue.push_back(Err(error.to_tonic()));
+    }
+}
+
+impl Live {
+    fn new(opened: Opened) -> Self {
+        Live {
+            source: opened.source,
+            plan: opened.plan,
+            reader: opened.reader,
+            prefix: opened.prefix,
+            after: opened.after.as_resume_point(),
+            position: opened.after,
+            commit_time_us: None,
+            block: None,
+            begin: v1::Begin::default(),
+            change: None,
+            held: None,
+            announced: HashSet::new(),
+            _counted: opened.counted,
+        }
+    }
+
+    fn token(&self, position: Position) -> String {
+        Token { prefix: self.prefix, position }.to_string()
+    }
+
+    /// Goes through the block until there is a response, or it is through.
+    fn advance(&mut self, queue: &mut VecDeque<Result<v1::WatchResponse, Status>>) -> Result<(), GatewayError> {
+        let Some((block, mut at)) = self.block.take() else { return Ok(()) };
+        while queue.is_empty() {
+            let Some(entry) = block.entries().get(at) else { return Ok(()) };
+            at += 1;
+            if entry.position() > self.after {
+                self.entry(&block, entry, queue)?;
+            }
+        }
+        self.block = Some((block, at));
+        Ok(())
+    }
+
+    fn entry(
+        &mut self,
+        block: &Block,
+        entry: &Entry,
+        queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
+    ) -> Result<(), GatewayError> {
+        match entry.kind {
+            Kind::RowType => {}
+            Kind::Begin => {
+                self.begin = v1::Begin::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
+            }
+            Kind::Change => self.change(block, entry, queue)?,
+            Kind::Commit => {
+                let time = self.begin.commit_time.as_ref();
+                self.commit_time_us = time.map(|time| time.seconds * 1_000_000 + i64::from(time.nanos) / 1000);
+                self.position = entry.position();
+                if let Some(mut last) = self.held.take() {
+                    last.token = self.token(entry.position());
+                    queue.push_back(Ok(last));
+                }
+            }
+            Kind::Progress => self.position = entry.position(),
+        }
+        Ok(())
+    }
+
+    fn change(
+        &mut self,
+        block: &Block,
+        entry: &Entry,
+        queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
+    ) -> Result<(), GatewayError> {
+        if !self.plan.wants(0, entry.op) {
+            return Ok(());
+        }
+        let routing = self.plan.routing(entry.row_type, &self.source.handle.store)?;
+        let fields = match &routing.deliver[0] {
+            Deliver::Skip => return Ok(()),
+            Deliver::Whole => None,
+            Deliver::Columns(fields) => Some(fields),
+        };
+        let mut change = self.change.take().unwrap_or_else(|| ReadableChange::new(routing.row_type.clone()));
+        change.push(block.slice(entry), fields).map_err(|_| damaged(entry))?;
+        if entry.continues {
+            self.change = Some(change);
+            return Ok(());
+        }
+        let mut response = change.finish().map_err(|_| damaged(entry))?;
+        response.position = entry.position().to_string();
+        response.commit_time = self.begin.commit_time;
+        response.xid = self.begin.xid;
+        self.source.metrics.sent(1, response.encoded_len() as u64);
+        queue.extend(self.held.take().map(Ok));
+        if entry.row_type != 0 && self.announced.insert(entry.row_type) {
+            let announcement = v1::RowType::decode(routing.announcements[0].clone()).map_err(|_| damaged(entry))?;
+            // The descriptor is served by reflection; here it would only hide the rest.
+            let announcement = v1::RowType { file: bytes::Bytes::new(), ..announcement };
+            queue.push_back(Ok(mark(Mark::RowType(announcement))));
+        }
+        self.held = Some(response);
+        Ok(())
+    }
+}
+
+fn mark(mark: Mark) -> v1::WatchResponse {
+    v1::WatchResponse { mark: Some(mark), ..v1::WatchResponse::default() }
+}
+
+fn damaged(entry: &Entry) -> GatewayError {
+    GatewayError::Damaged { at: entry.position().to_string() }
+}

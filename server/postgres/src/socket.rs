@@ -1,0 +1,133 @@
+//! A byte stream to a server: TCP, TCP under TLS, or a unix socket.
+//!
+//! Invariant: nothing but the eight bytes of SSLRequest and the answer's single byte pass in the clear before TLS, read
+//! without a buffer, so that nobody can slip plain bytes in front of the encrypted ones.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use postgres_protocol::message::frontend;
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
+    net::{TcpStream, UnixStream},
+};
+use tokio_rustls::client::TlsStream;
+
+use crate::{ConnectConfig, ConnectError, TlsMode, tls};
+
+/// A silent peer is probed after this time, and given up after three probes.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The stream.
+#[derive(Debug)]
+pub(crate) enum Socket {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+    Unix(UnixStream),
+}
+
+impl Socket {
+    /// Connects and, as `sslmode` says, encrypts. Not bounded in time: the caller is.
+    ///
+    /// # Errors
+    /// Unreachable, or TLS.
+    pub(crate) async fn open(config: &ConnectConfig) -> Result<Self, ConnectError> {
+        if config.is_unix_socket() {
+            let path = format!("{}/.s.PGSQL.{}", config.host, config.port);
+            return UnixStream::connect(path).await.map(Socket::Unix).map_err(unreachable(config));
+        }
+        match config.tls {
+            TlsMode::Disable => connect(config).await.map(Socket::Tcp),
+            TlsMode::Prefer => match encrypt(config, connect(config).await?).await {
+                // As libpq does: a handshake that fails is not a reason to go without a connection.
+                Err(ConnectError::Tls { .. }) => connect(config).await.map(Socket::Tcp),
+                result => result,
+            },
+            TlsMode::Require | TlsMode::VerifyCa | TlsMode::VerifyFull => {
+                match encrypt(config, connect(config).await?).await? {
+                    Socket::Tcp(_) => Err(ConnectError::TlsNotOffered { address: config.address() }),
+                    encrypted => Ok(encrypted),
+                }
+            }
+        }
+    }
+}
+
+fn unreachable(config: &ConnectConfig) -> impl Fn(io::Error) -> ConnectError {
+    let address = config.address();
+    move |source| ConnectError::Unreachable { address: address.clone(), source }
+}
+
+async fn connect(config: &ConnectConfig) -> Result<TcpStream, ConnectError> {
+    let open = async {
+        let stream = TcpStream::connect((config.host.as_str(), config.port)).await?;
+        stream.set_nodelay(true)?;
+        let keepalive =
+            socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
+        socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(stream)
+    };
+    open.await.map_err(unreachable(config))
+}
+
+/// Asks for TLS; the plain stream comes back where the server has none.
+async fn encrypt(config: &ConnectConfig, mut stream: TcpStream) -> Result<Socket, ConnectError> {
+    let connector = tls::connector(config)?;
+    let name = tls::server_name(config)?;
+    let mut request = BytesMut::new();
+    frontend::ssl_request(&mut request);
+    stream.write_all(&request).await.map_err(unreachable(config))?;
+    match stream.read_u8().await.map_err(unreachable(config))? {
+        b'S' => {
+            let encrypted = connector.connect(name, stream).await.map_err(|error| tls::refused(config, &error))?;
+            Ok(Socket::Tls(Box::new(encrypted)))
+        }
+        b'N' => Ok(Socket::Tcp(stream)),
+        answer => {
+            let problem = format!("answers 0x{answer:02x} to a request for TLS");
+            Err(ConnectError::Protocol { address: config.address(), problem })
+        }
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            Socket::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}

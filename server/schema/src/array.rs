@@ -1,0 +1,395 @@
+//! PostgreSQL's array text (manual, section 8.15.6; `array_out`), and its `tidegate.v1.*Array`.
+//!
+//! `{1,NULL,3}`, `{{"a b","c\"d"},{e,"NULL"}}`, `[0:1]={x,y}`: elements in row-major order, quoted where they hold
+//! anything special. The text is read in place, once for the values and once more where there are NULLs; only an
+//! element with escapes is copied.
+//!
+//! Invariant: nothing but a rectangular array of at most six dimensions is accepted.
+
+use bytes::BytesMut;
+
+use crate::ScalarKind;
+use crate::scalar::{number_wire_type, put_number, put_scalar};
+use crate::wire::{self, Piece};
+
+/// PostgreSQL's `MAXDIM`.
+const DIMENSIONS_MAX: usize = 6;
+
+/// The field numbers of the array messages and of `tidegate.v1.ArrayLayout`.
+const VALUES: u32 = 1;
+const NULLS: u32 = 2;
+const LAYOUT: u32 = 3;
+const LAYOUT_DIMENSIONS: u32 = 1;
+const LAYOUT_LOWER_BOUNDS: u32 = 2;
+
+/// Appends a field that holds the array; None where the text is none, or an element is malformed.
+pub(crate) fn put_array(out: &mut BytesMut, field: u32, element: ScalarKind, delimiter: u8, text: &[u8]) -> Option<()> {
+    let open = wire::begin_len_field(out, field);
+    let (shape, null_count) = match number_wire_type(element) {
+        Some(_) => put_numbers(out, element, delimiter, text)?,
+        None => put_elements(out, element, delimiter, text)?,
+    };
+    if null_count > 0 {
+        let packed = wire::begin_len_field(out, NULLS);
+        let mut index = 0;
+        read(text, delimiter, |element| {
+            if matches!(element, Element::Null) {
+                wire::put_varint(out, index);
+            }
+            index += 1;
+            Some(())
+        })?;
+        wire::end_len_field(out, packed);
+    }
+    shape.put_layout(out);
+    wire::end_len_field(out, open);
+    Some(())
+}
+
+/// Appends the values as one packed field. Returns the shape and the number of NULLs.
+fn put_numbers(out: &mut BytesMut, kind: ScalarKind, delimiter: u8, text: &[u8]) -> Option<(Shape, u32)> {
+    let start = out.len();
+    let packed = wire::begin_len_field(out, VALUES);
+    let mut null_count = 0;
+    let shape = read(text, delimiter, |element| {
+        let mut piece = Piece::<{ wire::MAX_VARINT_BYTES }>::new();
+        match element {
+            Element::Null => {
+                null_count += 1;
+                put_number(&mut piece, kind, if kind == ScalarKind::Bool { b"f" } else { b"0" })?;
+            }
+            Element::Plain(text) => put_number(&mut piece, kind, text)?,
+            Element::Escaped(_) => return None,
+        }
+        out.extend_from_slice(piece.as_slice());
+        Some(())
+    })?;
+    if shape.dimension_count == 0 {
+        out.truncate(start);
+    } else {
+        wire::end_len_field(out, packed);
+    }
+    Some((shape, null_count))
+}
+
+/// Appends the values one by one. Returns the shape and the number of NULLs.
+fn put_elements(out: &mut BytesMut, kind: ScalarKind, delimiter: u8, text: &[u8]) -> Option<(Shape, u32)> {
+    let mut null_count = 0;
+    let shape = read(text, delimiter, |element| {
+        match element {
+            Element::Null => {
+                null_count += 1;
+                wire::put_len_field(out, VALUES, b"");
+            }
+            Element::Plain(text) => put_scalar(out, VALUES, kind, text)?,
+            Element::Escaped(text) => put_scalar(out, VALUES, kind, &unescaped(text))?,
+        }
+        Some(())
+    })?;
+    Some((shape, null_count))
+}
+
+/// An element as it stands in the text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Element<'a> {
+    Null,
+    /// The value.
+    Plain(&'a [u8]),
+    /// The value with backslashes before some of its bytes.
+    Escaped(&'a [u8]),
+}
+
+/// Removes the backslashes. The text has been read, so that none stands last.
+fn unescaped(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut bytes = text.iter();
+    while let Some(&byte) = bytes.next() {
+        out.push(if byte == b'\\' { *bytes.next().unwrap_or(&byte) } else { byte });
+    }
+    out
+}
+
+/// How an array is laid out; no dimensions where it is empty.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Shape {
+    dimension_count: usize,
+    lengths: [u32; DIMENSIONS_MAX],
+    lower_bounds: [i32; DIMENSIONS_MAX],
+}
+
+impl Shape {
+    /// Appends the `ArrayLayout`, unless it is the usual one.
+    fn put_layout(&self, out: &mut BytesMut) {
+        let lower_bounds = &self.lower_bounds[..self.dimension_count];
+        let shifted = lower_bounds.iter().any(|&bound| bound != 1);
+        if self.dimension_count < 2 && !shifted {
+            return;
+        }
+        let layout = wire::begin_len_field(out, LAYOUT);
+        let packed = wire::begin_len_field(out, LAYOUT_DIMENSIONS);
+        for &length in &self.lengths[..self.dimension_count] {
+            wire::put_varint(out, u64::from(length));
+        }
+        wire::end_len_field(out, packed);
+        if shifted {
+            let packed = wire::begin_len_field(out, LAYOUT_LOWER_BOUNDS);
+            for &bound in lower_bounds {
+                let zigzag = (bound << 1) ^ (bound >> 31);
+                wire::put_varint(out, u64::from(zigzag.cast_unsigned()));
+            }
+            wire::end_len_field(out, packed);
+        }
+        wire::end_len_field(out, layout);
+    }
+}
+
+/// Hands out each element in row-major order; None where the text is not an array or `each` says so.
+fn read<'a>(text: &'a [u8], delimiter: u8, mut each: impl FnMut(Element<'a>) -> Option<()>) -> Option<Shape> {
+    if text == b"{}" {
+        return Some(Shape::default());
+    }
+    let (bounds, mut rest) = Bounds::read(text)?;
+    let mut shape = Shape { lower_bounds: [1; DIMENSIONS_MAX], ..Shape::default() };
+    // Items so far in each open brace.
+    let mut counts = [0_u32; DIMENSIONS_MAX];
+    let mut depth = 0;
+    loop {
+        while let Some(inner) = rest.strip_prefix(b"{") {
+            if depth == DIMENSIONS_MAX {
+                return None;
+            }
+            counts[depth] = 0;
+            depth += 1;
+            rest = inner;
+        }
+        if shape.dimension_count == 0 {
+            shape.dimension_count = depth;
+        }
+        // Elements stand at the innermost level only; depth 0 is text without braces.
+        if depth == 0 || depth != shape.dimension_count {
+            return None;
+        }
+        let (element, after) = read_element(rest, delimiter)?;
+        each(element)?;
+        counts[depth - 1] += 1;
+        rest = after;
+        while let Some(outer) = rest.strip_prefix(b"}") {
+            depth -= 1;
+            let length = &mut shape.lengths[depth];
+            if *length != 0 && *length != counts[depth] {
+                return None;
+            }
+            *length = counts[depth];
+            rest = outer;
+            if depth == 0 {
+                return if rest.is_empty() { bounds.apply(shape) } else { None };
+            }
+            counts[depth - 1] += 1;
+        }
+        rest = rest.strip_prefix(&[delimiter])?;
+    }
+}
+
+fn read_element(text: &[u8], delimiter: u8) -> Option<(Element<'_>, &[u8])> {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        let end = text.iter().position(|&byte| byte == delimiter || matches!(byte, b'{' | b'}' | b'"' | b'\\'))?;
+        let (element, rest) = text.split_at(end);
+        if element.is_empty() {
+            return None;
+        }
+        let null = element.eq_ignore_ascii_case(b"NULL");
+        return Some((if null { Element::Null } else { Element::Plain(element) }, rest));
+    };
+    let mut escaped = false;
+    let mut at = 0;
+    loop {
+        at += quoted[at..].iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        if quoted[at] == b'"' {
+            let element = &quoted[..at];
+            let element = if escaped { Element::Escaped(element) } else { Element::Plain(element) };
+            return Some((element, &quoted[at + 1..]));
+        }
+        escaped = true;
+        at += 2;
+        if at > quoted.len() {
+            return None;
+        }
+    }
+}
+
+/// The subscripts that stand before the braces where they do not start at 1: `[2:3][0:1]=`.
+#[derive(Debug, Default)]
+struct Bounds {
+    count: usize,
+    lower: [i32; DIMENSIONS_MAX],
+    upper: [i32; DIMENSIONS_MAX],
+}
+
+impl Bounds {
+    fn read(text: &[u8]) -> Option<(Self, &[u8])> {
+        let mut bounds = Bounds::default();
+        let mut rest = text;
+        while let Some(inner) = rest.strip_prefix(b"[") {
+            if bounds.count == DIMENSIONS_MAX {
+                return None;
+            }
+            let end = inner.iter().position(|&byte| byte == b']')?;
+            let (lower, upper) = str::from_utf8(&inner[..end]).ok()?.split_once(':')?;
+            bounds.lower[bounds.count] = lower.parse().ok()?;
+            bounds.upper[bounds.count] = upper.parse().ok()?;
+            bounds.count += 1;
+            rest = &inner[end + 1..];
+        }
+        if bounds.count > 0 {
+            rest = rest.strip_prefix(b"=")?;
+        }
+        Some((bounds, rest))
+    }
+
+    /// The shape with these lower bounds, if its lengths agree.
+    fn apply(&self, mut shape: Shape) -> Option<Shape> {
+        if self.count == 0 {
+            return Some(shape);
+        }
+        let length = |at: usize| i64::from(self.upper[at]) - i64::from(self.lower[at]) + 1;
+        let agrees =
+            self.count == shape.dimension_count && (0..self.count).all(|at| length(at) == i64::from(shape.lengths[at]));
+        shape.lower_bounds = self.lower;
+        agrees.then_some(shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use prost::Message;
+    use tidegate_proto::v1;
+
+    fn encode(kind: ScalarKind, delimiter: u8, text: &str) -> Option<Vec<u8>> {
+        let mut out = BytesMut::new();
+        put_array(&mut out, 1, kind, delimiter, text.as_bytes())?;
+        let field = wire::Fields::new(&out).next().expect("a field").expect("well formed");
+        assert_eq!(field.whole.len(), out.len());
+        Some(field.value.to_vec())
+    }
+
+    fn strings(text: &str) -> Option<v1::StringArray> {
+        encode(ScalarKind::Text, b',', text).map(|bytes| v1::StringArray::decode(&bytes[..]).expect("valid"))
+    }
+
+    fn integers(text: &str) -> Option<v1::Int32Array> {
+        encode(ScalarKind::Int32, b',', text).map(|bytes| v1::Int32Array::decode(&bytes[..]).expect("valid"))
+    }
+
+    /// Prints as `array_out` does.
+    fn printed(element: Option<&String>) -> String {
+        let Some(text) = element else { return "NULL".to_owned() };
+        let special = |c: char| "{},\"\\ \t\n\r\u{b}\u{c}".contains(c);
+        if text.is_empty() || text.eq_ignore_ascii_case("null") || text.contains(special) {
+            format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+        } else {
+            text.clone()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_strings_are_read_back(
+            elements in proptest::collection::vec(proptest::option::of("(?s)(.{0,6}|null|[{},\"\\\\ ]{0,4})"), 1..12)
+        ) {
+            let text: Vec<String> = elements.iter().map(|element| printed(element.as_ref())).collect();
+            let read = strings(&format!("{{{}}}", text.join(","))).expect("valid");
+            let nulls: Vec<u32> = (0..).zip(&elements).filter(|(_, e)| e.is_none()).map(|(n, _)| n).collect();
+            let values: Vec<String> = elements.into_iter().map(Option::unwrap_or_default).collect();
+            prop_assert_eq!(read, v1::StringArray { values, nulls, layout: None });
+        }
+
+        #[test]
+        fn any_matrix_is_read_back(rows in 1_usize..5, columns in 1_usize..5, lower in any::<(i16, i16)>(), seed in any::<i32>()) {
+            let values: Vec<i32> = (0..rows * columns).map(|n| seed.wrapping_mul(n as i32)).collect();
+            let lines: Vec<String> = values.chunks(columns)
+                .map(|row| format!("{{{}}}", row.iter().map(i32::to_string).collect::<Vec<_>>().join(","))).collect();
+            let lower = [i32::from(lower.0), i32::from(lower.1)];
+            let text = format!("[{}:{}][{}:{}]={{{}}}", lower[0], lower[0] + rows as i32 - 1, lower[1],
+                lower[1] + columns as i32 - 1, lines.join(","));
+            let layout = v1::ArrayLayout {
+                dimensions: vec![rows as u32, columns as u32],
+                lower_bounds: if lower == [1, 1] { vec![] } else { lower.to_vec() },
+            };
+            prop_assert_eq!(integers(&text), Some(v1::Int32Array { values, nulls: vec![], layout: Some(layout) }));
+        }
+
+        #[test]
+        fn arbitrary_text_never_panics(text in prop_oneof!["\\PC{0,30}", "[\\[\\]{},;:=\"\\\\a1 -]{0,20}"]) {
+            for kind in [ScalarKind::Bool, ScalarKind::Int32, ScalarKind::Double, ScalarKind::Bytes, ScalarKind::Text] {
+                let _read_or_refused = encode(kind, b',', &text);
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_array_has_neither_values_nor_layout() {
+        assert_eq!(strings("{}"), Some(v1::StringArray::default()));
+        assert_eq!(integers("{}"), Some(v1::Int32Array::default()));
+    }
+
+    #[test]
+    fn a_null_holds_zero_and_is_listed() {
+        let layout = None;
+        assert_eq!(integers("{1,NULL,3}"), Some(v1::Int32Array { values: vec![1, 0, 3], nulls: vec![1], layout }));
+    }
+
+    #[test]
+    fn boxes_are_delimited_by_semicolons() {
+        let bytes = encode(ScalarKind::Text, b';', "{(1,1),(0,0);(2,2),(1,1)}").expect("valid");
+        let read = v1::StringArray::decode(&bytes[..]).expect("valid");
+        assert_eq!(read.values, ["(1,1),(0,0)", "(2,2),(1,1)"]);
+    }
+
+    #[test]
+    fn quoted_elements_of_every_kind_are_read() {
+        let bytes = encode(ScalarKind::Bytes, b',', r#"{"\\x00ff",NULL,"\\x"}"#).expect("valid");
+        let read = v1::BytesArray::decode(&bytes[..]).expect("valid");
+        assert_eq!((read.values[0].as_ref(), read.values.len(), read.nulls), (&[0_u8, 255][..], 3, vec![1]));
+
+        let text = r#"{"1970-01-01 00:00:01+00",infinity}"#;
+        let bytes = encode(ScalarKind::Timestamptz, b',', text).expect("valid");
+        let read = v1::TimestamptzArray::decode(&bytes[..]).expect("valid");
+        let time = v1::timestamptz::Value::Time(prost_types::Timestamp { seconds: 1, nanos: 0 });
+        assert_eq!(read.values[0].value, Some(time));
+        assert_eq!(read.values[1].value, Some(v1::timestamptz::Value::Text("infinity".to_owned())));
+    }
+
+    #[test]
+    fn malformed_arrays_are_refused() {
+        for text in [
+            "",
+            "1",
+            "{",
+            "}",
+            "{1",
+            "{1,}",
+            "{,1}",
+            "{1}}",
+            "{1}x",
+            "{{1},{2,3}}",
+            "{{1},2}",
+            "{1,{2}}",
+            "{{}}",
+            "{{{{{{{1}}}}}}}",
+            "[1:2]={1}",
+            "[1:1][1:1]={1}",
+            "[1]={1}",
+            "[1:1]{1}",
+            "{\"1}",
+            "{\"1\\",
+            "{\"1\\\"}",
+            "{1;2}",
+            "{\"1\"2}",
+            "[2147483647:-2147483648]={1}",
+        ] {
+            assert_eq!(integers(text), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! The row types of the current epoch, in memory and in the file `row_types`.
+//!
+//! ```text
+//! file    "TGRT" | version u32 | groups
+//! group   length u32 | CRC-32 u32 | length-delimited tidegate.v1.RowType, one or more
+//! ```
+//!
+//! Invariant: a row type is in the file, fsynced, before a block that uses it is in the log. A group is fsynced before the
+//! next is written, so that a crash can tear only the last one. It deliberately outlives the retention: row types of
+//! trimmed segments stay, since newer rows may use them.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Buf;
+use prost::Message;
+use tidegate_model::{Block, Kind, Position, TableName};
+use tidegate_proto::v1;
+use tidegate_schema::RowType;
+
+use crate::{
+    StoreError,
+    layout::{cannot, unsynced},
+};
+
+const MAGIC: &[u8; 4] = b"TGRT";
+const VERSION: u32 = 1;
+const HEADER_BYTES: usize = 8;
+const GROUP_HEAD_BYTES: usize = 8;
+
+/// Every row type that the current epoch has announced.
+#[derive(Clone, Debug, Default)]
+pub struct RowTypes {
+    by_id: HashMap<u32, Arc<RowType>>,
+    newest: HashMap<TableName, Arc<RowType>>,
+}
+
+impl RowTypes {
+    /// The row type of that number.
+    #[must_use]
+    pub fn get(&self, row_type: u32) -> Option<&Arc<RowType>> {
+        self.by_id.get(&row_type)
+    }
+
+    /// The row type that was announced last for the table.
+    #[must_use]
+    pub fn newest(&self, table: &TableName) -> Option<&Arc<RowType>> {
+        self.newest.get(table)
+    }
+
+    /// The newest row type of each table, in no order.
+    pub fn tables(&self) -> impl Iterator<Item = (&TableName, &Arc<RowType>)> {
+        self.newest.iter()
+    }
+
+    /// Every row type, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<RowType>> {
+        self.by_id.values()
+    }
+
+    fn insert(&mut self, row_type: RowType) {
+        let row_type = Arc::new(row_type);
+        self.newest.insert(row_type.name().clone(), Arc::clone(&row_type));
+        self.by_id.insert(row_type.proto().row_type, row_type);
+    }
+}
+
+/// The file and what it holds.
+#[derive(Debug)]
+pub(crate) struct RowTypesFile {
+    path: PathBuf,
+    file: File,
+    byte_count: u64,
+    known: Arc<RowTypes>,
+}
+
+impl RowTypesFile {
+    /// Makes an empty file in the directory of a new epoch.
+    pub(crate) fn create(epoch_dir: &Path) -> Result<Self, StoreError> {
+        let path = epoch_dir.join("row_types");
+        let header = [*MAGIC, VERSION.to_le_bytes()].concat();
+        let write = || {
+            let file = File::create_new(&path)?;
+            file.write_all_at(&header, 0)?;
+            file.sync_all().map(|()| file)
+        };
+        let file = write().map_err(cannot("create", &path))?;
+        Ok(RowTypesFile { path, file, byte_count: HEADER_BYTES as u64, known: Arc::default() })
+    }
+
+    /// Reads the file, and cuts a group that a crash has torn.
+    pub(crate) fn open(epoch_dir: &Path) -> Result<Self, StoreError> {
+        let path = epoch_dir.join("row_types");
+        let bytes = fs::read(&path).map_err(cannot("read", &path))?;
+        let damaged = |at: usize, reason| StoreError::Damaged { path: path.clone(), offset: at as u64, reason };
+        match bytes.strip_prefix(MAGIC) {
+            Some(mut rest) if rest.len() >= 4 => match rest.get_u32_le() {
+                VERSION => {}
+                found => return Err(StoreError::Version { path, found, known: VERSION }),
+            },
+            Some(_) | None => return Err(damaged(0, "it does not start as a file of row types does")),
+        }
+        let (mut at, mut known) = (HEADER_BYTES, RowTypes::default());
+        while at < bytes.len() {
+            match read_group(&bytes[at..]) {
+                Group::Good { row_types, byte_count } => {
+                    for proto in row_types {
+                        known.insert(RowType::new(proto).map_err(|_| damaged(at, "a row type that cannot be used"))?);
+                    }
+                    at += byte_count;
+                }
+                Group::Torn => break,
+                Group::Bad => return Err(damaged(at, "checksum")),
+            }
+        }
+        let file = File::options().write(true).open(&path).map_err(cannot("open", &path))?;
+        if at < bytes.len() {
+            file.set_len(at as u64).and_then(|()| file.sync_all()).map_err(cannot("cut", &path))?;
+        }
+        Ok(RowTypesFile { path, file, byte_count: at as u64, known: Arc::new(known) })
+    }
+
+    /// What it holds.
+    pub(crate) fn known(&self) -> &Arc<RowTypes> {
+        &self.known
+    }
+
+    /// Adds the row types that the blocks announce, durably. After an error the file is as it was.
+    ///
+    /// A number that is announced again with the same content is no news; with other content, the later one counts.
+    pub(crate) fn add(&mut self, blocks: &[Block]) -> Result<(), StoreError> {
+        let mut group = vec![0; GROUP_HEAD_BYTES];
+        let mut known = None;
+        for (position, proto) in announced(blocks) {
+            let proto = proto?;
+            let table = known.get_or_insert_with(|| RowTypes::clone(&self.known));
+            match table.get(proto.row_type) {
+                Some(same) if *same.proto() == proto => continue,
+                Some(_) => tracing::warn!(row_type = proto.row_type, %position, "a row type has been announced anew"),
+                None => {}
+            }
+            group.extend_from_slice(&proto.encode_length_delimited_to_vec());
+            let unusable = |error| StoreError::Record { position, message: "RowType", reason: format!("{error}") };
+            table.insert(RowType::new(proto).map_err(unusable)?);
+        }
+        let Some(known) = known.filter(|_| group.len() > GROUP_HEAD_BYTES) else { return Ok(()) };
+        let length = u32::try_from(group.len() - GROUP_HEAD_BYTES).expect("blocks are appended a few MiB at a time");
+        let checksum = crc32fast::hash(&group[GROUP_HEAD_BYTES..]);
+        group[..4].copy_from_slice(&length.to_le_bytes());
+        group[4..GROUP_HEAD_BYTES].copy_from_slice(&checksum.to_le_bytes());
+        if let Err(source) = self.file.write_all_at(&group, self.byte_count) {
+            self.file.set_len(self.byte_count).map_err(cannot("cut", &self.path))?;
+            return Err(cannot("append to", &self.path)(source));
+        }
+        self.file.sync_data().map_err(unsynced).map_err(cannot("sync", &self.path))?;
+        self.byte_count += group.len() as u64;
+        self.known = Arc::new(known);
+        Ok(())
+    }
+}
+
+/// The row types that the blocks announce, in order.
+fn announced(blocks: &[Block]) -> impl Iterator<Item = (Position, Result<v1::RowType, StoreError>)> {
+    blocks.iter().flat_map(|block| {
+        block.entries().iter().filter(|entry| entry.kind == Kind::RowType).map(|entry| {
+            let position = entry.position();
+            let malformed = |error: prost::DecodeError| {
+                let reason = error.to_string();
+                StoreError::Record { position, message: "RowType", reason }
+            };
+            (position, v1::RowType::decode(block.slice(entry)).map_err(malformed))
+        })
+    })
+}
+
+enum Group {
+    Good { row_types: Vec<v1::RowType>, byte_count: usize },
+    Torn,
+    Bad,
+}
+
+/// A torn group ends where the file ends, or its head has not reached the disk and reads as zeros.
+fn read_group(mut bytes: &[u8]) -> Group {
+    if bytes.len() < GROUP_HEAD_BYTES {
+        return Group::Torn;
+    }
+    let (length, checksum) = (bytes.get_u32_le() as usize, bytes.get_u32_le());
+    if length == 0 || length > bytes.len() {
+        return Group::Torn;
+    }
+    let mut body = &bytes[..length];
+    if crc32fast::hash(body) != checksum {
+        return if length == bytes.len() { Group::Torn } else { Group::Bad };
+    }
+    let mut row_types = Vec::new();
+    while body.has_remaining() {
+        match v1::RowType::decode_length_delimited(&mut body) {
+            Ok(row_type) => row_types.push(row_type),
+            Err(_) => return Group::Bad,
+        }
+    }
+    Group::Good { row_types, byte_count: GROUP_HEAD_BYTES + length }
+}

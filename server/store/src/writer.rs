@@ -1,0 +1,410 @@
+//! The task that applies a feed to the changelog: append, show, fsync, report.
+//!
+//! Blocks are appended and shown in batches of what the feed has ready. One fsync runs at a time, beside the appending, and
+//! covers whatever was appended when it started (group commit); only then is it reported durable.
+//!
+//! Invariant: what is reported durable is complete and fsynced. When the disk is full, the batch is kept and tried again
+//! every second, readers go on, and the feed's budget holds back capture. Any other I/O error ends the writer: after a
+//! failed fsync nobody knows what is on the disk until it is read again.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    future::Future,
+    panic::resume_unwind,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use tidegate_feed::{Durable, FeedItem, Receive};
+use tidegate_model::{Block, Clock, Epoch, EpochInfo, Position};
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::MissedTickBehavior,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    StoreConfig, StoreError,
+    append::{Appender, Sync},
+    layout::{self, cannot},
+    order::Order,
+    retention::expired,
+    store::Shared,
+    transactions::Transactions,
+};
+
+/// A batch is appended when it has this many bytes, or the feed has nothing ready.
+const BATCH_BYTES: usize = 1 << 20;
+/// Unfinished transactions are synced in parts of this size, so that their commit does not have to wait for all of it.
+const SYNC_BYTES: u64 = 16 << 20;
+/// How often a full disk is tried again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+/// How often the retention's age is looked at.
+const TRIM_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Applies a feed to the changelog. There is one per store; it holds the directory's lock.
+pub struct StoreWriter {
+    config: StoreConfig,
+    shared: Arc<Shared>,
+    clock: Arc<dyn Clock>,
+    /// None before the first epoch, and while a thread works with it.
+    appender: Option<Appender>,
+    order: Order,
+    transactions: Transactions,
+    /// The fsync that is under way, at most one.
+    syncing: JoinSet<Result<Sync, StoreError>>,
+    _lock: File,
+}
+
+impl fmt::Debug for StoreWriter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoreWriter").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Where a writer's work comes from.
+struct Intake<F> {
+    feed: F,
+    stop: CancellationToken,
+}
+
+/// Was a step done?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    Done,
+    /// The disk was full until `stop`.
+    Stopped,
+}
+
+impl StoreWriter {
+    pub(crate) fn new(
+        config: StoreConfig,
+        shared: Arc<Shared>,
+        appender: Option<Appender>,
+        (lock, clock): (File, Arc<dyn Clock>),
+    ) -> Self {
+        let complete = appender.as_ref().map_or(Position::ZERO, Appender::complete);
+        StoreWriter {
+            config,
+            shared,
+            clock,
+            appender,
+            order: Order::new(complete),
+            transactions: Transactions::default(),
+            syncing: JoinSet::new(),
+            _lock: lock,
+        }
+    }
+
+    /// Runs until the feed ends, or until `stop`; then it takes what the feed has ready, makes everything durable, reports
+    /// it, and returns. With a full disk it returns at `stop` without what did not fit, which was never reported.
+    ///
+    /// # Errors
+    /// Everything but a full disk: see [`StoreError`].
+    pub async fn run(mut self, feed: impl Receive, stop: CancellationToken) -> Result<(), StoreError> {
+        let mut intake = Intake { feed, stop };
+        let mut trim = tokio::time::interval(TRIM_INTERVAL);
+        trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.report(&intake.feed);
+        loop {
+            tokio::select! {
+                biased;
+                () = intake.stop.cancelled() => break,
+                Some(done) = self.syncing.join_next() => self.synced(done, &intake.feed)?,
+                _ = trim.tick() => self.trim().await?,
+                item = intake.feed.next() => match item {
+                    Some(item) => if self.take(item, &mut intake).await? == Step::Stopped { break },
+                    None => break,
+                },
+            }
+            self.start_sync();
+        }
+        while let Some(Some(item)) = ready(intake.feed.next()).await {
+            if self.take(item, &mut intake).await? == Step::Stopped {
+                break;
+            }
+        }
+        self.make_durable(&mut intake).await
+    }
+
+    /// Takes an item, and whatever else the feed has ready, up to a batch.
+    async fn take<F: Receive>(&mut self, item: FeedItem, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+        let mut batch = Vec::new();
+        let mut byte_count = 0;
+        let mut item = Some(item);
+        while let Some(next) = item {
+            match next {
+                FeedItem::Block(block) => {
+                    if self.appender.is_none() {
+                        return Err(StoreError::NoEpoch);
+                    }
+                    byte_count += block.byte_count();
+                    batch.extend(self.order.accept(block)?);
+                }
+                FeedItem::Epoch(info) | FeedItem::Timeline(info) if self.current_epoch() == Some(info.epoch) => {
+                    if self.append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
+                        return Ok(Step::Stopped);
+                    }
+                    return self.change_timeline(info, intake).await;
+                }
+                FeedItem::Epoch(info) => {
+                    // What the old epoch had in this batch goes with it.
+                    return self.begin_epoch(info, intake).await;
+                }
+                FeedItem::Timeline(_) => return Err(StoreError::NoEpoch),
+            }
+            if byte_count >= BATCH_BYTES {
+                break;
+            }
+            item = ready(intake.feed.next()).await.flatten();
+        }
+        self.append(batch, intake).await
+    }
+
+    async fn append<F: Receive>(&mut self, batch: Vec<Block>, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+        if batch.is_empty() {
+            return Ok(Step::Done);
+        }
+        let batch: Arc<[Block]> = batch.into();
+        let placed = loop {
+            let (blocks, now_us) = (Arc::clone(&batch), self.clock.now_us());
+            let mut appender = self.appender.take().ok_or(StoreError::NoEpoch)?;
+            let (appender, appended) = blocking(move || {
+                let appended = appender.append(&blocks, now_us);
+                (appender, appended)
+            })
+            .await;
+            self.appender = Some(appender);
+            match appended {
+                Ok(placed) => break placed,
+                Err(error) if error.is_disk_full() => {
+                    if self.wait_for_room(&error, intake).await? == Step::Stopped {
+                        return Ok(Step::Stopped);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        for block in batch.iter() {
+            self.transactions.observe(block)?;
+        }
+        let Some(appender) = &self.appender else { return Ok(Step::Done) };
+        self.show_row_types(appender);
+        appender.log.publish(placed);
+        self.show_head(appender);
+        self.room_again(&intake.feed);
+        if self.shared.head.borrow().changelog_bytes > self.config.retention.size_bytes {
+            self.trim().await?;
+        }
+        Ok(Step::Done)
+    }
+
+    async fn begin_epoch<F: Receive>(&mut self, info: EpochInfo, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+        // An fsync of the old log may not be mistaken for one of the new.
+        while let Some(done) = self.syncing.join_next().await {
+            sync_outcome(done)?;
+        }
+        let appender = loop {
+            let (dir, bytes) = (self.config.dir.clone(), (self.config.segment_bytes, self.config.tail_bytes));
+            match blocking(move || Appender::begin(&dir, &info, bytes)).await {
+                Ok(appender) => break appender,
+                Err(error) if error.is_disk_full() => {
+                    if self.wait_for_room(&error, intake).await? == Step::Stopped {
+                        return Ok(Step::Stopped);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        tracing::info!(epoch = %info.epoch, start_lsn = %info.start_lsn, timeline = info.timeline, "the changelog begins anew");
+        let complete = appender.complete();
+        self.order = Order::new(complete);
+        self.transactions = Transactions::default();
+        let log = Arc::clone(&appender.log);
+        let old = self.shared.log.write().unwrap_or_else(PoisonError::into_inner).replace(log);
+        self.show_row_types(&appender);
+        self.shared.head.send_modify(|head| {
+            head.epoch = Some(info.epoch);
+            (head.complete, head.durable, head.earliest) = (complete, complete, complete);
+            (head.commit_time_us, head.changelog_bytes) = (0, 0);
+        });
+        self.appender = Some(appender);
+        if let Some(old) = old {
+            old.supersede(info.epoch);
+        }
+        self.room_again(&intake.feed);
+        self.report(&intake.feed);
+        let dir = self.config.dir.clone();
+        blocking(move || layout::remove_other_epochs(&dir, info.epoch)).await?;
+        Ok(Step::Done)
+    }
+
+    async fn change_timeline<F: Receive>(
+        &mut self,
+        info: EpochInfo,
+        intake: &mut Intake<F>,
+    ) -> Result<Step, StoreError> {
+        loop {
+            let dir = self.config.dir.clone();
+            match blocking(move || layout::write_manifest(&dir, &info)).await {
+                Ok(()) => break,
+                Err(error) if error.is_disk_full() => {
+                    if self.wait_for_room(&error, intake).await? == Step::Stopped {
+                        return Ok(Step::Stopped);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        tracing::info!(epoch = %info.epoch, timeline = info.timeline, "the epoch goes on on another timeline");
+        self.room_again(&intake.feed);
+        Ok(Step::Done)
+    }
+
+    /// Says that the disk is full, and waits a while; what has been appended becomes durable meanwhile.
+    async fn wait_for_room<F: Receive>(
+        &mut self,
+        error: &StoreError,
+        intake: &mut Intake<F>,
+    ) -> Result<Step, StoreError> {
+        if !self.shared.head.borrow().disk_full {
+            tracing::error!(%error, "the disk is full; capture waits, and goes on by itself when there is room");
+            self.shared.head.send_modify(|head| head.disk_full = true);
+            self.report(&intake.feed);
+        }
+        self.trim().await?;
+        self.start_sync();
+        let retry = tokio::time::sleep(FULL_RETRY);
+        tokio::pin!(retry);
+        loop {
+            tokio::select! {
+                () = &mut retry => return Ok(Step::Done),
+                () = intake.stop.cancelled() => return Ok(Step::Stopped),
+                Some(done) = self.syncing.join_next() => self.synced(done, &intake.feed)?,
+            }
+        }
+    }
+
+    fn room_again(&self, feed: &impl Receive) {
+        if self.shared.head.borrow().disk_full {
+            tracing::info!("there is room on the disk again");
+            self.shared.head.send_modify(|head| head.disk_full = false);
+            self.report(feed);
+        }
+    }
+
+    /// Starts an fsync, unless one is under way or there is nothing to gain.
+    fn start_sync(&mut self) {
+        let Some(appender) = self.appender.as_ref().filter(|_| self.syncing.is_empty()) else { return };
+        let durable = self.shared.head.borrow().durable;
+        let worthwhile = appender.complete() > durable || appender.unsynced() >= SYNC_BYTES;
+        if let Some(sync) = appender.next_sync().filter(|_| worthwhile) {
+            self.syncing.spawn_blocking(move || sync.run().map(|()| sync));
+        }
+    }
+
+    fn synced(
+        &mut self,
+        done: Result<Result<Sync, StoreError>, JoinError>,
+        feed: &impl Receive,
+    ) -> Result<(), StoreError> {
+        let sync = sync_outcome(done)?;
+        if let Some(appender) = &mut self.appender {
+            appender.synced(sync.end);
+        }
+        self.shared.head.send_if_modified(|head| std::mem::replace(&mut head.durable, sync.complete) != sync.complete);
+        self.report(feed);
+        Ok(())
+    }
+
+    async fn make_durable<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<(), StoreError> {
+        while let Some(done) = self.syncing.join_next().await {
+            self.synced(done, &intake.feed)?;
+        }
+        self.start_sync();
+        while let Some(done) = self.syncing.join_next().await {
+            self.synced(done, &intake.feed)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the segments that the retention no longer allows.
+    async fn trim(&mut self) -> Result<(), StoreError> {
+        let Some(appender) = &self.appender else { return Ok(()) };
+        let (log, durable) = (Arc::clone(&appender.log), self.shared.head.borrow().durable);
+        let count = expired(&log.facts(), self.config.retention, self.clock.now_us(), durable);
+        if count == 0 {
+            return Ok(());
+        }
+        let removed = log.take_oldest(count);
+        self.show_head(appender);
+        tracing::info!(segments = count, earliest = %log.earliest(), "trimmed the changelog");
+        let epoch_dir = layout::epoch_dir(&self.config.dir, log.epoch);
+        blocking(move || {
+            for segment in removed {
+                fs::remove_file(&segment.path).map_err(cannot("remove", &segment.path))?;
+                // One by one, so that a crash leaves no gap.
+                layout::sync_dir(&epoch_dir)?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    fn show_head(&self, appender: &Appender) {
+        let newest = self.transactions.newest();
+        self.shared.head.send_modify(|head| {
+            head.complete = appender.complete();
+            head.earliest = appender.log.earliest();
+            head.changelog_bytes = appender.log.byte_count();
+            head.commit_time_us = newest.map_or(head.commit_time_us, |transaction| transaction.commit_time_us);
+        });
+    }
+
+    fn show_row_types(&self, appender: &Appender) {
+        let known = appender.row_types.known();
+        let mut shown = self.shared.row_types.write().unwrap_or_else(PoisonError::into_inner);
+        if !Arc::ptr_eq(&shown, known) {
+            *shown = Arc::clone(known);
+            self.shared.row_types_changed.send_modify(|version| *version += 1);
+        }
+    }
+
+    fn report(&self, feed: &impl Receive) {
+        let head = *self.shared.head.borrow();
+        feed.report(Durable { position: head.durable, epoch: head.epoch, disk_full: head.disk_full });
+    }
+
+    fn current_epoch(&self) -> Option<Epoch> {
+        self.appender.as_ref().map(|appender| appender.log.epoch)
+    }
+}
+
+fn sync_outcome(done: Result<Result<Sync, StoreError>, JoinError>) -> Result<Sync, StoreError> {
+    match done {
+        Ok(synced) => synced,
+        Err(error) => resume_unwind(error.into_panic()),
+    }
+}
+
+/// The output, if the future is ready at once.
+async fn ready<F: Future>(future: F) -> Option<F::Output> {
+    tokio::select! {
+        biased;
+        output = future => Some(output),
+        () = std::future::ready(()) => None,
+    }
+}
+
+/// Runs what blocks on a thread for that.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(output) => output,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // The runtime is shutting down, and will not poll this again.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}

@@ -1,0 +1,58 @@
+//! This release reads the files that were written by each release before it.
+
+use std::{env, fs, path::Path};
+
+use tidegate_model::Position;
+
+mod support;
+
+use support::{
+    INFO, Running, START, config, read,
+    records::{Event, blocks, lsn, records},
+};
+
+fn events() -> Vec<Event> {
+    let transaction = |rows: &[u16]| Event::Transaction(rows.to_vec());
+    let small = [transaction(&[3]), Event::Message(20), transaction(&[]), Event::Progress, transaction(&[0, 7, 190])];
+    small.into_iter().chain((0..30).map(|n| Event::Transaction(vec![40 + n; 3]))).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to.join(entry.file_name()));
+        } else {
+            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+/// Writes the files of the current version; see `fixtures/README.md`.
+async fn write(fixture: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let all = records(&events());
+    let mut running = Running::begin(config(dir.path())).await;
+    running.publish(blocks(&all, 900)).await;
+    running.close().await.unwrap();
+    fs::remove_file(dir.path().join("lock")).unwrap();
+    copy(dir.path(), fixture);
+}
+
+#[tokio::test]
+async fn version_1_is_read() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1");
+    if env::var_os("TIDEGATE_WRITE_FIXTURE").is_some() {
+        write(&fixture).await;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    copy(&fixture, dir.path());
+    let all = records(&events());
+    let running = Running::open(config(dir.path())).await;
+    let recovered = running.store.recovered().unwrap();
+    assert_eq!((recovered.epoch, recovered.durable), (INFO, all[all.len() - 1].0));
+    assert_eq!(recovered.last_transaction.unwrap().commit_end_lsn, lsn(34));
+    assert_eq!(running.store.head().borrow().earliest, Position::end_of_transaction(INFO.start_lsn));
+    assert_eq!(read(&mut running.reader(START), all.len()).await, all);
+}
