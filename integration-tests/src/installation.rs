@@ -84,19 +84,22 @@ pub fn tool(name: &str) -> Result<PathBuf> {
     places.find(|path| path.is_file()).with_context(|| format!("no {name}; run `make {name}`"))
 }
 
-/// A program of this workspace, built with the same profile as the running test.
+/// The `tidegate` binary: `TIDEGATE_BIN`, else the one that was built with the same profile as the running test.
 ///
 /// # Errors
 /// It is not built, or older than its sources: the tests would then test something else.
-pub fn file_near_tests(name: &str) -> Result<PathBuf> {
-    let path = profile()?.join(name);
+pub fn tidegate_binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TIDEGATE_BIN") {
+        return Ok(PathBuf::from(path));
+    }
+    let path = profile()?.join("tidegate");
     let build = "build it with `cargo build --workspace --all-targets`, as `make test` does";
     ensure!(path.is_file(), "no {}; {build}", path.display());
     let built = fs::metadata(&path)?.modified()?;
     let sources = fs::read_to_string(path.with_extension("d")).unwrap_or_default();
     for source in sources.split_once(':').map_or("", |(_, list)| list).split_whitespace() {
         let changed = fs::metadata(source).and_then(|data| data.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        ensure!(changed <= built, "{name} is older than {source}; {build}");
+        ensure!(changed <= built, "the tidegate binary is older than {source}; {build}");
     }
     Ok(path)
 }

@@ -47,6 +47,7 @@ impl Oracle {
         command.arg("-d").arg(database.url()).arg("--slot").arg(&self.slot).args(["--start", "--no-loop", "-f"]);
         command.arg(&file).arg("--endpos").arg(end).args(["-o", "proto_version=1", "-o", "messages=true"]);
         command.arg("-o").arg(format!("publication_names={}", self.publication));
+        command.env("PGOPTIONS", "-c logical_decoding_work_mem=256MB");
         tokio::task::spawn_blocking(move || cluster::run(command)).await??;
         // pg_recvlogical writes a line feed behind each message.
         pgoutput::read(&fs::read(file)?, Some(b'\n'))

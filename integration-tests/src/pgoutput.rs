@@ -53,6 +53,9 @@ impl<'a> Reader<'a> {
                 self.u64()?;
                 self.text().map(drop)
             }
+            // PostgreSQL 15 was seen to send Stream Abort in protocol 1 too, for a subtransaction that a crash rolled back.
+            // Nothing of it was sent before, since there is no Stream Start, and so there is nothing to take back.
+            b'A' => self.u64().map(drop),
             kind => bail!("unexpected message {:?}", char::from(kind)),
         }
     }

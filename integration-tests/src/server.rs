@@ -1,6 +1,7 @@
 //! The real `tidegate` binary as a child process, on a temporary data folder and free ports.
 
 use std::{
+    ffi::OsStr,
     path::PathBuf,
     process::{Command, Output, Stdio},
 };
@@ -8,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tidegate_client::{Client, SourceState, SourceStatus};
 
-use crate::{Process, Scratch, Signal, cluster::free_port, file_near_tests, within};
+use crate::{Process, Scratch, Signal, cluster::free_port, tidegate_binary, within};
 
 /// The source's name in these tests.
 const SOURCE: &str = "shop";
@@ -86,7 +87,7 @@ impl Server {
     /// # Errors
     /// The binary is not built.
     pub fn stopped(config: ServerConfig) -> Result<Self> {
-        let program = file_near_tests("tidegate")?;
+        let program = tidegate_binary()?;
         let scratch = Scratch::new()?;
         Ok(Server { scratch, program, config, grpc: free_port()?, http: free_port()?, process: None })
     }
@@ -99,10 +100,7 @@ impl Server {
         ensure!(self.process.is_none(), "the server is running already");
         std::fs::write(self.config_file(), self.yaml())?;
         let mut command = Command::new(&self.program);
-        command.args(["serve", "--config", &self.config_file()]).env("NO_COLOR", "1");
-        for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("POSTGRES_")) {
-            command.env_remove(name);
-        }
+        unconfigured(&mut command).args(["serve", "--config", &self.config_file()]);
         let mut process = Process::start(command, self.scratch.path(), "tidegate")?;
         let endpoint = self.endpoint();
         loop {
@@ -287,8 +285,29 @@ impl Server {
 /// # Errors
 /// It goes on running.
 pub async fn tidegate(arguments: &[&str]) -> Result<Output> {
-    let mut command = tokio::process::Command::new(file_near_tests("tidegate")?);
-    command.args(arguments).env("NO_COLOR", "1").stdin(Stdio::null()).kill_on_drop(true);
+    tidegate_with(arguments, &[]).await
+}
+
+/// Runs the binary to its end, with environment variables.
+///
+/// # Errors
+/// It goes on running.
+pub async fn tidegate_with(arguments: &[&str], environment: &[(&str, &OsStr)]) -> Result<Output> {
+    let mut command = Command::new(tidegate_binary()?);
+    unconfigured(&mut command).args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
+    let mut command = tokio::process::Command::from(command);
+    command.kill_on_drop(true);
     let running = tokio::time::timeout(crate::DEADLINE, command.output());
     Ok(running.await.with_context(|| format!("tidegate {arguments:?} goes on running"))??)
+}
+
+/// Takes away what would configure the binary: the variables that steer these tests among them.
+fn unconfigured(command: &mut Command) -> &mut Command {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if (text.starts_with("TIDEGATE_") || text.starts_with("POSTGRES_")) && text != "TIDEGATE_PG_BIN" {
+            command.env_remove(&name);
+        }
+    }
+    command.env("NO_COLOR", "1")
 }

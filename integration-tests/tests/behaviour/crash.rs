@@ -44,6 +44,7 @@ async fn what_is_received_is_what_was_committed() -> Result<()> {
     let database = Database::connect(&cluster.url("crash")).await?;
     database.mark("the end").await?;
     let history = subscriber.join_next().await.expect("spawned above")??;
+    println!("received {} transactions; asking the oracle", history.transactions().len());
     let expected = oracle.read(&database).await?;
     println!("{} transactions, {} changes", expected.transactions().len(), expected.change_count());
     history.must_equal(&expected)

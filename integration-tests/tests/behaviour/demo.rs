@@ -2,16 +2,14 @@
 
 use std::fs;
 
-use anyhow::{Context, Result, ensure};
-use tidegate_integration_tests::{DEADLINE, Scratch, file_near_tests};
+use anyhow::{Result, ensure};
+use tidegate_integration_tests::{Scratch, tidegate_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_shows_twenty_changes_and_leaves_nothing_behind() -> Result<()> {
     let scratch = Scratch::new()?;
-    // PostgreSQL runs as another user where we are root; the folder must be one that it may enter.
-    let mut command = tokio::process::Command::new(file_near_tests("tidegate")?);
-    command.args(["demo", "--changes", "20"]).env("TMPDIR", scratch.path()).env("NO_COLOR", "1").kill_on_drop(true);
-    let output = tokio::time::timeout(DEADLINE, command.output()).await.context("it goes on running")??;
+    let folder = [("TMPDIR", scratch.path().as_os_str())];
+    let output = tidegate_with(&["demo", "--changes", "20"], &folder).await?;
     let printed = String::from_utf8_lossy(&output.stdout);
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}: {printed}{errors}", output.status);

@@ -34,7 +34,7 @@ async fn a_full_disk_pauses_capture_and_nothing_else() -> Result<()> {
     let _mounted = Mounted(scratch);
     let cluster = Cluster::shared().await?;
     let database = cluster.database("disk_full").await?;
-    database.execute("create table bulk (n int, filler text)").await?;
+    database.execute("create table bulk (id bigint generated always as identity primary key, filler text)").await?;
     database.create_marker().await?;
     let mut config = ServerConfig::of(database.url());
     config.data_dir = Some(disk.clone());
@@ -46,7 +46,7 @@ async fn a_full_disk_pauses_capture_and_nothing_else() -> Result<()> {
 
     // 100 MB in a thousand transactions.
     let load = "do $$ begin for i in 1..1000 loop \
-                insert into bulk select n, repeat('x', 1000) from generate_series(1, 100) n; commit; end loop; end $$";
+                insert into bulk (filler) select repeat('x', 1000) from generate_series(1, 100) n; commit; end loop; end $$";
     database.execute(load).await?;
     let full = server.until_state(SourceState::DiskFull).await?;
     ensure!(full.detail.contains("disk"), "'{}' does not say what is wrong", full.detail);

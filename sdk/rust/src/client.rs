@@ -142,7 +142,7 @@ impl ClientBuilder {
     }
 
     fn dialer(&self) -> Result<Dialer, ClientError> {
-        let error = |source| ClientError::Endpoint { endpoint: self.endpoint.clone(), source };
+        let error = |cause| ClientError::Endpoint { endpoint: self.endpoint.clone(), cause };
         let mut endpoint = Endpoint::from_shared(self.endpoint.clone())
             .and_then(|endpoint| endpoint.user_agent(concat!("tidegate-client-rust/", env!("CARGO_PKG_VERSION"))))
             .map_err(error)?

@@ -55,7 +55,7 @@ impl Dialer {
         };
         match timeout(self.connect_timeout, endpoint.connect()).await {
             Ok(connected) => {
-                connected.map_err(|source| ClientError::Connect { endpoint: self.address.to_string(), source })
+                connected.map_err(|cause| ClientError::Connect { endpoint: self.address.to_string(), cause })
             }
             Err(_) => Err(self.late()),
         }

@@ -397,7 +397,7 @@ fn old_kind_of(kind: v1::change::OldKind) -> OldKind {
 }
 
 fn position(text: &str) -> Result<Position, Violation> {
-    text.parse().map_err(|source| Violation::Position { text: text.to_owned(), source })
+    text.parse().map_err(|cause| Violation::Position { text: text.to_owned(), cause })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What can go wrong, and what to do then.
 //!
-//! Invariant: every error answers [`ClientError::retry`]. A lost connection is no error of the stream: it is mended
+//! Invariants: every error answers [`ClientError::retry`]; its text names the cause, which is therefore not a
+//! [`source`](std::error::Error::source) that would be printed again. A lost connection is no error of the stream: it is mended
 //! there, and reported as [`Event::Interrupted`](crate::Event::Interrupted).
 
 use std::time::Duration;
@@ -26,20 +27,20 @@ pub enum Retry {
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The address or the TLS settings cannot be used at all.
-    #[error("cannot use the server address '{endpoint}' ({}); write http://HOST:PORT, or https:// with the TLS settings", cause(.source))]
+    #[error("cannot use the server address '{endpoint}' ({}); write http://HOST:PORT, or https:// with the TLS settings", innermost(.cause))]
     Endpoint {
         /// As it was given.
         endpoint: String,
         /// What is wrong with it.
-        source: tonic::transport::Error,
+        cause: tonic::transport::Error,
     },
     /// Nobody answers there, or not in our protocol.
-    #[error("cannot connect to {endpoint} ({}); is the server running and reachable there?", cause(.source))]
+    #[error("cannot connect to {endpoint} ({}); is the server running and reachable there?", innermost(.cause))]
     Connect {
         /// As it was given.
         endpoint: String,
         /// What the network said.
-        source: tonic::transport::Error,
+        cause: tonic::transport::Error,
     },
     /// The connection did not open in time.
     #[error("{endpoint} did not answer within {} s; is it reachable, and a Tidegate server?", .after.as_secs())]
@@ -129,12 +130,12 @@ pub enum Violation {
     #[error("row type {0} was not announced")]
     RowType(u32),
     /// Not a position.
-    #[error("'{text}': {source}")]
+    #[error("'{text}': {cause}")]
     Position {
         /// What stands in its place.
         text: String,
         /// Why it is none.
-        source: PositionError,
+        cause: PositionError,
     },
     /// Positions went backwards within a connection.
     #[error("position {position} came after {after}")]
@@ -169,12 +170,12 @@ pub enum RowError {
         detail: String,
     },
     /// The bytes do not decode.
-    #[error("a row of {message} cannot be decoded: {source}")]
+    #[error("a row of {message} cannot be decoded: {cause}")]
     Decode {
         /// The message's full name.
         message: String,
         /// Why.
-        source: prost::DecodeError,
+        cause: prost::DecodeError,
     },
     /// An array's layout does not fit its values, or a value is not of its column's type.
     #[error("column {column} of {message} holds a malformed value")]
@@ -269,7 +270,7 @@ fn retry_by_code(code: Code) -> Retry {
 }
 
 /// The innermost cause, which says more than tonic's "transport error".
-fn cause(error: &tonic::transport::Error) -> String {
+fn innermost(error: &tonic::transport::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -346,9 +346,9 @@ impl Change {
     }
 
     fn decode_as<M: prost::Message + Default>(&self, bytes: &Bytes) -> Result<M, RowError> {
-        M::decode(bytes.clone()).map_err(|source| RowError::Decode {
+        M::decode(bytes.clone()).map_err(|cause| RowError::Decode {
             message: self.row_type.as_deref().map_or_else(String::new, |row_type| row_type.message().to_owned()),
-            source,
+            cause,
         })
     }
 }

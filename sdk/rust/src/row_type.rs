@@ -113,7 +113,7 @@ impl RowType {
     pub fn dynamic(&self, row: &Bytes) -> Result<DynamicMessage, RowError> {
         let descriptor = self.descriptor()?.clone();
         DynamicMessage::decode(descriptor, row.clone())
-            .map_err(|source| RowError::Decode { message: self.proto.message.clone(), source })
+            .map_err(|cause| RowError::Decode { message: self.proto.message.clone(), cause })
     }
 
     /// The columns for which `sent` holds, by exact name: NULL is null, one that was not sent is absent.

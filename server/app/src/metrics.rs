@@ -11,10 +11,7 @@ use opentelemetry::{
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use prometheus::{Registry, TextEncoder};
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
 use tidegate_gateway::{GatewayMetrics, SourceStatus};
@@ -166,10 +163,10 @@ fn observe_state(meter: &Meter, sources: &Arc<[ObservedSource]>, clock: Arc<dyn 
 }
 
 fn observe_counters(meter: &Meter, sources: &Arc<[ObservedSource]>) {
-    let counters: [(&'static str, &'static str, fn(&CaptureCounters) -> &AtomicU64); 2] = [
-        ("tidegate.events", "Changes captured.", |c| &c.events),
+    let counters: [(&'static str, &'static str, Read<CaptureCounters>); 2] = [
+        ("tidegate.events", "Changes captured.", |c| c.events.load(Relaxed)),
         ("tidegate.source_errors", "Connections to the source, or to the control database, that failed.", |c| {
-            &c.errors
+            c.errors.load(Relaxed)
         }),
     ];
     for (name, about, read) in counters {
@@ -179,7 +176,7 @@ fn observe_counters(meter: &Meter, sources: &Arc<[ObservedSource]>) {
             .with_description(about)
             .with_callback(move |observer| {
                 for source in sources.iter() {
-                    observer.observe(read(&source.counters).load(Relaxed), &[label(&source.name)]);
+                    observer.observe(read(&source.counters), &[label(&source.name)]);
                 }
             })
             .build();

@@ -221,22 +221,26 @@ fn value(value: &Value) -> Cow<'_, str> {
     }
 }
 
-/// Text as it is where that is unmistakable, else in double quotes.
+/// Text as it is where that is unmistakable, else in quotes: single ones around what has double ones, as JSON does.
 fn shown(text: &str) -> Cow<'_, str> {
-    let plain = !text.is_empty()
-        && text != "null"
-        && text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '"' && c != '\\');
-    if plain { Cow::Borrowed(text) } else { Cow::Owned(escaped(&Value::from(text).to_string())) }
+    let harmless = text.chars().all(|c| !is_obeyed(c) && c != '\\' && c != '\'');
+    let plain = !text.is_empty() && text != "null" && !text.contains(|c: char| c.is_whitespace() || c == '"');
+    match (harmless, plain) {
+        (true, true) => Cow::Borrowed(text),
+        (true, false) if text.contains('"') => Cow::Owned(format!("'{text}'")),
+        (true | false, _) => Cow::Owned(escaped(&Value::from(text).to_string())),
+    }
 }
 
-/// JSON leaves the control characters from U+007F on as they are; a terminal obeys some of them, and those that turn the
-/// direction of writing.
+/// JSON leaves the control characters from U+007F on as they are.
 fn escaped(json: &str) -> String {
-    let obeyed = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    let escape = |c: char| if obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    let escape = |c: char| if is_obeyed(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
     json.chars().map(escape).collect()
+}
+
+/// Would a terminal obey it, instead of showing it? Control characters, and those that turn the direction of writing.
+fn is_obeyed(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn cut(text: &str) -> String {
@@ -376,6 +380,15 @@ mod tests {
         let line = printed(insert(), Format::Plain);
         assert!(line.chars().all(|c| !c.is_control()), "{line:?}");
         assert_eq!(shown("a\u{9b}31m\u{202e}"), "\"a\\u009b31m\\u202e\"");
+    }
+
+    #[test]
+    fn text_is_quoted_where_it_could_be_mistaken() {
+        let shows = [("a'b", r#""a'b""#), ("", r#""""#), ("null", r#""null""#), ("a b", r#""a b""#), ("äb", "äb")];
+        for (text, expected) in shows {
+            assert_eq!(shown(text), expected);
+        }
+        assert_eq!(shown(r#"{"sugar": 2}"#), r#"'{"sugar": 2}'"#);
     }
 
     #[test]

@@ -110,6 +110,7 @@ async fn drop_slot_of(session: &Session, source: &Source) -> anyhow::Result<()> 
             bail!("slot {name} is read by '{}' (pid {pid}), which is not Tidegate", reader.unwrap_or_default());
         }
         terminate_backend(session, pid, PATIENCE_MS).await?;
+        eprintln!("slot {name} was being read; a server that still captures {} makes it again: stop it", source.name);
     }
     bail!("slot {name} is in use again and again; stop the server that captures {}, then try again", source.name)
 }

@@ -28,13 +28,16 @@ pub enum Discontinuity {
     },
     /// The slot has been created again, or someone else has read from it.
     #[error(
-        "replication slot stands at {confirmed_flush_lsn}, beyond {durable_lsn} that is stored: it was created again or read by someone else"
+        "replication slot {slot} stands at {confirmed_flush_lsn}, beyond {received_lsn} that was received: \
+         it was created again or read by someone else"
     )]
     SlotAhead {
+        /// The slot's name.
+        slot: String,
         /// Where the slot stands.
         confirmed_flush_lsn: Lsn,
-        /// What is stored.
-        durable_lsn: Lsn,
+        /// What was received.
+        received_lsn: Lsn,
     },
     /// The publication has been dropped and created again.
     #[error("publication {publication} has been created again; changes made without it were not sent")]
@@ -121,7 +124,8 @@ pub(crate) fn prove(past: &Past, facts: &Facts<'_>) -> Result<Continues, Discont
     }
     let confirmed_flush_lsn = usable_slot(facts.slot_name, facts.slot)?;
     if confirmed_flush_lsn > received_lsn {
-        return Err(Discontinuity::SlotAhead { confirmed_flush_lsn, durable_lsn: received_lsn });
+        let slot = facts.slot_name.to_owned();
+        return Err(Discontinuity::SlotAhead { slot, confirmed_flush_lsn, received_lsn });
     }
     let expected = past.last_transaction.filter(|last| confirmed_flush_lsn < last.commit_end_lsn);
     Ok(Continues { expected, timeline: identity.timeline })

@@ -12,6 +12,9 @@ use crate::{
     status::{CaptureStatus, State},
 };
 
+const DISK_FULL: &str = "the disk below data_dir is full: nothing is confirmed, PostgreSQL keeps its WAL; free space, \
+                         lower retention.size or extend the disk, and capture goes on by itself";
+
 /// Shared state of one capture. Locks are held for a few instructions, never across an await.
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -63,6 +66,9 @@ impl Link {
                 (state, _) => state,
             };
             let before = (status.state, status.durable_lsn, status.confirmed_flush_lsn);
+            if state != status.state {
+                status.detail = if disk_full { DISK_FULL.to_owned() } else { String::new() };
+            }
             status.state = state;
             status.durable_lsn = position.lsn;
             status.confirmed_flush_lsn = confirmed_flush_lsn;

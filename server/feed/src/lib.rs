@@ -65,7 +65,8 @@ pub trait Publish: Send {
 
 /// The storing side of a feed.
 pub trait Receive: Send {
-    /// The next item, or None when the capturing side is gone and all that it published was received. Cancel safe: when the
+    /// The next item, or None when the capturing side is gone and all that it published was received,
+    /// and then always None. Cancel safe: when the
     /// future is dropped before it is ready, no item is lost. Returns the bytes of the item before to the budget.
     fn next(&mut self) -> impl Future<Output = Option<FeedItem>> + Send;
 

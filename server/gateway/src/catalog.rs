@@ -7,11 +7,11 @@ use tidegate_proto::v1::{self, catalog_server::Catalog, source_status::State};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    drain::timestamp,
     gateway::Shared,
     near::near,
     source::{Source, SourceState},
     status::GatewayError,
+    time::timestamp,
 };
 
 /// The service.

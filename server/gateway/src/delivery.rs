@@ -23,6 +23,7 @@ use crate::{
     projection::ChangeProjector,
     selection::{Deliver, Plan, Routing, RowTypeLookup},
     status::GatewayError,
+    time::microseconds,
 };
 
 /// A run of changes is cut before it exceeds this, so that subscriptions of a session take turns. One change may be larger.
@@ -47,11 +48,6 @@ pub(crate) struct Filtered {
 }
 
 impl Filtered {
-    /// Memory that it holds, in bytes.
-    pub(crate) fn byte_count(&self) -> usize {
-        self.payload.len() + self.projected.len() + self.pieces.len() * size_of::<Piece>() + size_of::<Self>()
-    }
-
     fn memory(&self, piece: &Piece) -> &Bytes {
         if piece.projected { &self.projected } else { &self.payload }
     }
@@ -229,8 +225,7 @@ impl Filter<'_> {
 
 /// The commit time that a Begin states.
 fn commit_time_us(begin: &[u8]) -> Option<i64> {
-    let time = v1::Begin::decode(begin).ok()?.commit_time?;
-    Some(time.seconds.saturating_mul(1_000_000).saturating_add(i64::from(time.nanos) / 1000))
+    v1::Begin::decode(begin).ok()?.commit_time.as_ref().map(microseconds)
 }
 
 /// What a [`Delivery`] did when it was asked to go on.

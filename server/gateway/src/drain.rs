@@ -10,6 +10,8 @@ use tidegate_proto::v1;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::time::timestamp;
+
 /// Tells streams to end. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Drain {
@@ -51,10 +53,4 @@ impl Drain {
             (Instant::now() + self.grace, self.clock.now_us().saturating_add(grace_us))
         })
     }
-}
-
-/// A time as protobuf has it, from microseconds since 1970.
-pub(crate) fn timestamp(us: i64) -> prost_types::Timestamp {
-    let nanos = i32::try_from(us.rem_euclid(1_000_000) * 1000).expect("less than a second");
-    prost_types::Timestamp { seconds: us.div_euclid(1_000_000), nanos }
 }

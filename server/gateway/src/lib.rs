@@ -43,6 +43,7 @@ mod near;
 mod progress;
 mod reflection;
 mod status;
+mod time;
 
 pub use config::GatewayConfig;
 pub use gateway::{Gateway, ServeError};

@@ -14,6 +14,9 @@ pub(crate) fn near(name: &str, known: impl Iterator<Item = String>) -> Vec<Strin
         .filter(|(likeness, _)| *likeness > 0.75)
         .collect();
     found.sort_by(|(a, x), (b, y)| b.total_cmp(a).then_with(|| x.cmp(y)));
+    // Names share a schema: what is much less like it than the best is like it by that alone.
+    let best = found.first().map_or(0.0, |(likeness, _)| *likeness);
+    found.retain(|(likeness, _)| best - likeness < 0.05);
     found.truncate(NAMES_MAX);
     found.into_iter().map(|(_, known)| known).collect()
 }

@@ -13,7 +13,7 @@
 //! request stream ends nothing: what is open goes on.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     pin::Pin,
     sync::Arc,
 };
@@ -46,8 +46,12 @@ use crate::{
 const OUTBOX_BYTES: usize = 64 << 10;
 /// Bytes that a subscription may send in its turn (and one message more).
 const TURN_BYTES: usize = 32 << 10;
+/// Turns before the session looks at the clock and its requests again.
+const TURNS_MAX: usize = 64;
 /// Requests that are handled between turns.
 const REQUESTS_PER_TURN: usize = 32;
+/// Numbers of subscriptions that a session remembers; with more, it no longer tells mistakes from late requests.
+const NUMBERS_REMEMBERED: usize = 65_536;
 
 type Arriving = Pin<Box<dyn Future<Output = Option<Arrival>> + Send>>;
 
@@ -70,6 +74,8 @@ pub(crate) struct Session {
     /// None when the client has closed its side.
     requests: Option<Streaming<v1::SessionRequest>>,
     subscriptions: HashMap<u32, Subscription>,
+    /// Numbers that were ever opened, so that a request for a subscription that has just ended is told from a mistake.
+    numbers: HashSet<u32>,
     next_serial: u64,
     /// Subscriptions that may have something to send, each once, in turns.
     ready: VecDeque<u32>,
@@ -115,6 +121,7 @@ impl Session {
             shared,
             requests: Some(requests),
             subscriptions: HashMap::new(),
+            numbers: HashSet::new(),
             next_serial: 0,
             ready: VecDeque::new(),
             arrivals: FuturesUnordered::new(),
@@ -139,8 +146,14 @@ impl Session {
             self.take_requests();
             self.take_arrivals();
             self.deliver();
-            if self.outbox.byte_count() == 0 && self.ended.is_none() {
+            if self.outbox.byte_count() > 0 || self.ended.is_some() {
+                continue;
+            }
+            if self.ready.is_empty() {
                 self.wait().await;
+            } else {
+                // A long run of blocks in which nothing matches must not keep other sessions, or the clock, waiting.
+                tokio::task::yield_now().await;
             }
         }
     }
@@ -216,9 +229,12 @@ impl Session {
         }
     }
 
-    /// Lets the ready subscriptions take turns until there is enough for the connection.
+    /// Lets the ready subscriptions take turns until there is enough for the connection, or it took long.
     fn deliver(&mut self) {
-        while self.outbox.byte_count() < OUTBOX_BYTES {
+        for _ in 0..TURNS_MAX {
+            if self.outbox.byte_count() >= OUTBOX_BYTES {
+                return;
+            }
             let Some(subscription) = self.ready.pop_front() else { return };
             self.turn(subscription);
             self.take_arrivals();
@@ -352,6 +368,8 @@ impl Session {
             Some(Request::Cancel(cancel)) => {
                 if self.subscriptions.contains_key(&cancel.subscription) {
                     self.close(cancel.subscription, Refusal::Error(GatewayError::Cancelled));
+                } else {
+                    self.not_open(cancel.subscription);
                 }
                 Ok(())
             }
@@ -369,6 +387,9 @@ impl Session {
         }
         if self.subscriptions.contains_key(&subscription) {
             return Err(GatewayError::DuplicateSubscription { subscription });
+        }
+        if self.numbers.len() < NUMBERS_REMEMBERED {
+            self.numbers.insert(subscription);
         }
         let config = &self.shared.config;
         let limit = config.subscriptions_max;
@@ -401,12 +422,21 @@ impl Session {
         Ok(())
     }
 
-    /// A grant for a subscription that is not open is ignored: it may have crossed the subscription's end.
+    /// A request for a subscription that is not open: passed over where it may have crossed the subscription's end.
+    fn not_open(&mut self, subscription: u32) {
+        if !self.numbers.contains(&subscription) && self.numbers.len() < NUMBERS_REMEMBERED {
+            self.send_error(subscription, &GatewayError::UnknownSubscription { subscription });
+        }
+    }
+
     fn grant(&mut self, grant: &v1::Grant) -> Result<(), GatewayError> {
         let (subscription, limit) = (grant.subscription, self.shared.config.credit_bytes_max);
         let overflow = |credit_bytes| GatewayError::CreditOverflow { subscription, credit_bytes, limit };
         match self.subscriptions.get_mut(&subscription).map(|found| &mut found.state) {
-            None => return Ok(()),
+            None => {
+                self.not_open(subscription);
+                return Ok(());
+            }
             Some(State::Opening { credit_bytes }) => {
                 let granted = credit_bytes.saturating_add(grant.credit_bytes);
                 if granted > limit {
@@ -429,6 +459,8 @@ impl Session {
         let position = ack.position.parse().map_err(GatewayError::AckPosition)?;
         if let Some(open) = open_of(&mut self.subscriptions, ack.subscription) {
             open.acked = open.acked.max(position);
+        } else if !self.subscriptions.contains_key(&ack.subscription) {
+            self.not_open(ack.subscription);
         }
         Ok(())
     }

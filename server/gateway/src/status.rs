@@ -62,6 +62,8 @@ pub(crate) enum GatewayError {
     SubscriptionZero,
     #[error("subscription {subscription} is in use on this stream; choose another number, or cancel it first")]
     DuplicateSubscription { subscription: u32 },
+    #[error("subscription {subscription} was never opened on this stream; send subscribe first")]
+    UnknownSubscription { subscription: u32 },
     #[error("a SessionRequest must hold subscribe, grant, ack or cancel; this client may be newer than the server")]
     EmptyRequest,
     #[error(
@@ -176,6 +178,7 @@ impl GatewayError {
             | GatewayError::Cancelled
             | GatewayError::SubscriptionZero
             | GatewayError::DuplicateSubscription { .. }
+            | GatewayError::UnknownSubscription { .. }
             | GatewayError::EmptyRequest
             | GatewayError::CreditOverflow { .. }
             | GatewayError::AckPosition(_)
@@ -206,6 +209,7 @@ impl GatewayError {
             GatewayError::Reset { .. } => Reason::Reset,
             GatewayError::SubscriptionZero
             | GatewayError::DuplicateSubscription { .. }
+            | GatewayError::UnknownSubscription { .. }
             | GatewayError::EmptyRequest
             | GatewayError::AckPosition(_) => Reason::ProtocolViolation,
             GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Reason::CreditExceeded,
@@ -256,7 +260,9 @@ impl GatewayError {
             GatewayError::Token(_) | GatewayError::TokenDefinitions { .. } => Some("start.token"),
             GatewayError::Group => Some("group"),
             GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Some("credit_bytes"),
-            GatewayError::SubscriptionZero | GatewayError::DuplicateSubscription { .. } => Some("subscription"),
+            GatewayError::SubscriptionZero
+            | GatewayError::DuplicateSubscription { .. }
+            | GatewayError::UnknownSubscription { .. } => Some("subscription"),
             GatewayError::EmptyRequest => Some("request"),
             GatewayError::AckPosition(_) => Some("ack.position"),
             GatewayError::SourceNotReady { .. }

@@ -25,6 +25,7 @@ use crate::{
     selection::{Deliver, Plan},
     source::Source,
     status::GatewayError,
+    time::microseconds,
 };
 
 /// One call.
@@ -94,6 +95,8 @@ impl Watching {
                 return Some(response);
             }
             self.live.as_ref()?;
+            // A long run of blocks in which nothing matches must not keep other calls waiting.
+            tokio::task::coop::consume_budget().await;
             self.keep_time();
             let Some(live) = &mut self.live else { continue };
             if live.block.is_some() {
@@ -213,7 +216,7 @@ impl Live {
             Kind::Change => self.change(block, entry, queue)?,
             Kind::Commit => {
                 let time = self.begin.commit_time.as_ref();
-                self.commit_time_us = time.map(|time| time.seconds * 1_000_000 + i64::from(time.nanos) / 1000);
+                self.commit_time_us = time.map(microseconds);
                 self.position = entry.position();
                 if let Some(mut last) = self.held.take() {
                     last.token = self.token(entry.position());

@@ -206,15 +206,17 @@ fn table(row: &Row) -> Result<TableInfo, tokio_postgres::Error> {
 pub async fn relation_columns(session: &Session, oid: u32) -> Result<Vec<CatalogColumn>, CatalogError> {
     const SQL: &str = "
         SELECT a.attnum::int4, a.attname::text, a.atttypid, format_type(a.atttypid, a.atttypmod), a.atttypmod, a.attnotnull,
-               a.attgenerated <> '', coalesce(pk.is_key, false),
-               CASE c.relreplident WHEN 'f' THEN true WHEN 'n' THEN false WHEN 'i' THEN coalesce(ri.is_key, false)
-                                   ELSE coalesce(pk.is_key AND pk.indimmediate, false) END
+               a.attgenerated <> '', coalesce(a.attnum = ANY ((pk.indkey::int2[])[0:pk.indnkeyatts - 1]), false),
+               CASE c.relreplident
+                   WHEN 'f' THEN true
+                   WHEN 'n' THEN false
+                   WHEN 'i' THEN coalesce(a.attnum = ANY ((ri.indkey::int2[])[0:ri.indnkeyatts - 1]), false)
+                   ELSE coalesce(pk.indimmediate AND a.attnum = ANY ((pk.indkey::int2[])[0:pk.indnkeyatts - 1]), false)
+               END
         FROM pg_attribute a
         JOIN pg_class c ON c.oid = a.attrelid
-        LEFT JOIN LATERAL (SELECT i.indimmediate, a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS is_key
-                           FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indisvalid) pk ON true
-        LEFT JOIN LATERAL (SELECT a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1]) AS is_key
-                           FROM pg_index i WHERE i.indrelid = c.oid AND i.indisreplident AND i.indisvalid) ri ON true
+        LEFT JOIN pg_index pk ON pk.indrelid = c.oid AND pk.indisprimary AND pk.indisvalid
+        LEFT JOIN pg_index ri ON ri.indrelid = c.oid AND ri.indisreplident AND ri.indisvalid
         WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
         ORDER BY a.attnum";
     let doing = CatalogError::while_we("read a table's columns");

@@ -84,18 +84,23 @@ fn read(row: &Row) -> Result<SlotStatus, tokio_postgres::Error> {
         Some("lost") => Some(WalStatus::Lost),
         Some(_) | None => None,
     };
+    let restart_lsn = lsn(3)?;
     let stated: Option<String> = row.try_get(9)?;
+    // Only 16 has the column without a reason; it is true for every invalidated slot there.
     let conflicting = row.try_get::<_, Option<&str>>(10)? == Some("true");
     let concluded = match wal_status {
-        _ if conflicting => Some("rows_removed".to_owned()),
-        Some(WalStatus::Lost) => Some("wal_removed".to_owned()),
-        Some(WalStatus::Reserved | WalStatus::Extended | WalStatus::Unreserved) | None => None,
+        // Where WAL was removed, the place to start from is forgotten.
+        Some(WalStatus::Lost) if restart_lsn.is_none() || !conflicting => Some("wal_removed".to_owned()),
+        Some(WalStatus::Lost) => Some("rows_removed".to_owned()),
+        Some(WalStatus::Reserved | WalStatus::Extended | WalStatus::Unreserved) | None => {
+            conflicting.then(|| "rows_removed".to_owned())
+        }
     };
     Ok(SlotStatus {
         plugin: row.try_get(0)?,
         database: row.try_get(1)?,
         active_pid: row.try_get(2)?,
-        restart_lsn: lsn(3)?,
+        restart_lsn,
         confirmed_flush_lsn: lsn(4)?,
         wal_status,
         invalidation_reason: stated.or(concluded),

@@ -42,8 +42,8 @@ const MAX_FRAME_BYTES: usize = (1 << 30) + 1024;
 const GATHER: Duration = Duration::from_micros(300);
 /// With this much at hand there is no need to gather more.
 const ENOUGH_BYTES: usize = 64 << 10;
-/// Bytes per millisecond that make a backlog: some 50 single-row transactions.
-const BACKLOG_BYTES_PER_MS: u128 = 8 << 10;
+/// Bytes per millisecond that make a backlog: some 20 single-row transactions.
+const BACKLOG_BYTES_PER_MS: u128 = 4 << 10;
 
 /// What the server sends in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,11 +22,16 @@ use crate::{
     transactions::Transactions,
 };
 
-/// Opens the current epoch's log; None for a store without an epoch.
+/// Opens the current epoch's log; None for a store without an epoch, or whose epoch's directory was moved away because it
+/// was damaged.
 pub(crate) fn recover(config: &StoreConfig) -> Result<Option<(Appender, Recovered)>, StoreError> {
     let Some(epoch) = layout::read_manifest(&config.dir)? else { return Ok(None) };
     layout::remove_other_epochs(&config.dir, epoch.epoch)?;
     let epoch_dir = layout::epoch_dir(&config.dir, epoch.epoch);
+    if !epoch_dir.exists() {
+        tracing::warn!(dir = %epoch_dir.display(), "the changelog has been moved away; a new epoch has to begin");
+        return Ok(None);
+    }
     let row_types = RowTypesFile::open(&epoch_dir)?;
     let mut segments = open_segments(&epoch_dir, &epoch)?;
     let origin = Position::end_of_transaction(epoch.start_lsn);
@@ -269,6 +274,9 @@ mod tests {
         let error = recover(&config(dir.path(), 1 << 20)).unwrap_err();
         assert!(matches!(&error, StoreError::Damaged { offset: HEADER_BYTES, .. }), "{error}");
         assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        // The next step that it names.
+        fs::rename(path.parent().unwrap(), dir.path().join("damaged")).unwrap();
+        assert!(recover(&config(dir.path(), 1 << 20)).unwrap().is_none());
     }
 
     #[test]

@@ -206,3 +206,40 @@ fn read_group(mut bytes: &[u8]) -> Group {
     }
     Group::Good { row_types, byte_count: GROUP_HEAD_BYTES + length }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(groups: &[&[u8]]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = [*MAGIC, VERSION.to_le_bytes()].concat();
+        for group in groups {
+            bytes.extend_from_slice(group);
+        }
+        fs::write(dir.path().join("row_types"), bytes).unwrap();
+        dir
+    }
+
+    #[test]
+    fn a_torn_group_is_cut_and_a_damaged_one_is_an_error() {
+        let torn: [&[u8]; 4] = [&[5], &[0; 20], &[3, 0, 0, 0, 9, 9, 9, 9, 1, 2, 3], &[200, 0, 0, 0, 9, 9, 9, 9, 1]];
+        for group in torn {
+            let dir = file(&[group]);
+            assert_eq!(RowTypesFile::open(dir.path()).unwrap().byte_count, HEADER_BYTES as u64, "{group:?}");
+            assert_eq!(fs::metadata(dir.path().join("row_types")).unwrap().len(), HEADER_BYTES as u64);
+        }
+        let followed = file(&[&[3, 0, 0, 0, 9, 9, 9, 9, 1, 2, 3], &[1, 0, 0, 0]]);
+        assert!(matches!(RowTypesFile::open(followed.path()), Err(StoreError::Damaged { offset: 8, .. })));
+    }
+
+    #[test]
+    fn another_format_is_refused() {
+        let dir = file(&[]);
+        let path = dir.path().join("row_types");
+        fs::write(&path, [*MAGIC, 2_u32.to_le_bytes()].concat()).unwrap();
+        assert!(matches!(RowTypesFile::open(dir.path()), Err(StoreError::Version { found: 2, known: 1, .. })));
+        fs::write(&path, b"else").unwrap();
+        assert!(matches!(RowTypesFile::open(dir.path()), Err(StoreError::Damaged { offset: 0, .. })));
+    }
+}

@@ -34,7 +34,7 @@ use crate::{
     transactions::Transactions,
 };
 
-/// A batch is appended when it has this many bytes, or the feed has nothing ready.
+/// A batch is appended when it has this many bytes, or a segment's, or the feed has nothing ready.
 const BATCH_BYTES: usize = 1 << 20;
 /// Unfinished transactions are synced in parts of this size, so that their commit does not have to wait for all of it.
 const SYNC_BYTES: u64 = 16 << 20;
@@ -130,8 +130,8 @@ impl StoreWriter {
 
     /// Takes an item, and whatever else the feed has ready, up to a batch.
     async fn take<F: Receive>(&mut self, item: FeedItem, intake: &mut Intake<F>) -> Result<Step, StoreError> {
-        let mut batch = Vec::new();
-        let mut byte_count = 0;
+        let batch_bytes = BATCH_BYTES.min(usize::try_from(self.config.segment_bytes).unwrap_or(BATCH_BYTES));
+        let (mut batch, mut byte_count) = (Vec::new(), 0);
         let mut item = Some(item);
         while let Some(next) = item {
             match next {
@@ -154,7 +154,7 @@ impl StoreWriter {
                 }
                 FeedItem::Timeline(_) => return Err(StoreError::NoEpoch),
             }
-            if byte_count >= BATCH_BYTES {
+            if byte_count >= batch_bytes {
                 break;
             }
             item = ready(intake.feed.next()).await.flatten();

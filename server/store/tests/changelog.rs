@@ -1,12 +1,11 @@
 //! What readers see of what the feed brings, through the writer, the tail and the segments.
+#![allow(clippy::unwrap_used, reason = "tests only")]
 
 use std::{fs, time::Duration};
 
 use proptest::prelude::*;
 use tidegate_feed::{FeedItem, Publish};
-use tidegate_model::{BlockBuilder, Entry, Epoch, EpochInfo, Kind, Lsn, Op, Position, TableName};
-use tidegate_proto::v1;
-use tidegate_schema::{ColumnSpec, RowTypeSpec, ScalarKind, ValueKind};
+use tidegate_model::{Epoch, EpochInfo, Lsn, Position, TableName};
 use tidegate_store::{ReadError, Retention, StoreError};
 use tokio::task::JoinSet;
 
@@ -15,6 +14,7 @@ mod support;
 use support::{
     INFO, Running, START, config, read,
     records::{Event, blocks, complete, events, lsn, records, records_of},
+    row_types::{announcement, row_type},
 };
 
 /// Transactions of three rows of 100 bytes.
@@ -248,8 +248,9 @@ async fn damage_in_an_older_segment_is_named_by_file_and_place() {
     let mut running = Running::begin(config(dir.path())).await;
     running.publish(blocks(&all, 300)).await;
     running.durable(all[all.len() - 1].0).await;
-    let mut paths: Vec<_> =
-        fs::read_dir(dir.path().join(INFO.epoch.to_string())).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let entries = fs::read_dir(dir.path().join(INFO.epoch.to_string())).unwrap();
+    let mut paths: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
     paths.sort();
     let mut bytes = fs::read(&paths[1]).unwrap();
     bytes[300] ^= 1;
@@ -262,38 +263,6 @@ async fn damage_in_an_older_segment_is_named_by_file_and_place() {
         }
     };
     assert!(matches!(&error, ReadError::Damaged { path, .. } if *path == paths[1]), "{error}");
-}
-
-fn row_type(row_type: u32, columns: &[&str]) -> v1::RowType {
-    let column = |(n, name): (usize, &&str)| ColumnSpec {
-        name: (*name).to_owned(),
-        attnum: n as i32 + 1,
-        type_oid: 25,
-        type_name: "text".to_owned(),
-        codec: ValueKind::Scalar(ScalarKind::Text),
-        key: n == 0,
-        field: n as u32 + 1,
-    };
-    let columns = columns.iter().enumerate().map(column).collect();
-    let (source, name) = ("shop".parse().unwrap(), TableName::new("public", "orders"));
-    RowTypeSpec { row_type, source, name, table_oid: 16_385, identity: v1::ReplicaIdentity::Key, columns }.to_proto()
-}
-
-fn announcement(at: u64, row_type: &v1::RowType) -> tidegate_model::Block {
-    let mut builder = BlockBuilder::default();
-    let entry = |kind| Entry {
-        lsn: Lsn(at),
-        ordinal: 0,
-        row_type: row_type.row_type,
-        start: 0,
-        end: 0,
-        kind,
-        op: Op::None,
-        continues: false,
-    };
-    builder.push(entry(Kind::RowType), &prost::Message::encode_to_vec(row_type));
-    builder.push(entry(Kind::Progress), b"");
-    builder.finish()
 }
 
 #[tokio::test]

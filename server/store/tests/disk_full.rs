@@ -1,4 +1,5 @@
 //! A full disk holds back the feed and nothing else. Runs on a small tmpfs, which takes the right to mount.
+#![allow(clippy::unwrap_used, reason = "tests only")]
 
 use std::{fs, path::Path, process::Command};
 

@@ -1,15 +1,20 @@
 //! This release reads the files that were written by each release before it.
+#![allow(clippy::unwrap_used, reason = "tests only")]
 
 use std::{env, fs, path::Path};
 
-use tidegate_model::Position;
+use tidegate_model::{Lsn, Position};
 
 mod support;
 
 use support::{
-    INFO, Running, START, config, read,
+    INFO, Running, config, read,
     records::{Event, blocks, lsn, records},
+    row_types::{announcement, row_type},
 };
+
+/// Where the row type is announced, before the events.
+const ANNOUNCED: Lsn = Lsn(0x900);
 
 fn events() -> Vec<Event> {
     let transaction = |rows: &[u16]| Event::Transaction(rows.to_vec());
@@ -34,6 +39,7 @@ async fn write(fixture: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let all = records(&events());
     let mut running = Running::begin(config(dir.path())).await;
+    running.publish([announcement(ANNOUNCED.0, &row_type(7, &["id", "note"]))]).await;
     running.publish(blocks(&all, 900)).await;
     running.close().await.unwrap();
     fs::remove_file(dir.path().join("lock")).unwrap();
@@ -54,5 +60,8 @@ async fn version_1_is_read() {
     assert_eq!((recovered.epoch, recovered.durable), (INFO, all[all.len() - 1].0));
     assert_eq!(recovered.last_transaction.unwrap().commit_end_lsn, lsn(34));
     assert_eq!(running.store.head().borrow().earliest, Position::end_of_transaction(INFO.start_lsn));
-    assert_eq!(read(&mut running.reader(START), all.len()).await, all);
+    let row_types = running.store.row_types();
+    assert_eq!(row_types.get(7).unwrap().proto().columns, row_type(7, &["id", "note"]).columns);
+    let read = read(&mut running.reader(Position::new(ANNOUNCED, 0)), all.len()).await;
+    assert_eq!(read, all);
 }

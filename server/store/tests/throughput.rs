@@ -1,4 +1,5 @@
 //! How fast rows go through append, fsync and one reader. Run with `--ignored --nocapture`.
+#![allow(clippy::unwrap_used, reason = "tests only")]
 
 use std::time::Instant;
 

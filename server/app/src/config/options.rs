@@ -136,7 +136,7 @@ pub(crate) const OPTIONS: &[Opt] = &[
     opt(
         "log.filter",
         Kind::Text,
-        Some("info"),
+        Some("info,refinery_core=warn,tokio_postgres=warn"),
         "What is logged: `error`, `warn`, `info`, `debug`, `trace`, or by module as in `info,tidegate_capture=debug`.",
     ),
     opt(

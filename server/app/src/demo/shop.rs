@@ -20,7 +20,7 @@ const PLACE_ORDER: &str = "
     INSERT INTO public.orders (customer_id, note)
     SELECT id, CASE WHEN random() < 0.3 THEN 'Please ring twice' END FROM public.customers ORDER BY random() LIMIT 1;
     INSERT INTO public.order_lines (order_id, line, product_id, quantity, unit_price)
-    SELECT currval('public.orders_id_seq'), row_number() OVER (), id, 1 + (random() * 3)::int, price
+    SELECT currval('public.orders_id_seq'), row_number() OVER (), id, 1 + (id % 3)::int, price
     FROM (SELECT * FROM public.products ORDER BY random() LIMIT 1 + (random() * 2)::int) AS chosen;
     UPDATE public.orders SET total = (SELECT sum(quantity * unit_price) FROM public.order_lines WHERE order_id = orders.id)
     WHERE id = currval('public.orders_id_seq');";

@@ -1,5 +1,5 @@
 //! Runs a store with its writer and the feed that it takes from.
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses a part of it, and it is tests only")]
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) mod records;
+pub(crate) mod row_types;
 
 use records::Record;
 

@@ -1,19 +1,14 @@
-//! The crate against a real server: streams, slots, log-in, catalog and preflight.
-//!
-//! Each test has a server of its own, so that settings and slots do not meet.
+//! What is committed arrives, in order and in the pinned settings.
 
-mod launcher;
-
-use launcher::Server;
-use secrecy::SecretString;
-use tidegate_model::{Lsn, Retry, TableName, TablePatterns};
+use tidegate_model::{Lsn, Retry};
 use tidegate_postgres::{
-    ConnectConfig, ConnectError, Frame, NewPublication, ReplicationConnection, ReplicationError, Session,
-    StandbyStatus, StreamOptions, TlsMode, TypeShape, WalReader, WalStatus, WalWriter, create_publication, drop_slot,
+    ConnectConfig, Frame, ReplicationConnection, ReplicationError, StandbyStatus, StreamOptions, WalReader, WalStatus,
+    WalWriter, drop_slot,
     pgoutput::{Decoder, Message, OldTupleKind, TupleValue},
-    preflight::{self, CheckRequest, Severity},
-    protocol_version, publication, relation_columns, server_facts, slot_status, tables, terminate_backend, type_info,
+    protocol_version, server_facts, slot_status, terminate_backend,
 };
+
+use crate::launcher::Server;
 
 const SHOP: &str = "
     CREATE TABLE public.orders (id int PRIMARY KEY, note text, price numeric(10,2), at timestamptz, raw bytea);
@@ -22,9 +17,37 @@ const SHOP: &str = "
     CREATE PUBLICATION shop FOR TABLE public.orders, public.audit;";
 
 async fn streaming(server: &Server) -> (WalReader, WalWriter, Decoder) {
-    let mut connection = ReplicationConnection::connect(&server.config()).await.expect("a replication connection");
+    streaming_as(&server.config()).await
+}
+
+async fn streaming_as(config: &ConnectConfig) -> (WalReader, WalWriter, Decoder) {
+    let mut connection = ReplicationConnection::connect(config).await.expect("a replication connection");
     let start_lsn = connection.create_slot("shop", false).await.expect("a slot");
     start(connection, start_lsn).await
+}
+
+/// A megabyte arrives over this kind of connection while statuses go the other way.
+pub(crate) async fn check_stream(server: &Server, config: &ConnectConfig) {
+    server.sql(SHOP).await;
+    let (mut reader, mut writer, mut decoder) = streaming_as(config).await;
+    server.sql("INSERT INTO public.orders SELECT n, repeat('x', 1000) FROM generate_series(1, 1000) n").await;
+    server.sql("SELECT pg_logical_emit_message(false, 'end', '')").await;
+    let reading = read_until(&mut reader, &mut decoder, |line| line == "message false end ");
+    let writing = async {
+        for _ in 0..100 {
+            let nothing = StandbyStatus {
+                received_lsn: Lsn::ZERO,
+                flushed_lsn: Lsn::ZERO,
+                applied_lsn: Lsn::ZERO,
+                clock_us: 0,
+                reply_requested: true,
+            };
+            writer.status(nothing).await.expect("a status");
+        }
+    };
+    let (lines, ()) = tokio::join!(reading, writing);
+    assert_eq!(lines.iter().filter(|line| line.starts_with("insert")).count(), 1000);
+    writer.close().await.expect("an orderly end");
 }
 
 async fn start(connection: ReplicationConnection, start_lsn: Lsn) -> (WalReader, WalWriter, Decoder) {
@@ -136,13 +159,17 @@ async fn confirm_all(server: &Server, reader: &mut WalReader, writer: &mut WalWr
         clock_us: 1_790_000_000_000_000,
         reply_requested: true,
     };
-    writer.status(status).await.expect("a status");
-    // The answer to our request is sent after the status has been taken in.
-    let answered = |frame: Frame<'_>| matches!(frame, Frame::Keepalive { .. });
-    while !reader.read().await.expect("a stream that lives").any(answered) {}
-    let slot = slot_status(&session, "shop").await.expect("a status").expect("a slot");
+    // A keepalive may answer an earlier question, so ask until the status has been taken in.
+    let slot = loop {
+        writer.status(status).await.expect("a status");
+        let is_keepalive = |frame: Frame<'_>| matches!(frame, Frame::Keepalive { .. });
+        while !reader.read().await.expect("a stream that lives").any(is_keepalive) {}
+        let slot = slot_status(&session, "shop").await.expect("a status").expect("a slot");
+        if slot.confirmed_flush_lsn >= Some(end_lsn) {
+            break slot;
+        }
+    };
     assert_eq!((slot.plugin.as_deref(), slot.database.as_deref()), (Some("pgoutput"), Some("postgres")));
-    assert!(slot.confirmed_flush_lsn >= Some(end_lsn), "{slot:?} {end_lsn}");
     assert!(slot.active_pid.is_some() && !slot.is_lost() && slot.wal_status == Some(WalStatus::Reserved), "{slot:?}");
 }
 
@@ -265,177 +292,4 @@ async fn the_system_and_its_timelines_are_identified() {
     assert!(connection.timeline_history(9).await.is_err());
     // The connection goes on after a refused command.
     assert!(connection.identify_system().await.is_ok());
-}
-
-#[tokio::test]
-async fn passwords_are_proved_by_scram_and_md5() {
-    let server = Server::start(&[]);
-    server.sql("CREATE ROLE s LOGIN REPLICATION PASSWORD 'sëcret'").await;
-    server.sql("SET password_encryption = 'md5'; CREATE ROLE m LOGIN REPLICATION PASSWORD 'secret'").await;
-    server.sql("CREATE ROLE p LOGIN REPLICATION PASSWORD 'secret'; CREATE ROLE n LOGIN PASSWORD 'secret'").await;
-    server.allow(
-        "local all postgres trust\nhost all s,n all scram-sha-256\nhost all m all md5\nhost all p all password\n",
-    );
-    let config = |user: &str, password: &str| ConnectConfig {
-        host: "127.0.0.1".to_owned(),
-        user: user.to_owned(),
-        password: Some(SecretString::from(password)),
-        ..server.config()
-    };
-    for (user, password) in [("s", "sëcret"), ("m", "secret"), ("p", "secret")] {
-        ReplicationConnection::connect(&config(user, password)).await.expect(user);
-        Session::connect(&config(user, password)).await.expect(user);
-        let wrong = ReplicationConnection::connect(&config(user, "wrong")).await.expect_err(user);
-        assert!(matches!(wrong, ConnectError::Authentication { .. }), "{wrong:?}");
-        let wrong = Session::connect(&config(user, "wrong")).await.expect_err(user);
-        assert!(matches!(wrong, ConnectError::Authentication { .. }), "{wrong:?}");
-        let none = ConnectConfig { password: None, ..config(user, "") };
-        let missing = ReplicationConnection::connect(&none).await.expect_err(user);
-        assert!(matches!(missing, ConnectError::PasswordMissing { .. }), "{missing:?}");
-        let missing = Session::connect(&none).await.expect_err(user);
-        assert!(matches!(missing, ConnectError::PasswordMissing { .. }), "{missing:?}");
-    }
-    let nobody = ReplicationConnection::connect(&config("n", "secret")).await;
-    let forbidden = nobody.expect_err("n may not replicate");
-    assert!(matches!(forbidden, ConnectError::ReplicationForbidden { .. }), "{forbidden:?}");
-    let required = ConnectConfig { tls: TlsMode::Require, ..config("s", "sëcret") };
-    let no_tls = Session::connect(&required).await.expect_err("the server has no TLS");
-    assert!(matches!(no_tls, ConnectError::TlsNotOffered { .. }), "{no_tls:?}");
-}
-
-#[tokio::test]
-async fn the_catalog_is_read() {
-    let server = Server::start(&[]);
-    server
-        .sql(
-            "CREATE TYPE public.mood AS ENUM ('sad', 'ok'); CREATE DOMAIN public.small AS int; CREATE DOMAIN public.tiny AS public.small;
-             CREATE TYPE public.span AS RANGE (subtype = float8); CREATE TYPE public.pair AS (a int, b text);
-             CREATE TABLE public.t (a int, b public.tiny[], c public.mood, d public.span NOT NULL, e public.pair, f int2vector, g box[],
-                 h varchar(7), i public.tiny, j int GENERATED ALWAYS AS (1) STORED, PRIMARY KEY (d, a) INCLUDE (h));
-             ALTER TABLE public.t DROP COLUMN e;
-             CREATE TABLE public.p (k int PRIMARY KEY DEFERRABLE) PARTITION BY RANGE (k);
-             CREATE TABLE public.p1 PARTITION OF public.p FOR VALUES FROM (0) TO (9);
-             CREATE UNLOGGED TABLE public.u (k int NOT NULL UNIQUE); ALTER TABLE public.u REPLICA IDENTITY USING INDEX u_k_key;",
-        )
-        .await;
-    let session = server.session().await;
-    let all = tables(&session).await.expect("tables");
-    let find = |name: &str| all.iter().find(|table| table.name == TableName::new("public", name)).expect("the table");
-    assert_eq!(find("t").primary_key, [4, 1]);
-    assert!(find("p").primary_key_deferrable && !find("p1").has_replica_identity());
-    assert_eq!((find("p1").root_oid, find("p1").is_leaf()), (Some(find("p").oid), true));
-    assert!(find("u").has_replica_identity() && find("u").identity_index == [1]);
-
-    let columns = relation_columns(&session, find("t").oid).await.expect("columns");
-    let shapes: Vec<_> =
-        columns.iter().map(|column| (column.name.as_str(), column.base_type_oid, column.shape)).collect();
-    let mood = columns[2].type_oid;
-    let expected = [
-        ("a", 23, TypeShape::Base),
-        ("b", columns[1].type_oid, TypeShape::Array { element_oid: 23, delimiter: b',' }),
-        ("c", mood, TypeShape::Enum),
-        ("d", columns[3].type_oid, TypeShape::Range { subtype_oid: 701 }),
-        ("f", 22, TypeShape::Base),
-        ("g", 1020, TypeShape::Array { element_oid: 603, delimiter: b';' }),
-        ("h", 1043, TypeShape::Base),
-        ("i", 23, TypeShape::Base),
-        ("j", 23, TypeShape::Base),
-    ];
-    assert_eq!(shapes, expected);
-    assert_eq!((columns[2].type_name.as_str(), columns[6].type_name.as_str()), ("public.mood", "character varying(7)"));
-    let keys: Vec<_> = columns.iter().filter(|column| column.in_identity).map(|column| column.name.as_str()).collect();
-    assert_eq!((keys, columns[8].generated, columns[3].not_null), (vec!["a", "d"], true, true));
-    let info = type_info(&session, &[columns[7].type_oid, 0, mood]).await.expect("types");
-    assert_eq!(
-        info.iter().map(|info| info.shape).collect::<Vec<_>>(),
-        [TypeShape::Domain { base_oid: 23 }, TypeShape::Enum]
-    );
-}
-
-#[tokio::test]
-async fn publications_live() {
-    let server = Server::start(&[]);
-    server
-        .sql("CREATE TABLE public.\"A b\" (k int PRIMARY KEY, v text); CREATE TABLE public.c (k int PRIMARY KEY)")
-        .await;
-    let session = server.session().await;
-    let (first, second) = (TableName::new("public", "A b"), TableName::new("public", "c"));
-    assert_eq!(publication(&session, "p q").await.expect("no error"), None);
-    let new = NewPublication { name: "p q", tables: std::slice::from_ref(&first), via_root: true };
-    create_publication(&session, &new).await.expect("a publication");
-    let read = async || publication(&session, "p q").await.expect("no error").expect("a publication");
-    let made = read().await;
-    assert!(made.via_root && !made.all_tables && made.operations.missing().count() == 0);
-    assert_eq!((&made.tables[0].name, made.tables[0].columns.join(",").as_str()), (&first, "k,v"));
-    let set = async |tables: &[TableName]| {
-        tidegate_postgres::alter_publication_set_tables(&session, "p q", tables).await.expect("an altered publication");
-    };
-    set(std::slice::from_ref(&second)).await;
-    assert_eq!(read().await.tables.iter().map(|table| &table.name).collect::<Vec<_>>(), [&second]);
-    set(&[]).await;
-    assert!(read().await.tables.is_empty());
-    tidegate_postgres::drop_publication(&session, "p q").await.expect("no error");
-    assert_eq!(publication(&session, "p q").await.expect("no error"), None);
-}
-
-fn request(patterns: &[&str]) -> CheckRequest {
-    let patterns = TablePatterns::parse(patterns).expect("valid patterns");
-    CheckRequest { slot: "shop".to_owned(), publication: "shop".to_owned(), patterns }
-}
-
-#[tokio::test]
-async fn a_server_that_is_ready_passes() {
-    let server = Server::start(&["max_slot_wal_keep_size = 10GB"]);
-    server.sql(SHOP).await;
-    let findings = preflight::check(&server.session().await, &request(&["public.*"])).await.expect("a check");
-    assert_eq!(findings, []);
-}
-
-#[tokio::test]
-async fn what_is_wrong_is_found() {
-    let server = Server::start(&["wal_level = replica", "wal_sender_timeout = 0"]);
-    server
-        .sql(
-            "CREATE ROLE cdc LOGIN; CREATE TABLE public.keyless (a int); CREATE TABLE public.late (a int PRIMARY KEY DEFERRABLE);
-             CREATE UNLOGGED TABLE public.volatile (a int PRIMARY KEY)",
-        )
-        .await;
-    let config = ConnectConfig { user: "cdc".to_owned(), ..server.config() };
-    let session = Session::connect(&config).await.expect("a session");
-    let findings = preflight::check(&session, &request(&["public.*", "shop.orders"])).await.expect("a check");
-    let codes: Vec<&str> = findings.iter().map(|finding| finding.code).collect();
-    for code in [
-        "wal_level",
-        "replication_privilege",
-        "table_missing",
-        "no_replica_identity",
-        "deferrable_primary_key",
-        "publication_privilege",
-        "table_ownership",
-        "table_unsupported",
-        "select_privilege",
-        "wal_sender_timeout",
-        "wal_keep_unlimited",
-    ] {
-        assert!(codes.contains(&code), "{code} in {codes:?}");
-    }
-    assert!(findings.is_sorted_by_key(|finding| finding.severity) && findings[0].severity == Severity::Error);
-}
-
-#[tokio::test]
-async fn the_setup_that_is_printed_runs() {
-    let server = Server::start(&[]);
-    server
-        .sql("CREATE TABLE public.orders (id int PRIMARY KEY); CREATE TABLE public.\"Odd one\" (id int PRIMARY KEY)")
-        .await;
-    let mut setup = preflight::setup(&server.session().await, &request(&["public.*"])).await.expect("a setup");
-    setup.role = "c d c".to_owned();
-    for statement in preflight::setup_sql(&setup).split(";\n") {
-        server.sql(statement).await;
-    }
-    let config = ConnectConfig { user: "c d c".to_owned(), ..server.config() };
-    let session = Session::connect(&config).await.expect("a session");
-    let findings = preflight::check(&session, &request(&["public.*"])).await.expect("a check");
-    let codes: Vec<&str> = findings.iter().map(|finding| finding.code).collect();
-    assert_eq!(codes, ["wal_keep_unlimited"]);
 }

@@ -58,6 +58,16 @@ impl Server {
         self.control("reload");
     }
 
+    /// Writes a file that only the server may read into the data directory.
+    pub(crate) fn write_private(&self, name: &str, content: &str) {
+        let path = self.data().join(name);
+        fs::write(&path, content).expect("writing a file");
+        run(Command::new("chmod").arg("600").arg(&path));
+        if is_root() {
+            run(Command::new("chown").arg("postgres").arg(&path));
+        }
+    }
+
     /// Over the unix socket, as superuser.
     pub(crate) fn config(&self) -> ConnectConfig {
         let host = self.home.path().display().to_string();
