@@ -24,7 +24,6 @@ const SETTINGS: &[(&str, &str)] = &[
     ("shared_buffers", "128MB"),
     ("max_wal_size", "2GB"),
     ("fsync", "off"),
-    ("logical_decoding_work_mem", "64kB"),
     ("log_min_messages", "warning"),
 ];
 

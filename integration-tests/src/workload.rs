@@ -94,7 +94,11 @@ fn transaction(random: &mut StdRng) -> String {
         82..86 => format!("begin; {}; {}; rollback", change(random), change(random)),
         86..89 => many_rows(random),
         89..93 => format!("truncate counted{}", if random.random_bool(0.5) { " restart identity" } else { "" }),
-        93..96 => format!("begin; truncate counted; {}; commit", counted(random)),
+        93 => format!(
+            "alter table pair add column if not exists extra_{} text default 'd'",
+            random.random_range(0..6_u32)
+        ),
+        94..96 => format!("begin; truncate counted; {}; commit", counted(random)),
         96..98 => "select pg_logical_emit_message(false, 'outside', md5(random()::text))".to_owned(),
         _ => format!(
             "begin; {}; select pg_logical_emit_message(true, 'inside', md5(random()::text)); {}; commit",

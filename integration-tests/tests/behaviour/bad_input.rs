@@ -137,9 +137,9 @@ async fn misused_numbers_and_credit_are_refused() -> Result<()> {
     let grant = |subscription, credit_bytes| Request::Grant(Grant { subscription, credit_bytes });
     let twice = vec![Request::Subscribe(subscribe()), Request::Subscribe(subscribe())];
     refused(&server, "a number that is in use", twice, &["1"]).await?;
-    // What is said to a subscription that is not there may have crossed its end, and is ignored.
-    let nobody = Request::Cancel(Cancel { subscription: 7 });
-    let endless = vec![grant(7, 1), nobody, Request::Subscribe(subscribe()), grant(1, u64::MAX), grant(1, u64::MAX)];
+    refused(&server, "credit for nobody", vec![grant(7, 1)], &["7"]).await?;
+    refused(&server, "cancelling nobody", vec![Request::Cancel(Cancel { subscription: 7 })], &["7"]).await?;
+    let endless = vec![Request::Subscribe(subscribe()), grant(1, u64::MAX), grant(1, u64::MAX)];
     refused(&server, "more credit than there can be", endless, &["credit"]).await?;
     still_serves(&database, &server).await
 }

@@ -17,7 +17,12 @@ const CALM: std::ops::Range<usize> = 20..250;
 async fn what_is_received_is_what_was_committed() -> Result<()> {
     let seed = Seed::from_environment();
     let mut random = seed.generator(0);
-    let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s")]).await?;
+    let mut cluster = Cluster::start(&[
+        ("wal_sender_timeout", "5s"),
+        // Transactions of some hundred changes are streamed before they end.
+        ("logical_decoding_work_mem", "64kB"),
+    ])
+    .await?;
     let database = cluster.database("crash").await?;
     let workload = Workload::create(&database, seed).await?;
     let mut config = ServerConfig::of(database.url());

@@ -1,6 +1,7 @@
 //! Answers the server on a clock of its own, however busy or blocked the reading is.
 //!
-//! Each second, when asked, and when more has become durable. Each regular answer asks the server to reply, so that silence
+//! Each second, when asked, and when more has become durable, at most ten times a second: PostgreSQL may write the slot to
+//! its disk at each confirmation. Each regular answer asks the server to reply, so that silence
 //! on an idle database is soon told from an idle one, and its WAL positions become known.
 
 use std::{sync::Arc, time::Duration};
@@ -10,12 +11,14 @@ use tidegate_model::Clock;
 use tidegate_postgres::{StandbyStatus, WalWriter};
 use tokio::{
     sync::watch,
-    time::{MissedTickBehavior, interval},
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use crate::{CaptureError, link::Link};
 
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Between answers that only confirm.
+const CONFIRM_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Runs until the connection breaks.
 pub(crate) async fn answer(
@@ -27,11 +30,15 @@ pub(crate) async fn answer(
     let status = link.subscribe();
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut confirm_from = Instant::now();
     loop {
         let regular = tokio::select! {
             _instant = ticks.tick() => true,
             () = link.answer_now.notified() => false,
-            changed = durable.changed() => {
+            changed = async {
+                tokio::time::sleep_until(confirm_from).await;
+                durable.changed().await
+            } => {
                 if changed.is_err() {
                     // The store has ended; the reading side learns it when it publishes.
                     ticks.tick().await;
@@ -52,5 +59,6 @@ pub(crate) async fn answer(
         if let Err(error) = writer.status(answer).await {
             return error.into();
         }
+        confirm_from = Instant::now() + CONFIRM_INTERVAL;
     }
 }

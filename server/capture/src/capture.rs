@@ -286,6 +286,7 @@ impl<P: Publish> Capture<P> {
             last_transaction: &mut self.last_transaction,
             point: None,
             last_progress: None,
+            gather_until: None,
         };
         streaming.run(reader).await
     }

@@ -20,6 +20,8 @@ use crate::{
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Or when this much WAL has gone by.
 const PROGRESS_BYTES: u64 = 16 << 20;
+/// How long a block may gather in a backlog.
+const GATHER: Duration = Duration::from_millis(2);
 
 /// The reading side of a capture during one connection.
 pub(crate) struct Streaming<'a, P> {
@@ -38,6 +40,8 @@ pub(crate) struct Streaming<'a, P> {
     /// The newest point whose block has not been published yet.
     pub(crate) point: Option<ConfirmPoint>,
     pub(crate) last_progress: Option<Instant>,
+    /// In a backlog: when what has gathered is handed over even if no block is full.
+    pub(crate) gather_until: Option<Instant>,
 }
 
 /// The capture is to stop: not an error, but it ends what is under way.
@@ -78,6 +82,7 @@ impl<P: Publish> Streaming<'_, P> {
 
     async fn read(&mut self, reader: &mut WalReader) -> Result<(), Interrupt> {
         let stop = self.stop.clone();
+        let gather_until = self.gather_until;
         let frames = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Interrupt::Stopped),
@@ -85,6 +90,8 @@ impl<P: Publish> Streaming<'_, P> {
                 return Err(ended.unwrap_or(CaptureError::Protocol("a task of the capture has died")).into());
             }
             frames = reader.read() => frames?,
+            () = async { tokio::time::sleep_until(gather_until.expect("only polled when set")).await },
+                if gather_until.is_some() => return self.hand_over_rest().await,
         };
         let mut heard = Lsn::ZERO;
         for frame in frames {
@@ -104,10 +111,21 @@ impl<P: Publish> Streaming<'_, P> {
         }
         self.link.heard(heard, &*self.clock);
         self.assembler.spill()?;
-        if let Some(block) = self.assembler.take() {
-            self.hand_over(block).await?;
+        // In a backlog, whoever receives a block is better served by a full one.
+        if !reader.in_backlog() || self.gather_until.is_some_and(|until| until <= Instant::now()) {
+            return self.hand_over_rest().await;
         }
+        self.gather_until.get_or_insert_with(|| Instant::now() + GATHER);
         Ok(())
+    }
+
+    /// Hands over what is there, full or not.
+    async fn hand_over_rest(&mut self) -> Result<(), Interrupt> {
+        self.gather_until = None;
+        match self.assembler.take() {
+            Some(block) => self.hand_over(block).await,
+            None => Ok(()),
+        }
     }
 
     async fn message(&mut self, data: &[u8]) -> Result<(), Interrupt> {

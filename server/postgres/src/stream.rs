@@ -44,6 +44,11 @@ const GATHER: Duration = Duration::from_micros(300);
 const ENOUGH_BYTES: usize = 64 << 10;
 /// Bytes per millisecond that make a backlog: some 20 single-row transactions.
 const BACKLOG_BYTES_PER_MS: u128 = 4 << 10;
+/// Reads per millisecond that make a backlog, whatever they bring: waking up for each packet is what slows the server and
+/// us down until there are few bytes.
+const BACKLOG_READS_PER_MS: u128 = 8;
+/// A backlog lasts until there are fewer bytes per millisecond than this, since gathering makes reads few.
+const BACKLOG_END_BYTES_PER_MS: u128 = 1 << 10;
 
 /// What the server sends in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,13 +89,8 @@ pub struct StandbyStatus {
 /// Splits a socket on which CopyBoth has begun; `received` is what has been read beyond.
 pub(crate) fn split(socket: Socket, received: BytesMut) -> (WalReader, WalWriter) {
     let (read_half, write_half) = tokio::io::split(socket);
-    let reader = WalReader {
-        socket: read_half,
-        buffer: received,
-        consumed: 0,
-        rate: Rate { since: Instant::now(), byte_count: 0, backlog: false },
-        pause: Pause::default(),
-    };
+    let reader =
+        WalReader { socket: read_half, buffer: received, consumed: 0, rate: Rate::new(), pause: Pause::default() };
     (reader, WalWriter { socket: write_half, pending: BytesMut::with_capacity(64) })
 }
 
@@ -109,19 +109,29 @@ pub struct WalReader {
 #[derive(Debug)]
 struct Rate {
     since: Instant,
-    byte_count: usize,
+    byte_count: u128,
+    read_count: u128,
     backlog: bool,
 }
 
 impl Rate {
+    fn new() -> Self {
+        Rate { since: Instant::now(), byte_count: 0, read_count: 0, backlog: false }
+    }
+
     fn add(&mut self, byte_count: usize) {
-        self.byte_count += byte_count;
-        let elapsed = self.since.elapsed();
-        if elapsed >= Duration::from_millis(1) {
-            self.backlog = self.byte_count as u128 * 1_000 >= BACKLOG_BYTES_PER_MS * elapsed.as_micros();
-            self.since = Instant::now();
-            self.byte_count = 0;
+        self.byte_count += byte_count as u128;
+        self.read_count += 1;
+        let elapsed_us = self.since.elapsed().as_micros();
+        if elapsed_us < 1_000 {
+            return;
         }
+        let bytes_per_ms = self.byte_count * 1_000 / elapsed_us;
+        let reads_per_ms = self.read_count * 1_000 / elapsed_us;
+        self.backlog = bytes_per_ms >= BACKLOG_BYTES_PER_MS
+            || reads_per_ms >= BACKLOG_READS_PER_MS
+            || (self.backlog && bytes_per_ms >= BACKLOG_END_BYTES_PER_MS);
+        *self = Rate { backlog: self.backlog, ..Rate::new() };
     }
 }
 
@@ -168,6 +178,12 @@ impl WalReader {
             self.read_what_is_there().await;
         }
         Ok(Frames { buffer: &self.buffer, consumed: &mut self.consumed })
+    }
+
+    /// Does data pour in, so that gathering some before passing it on costs no one time?
+    #[must_use]
+    pub fn in_backlog(&self) -> bool {
+        self.rate.backlog
     }
 
     /// Drops what was handed out, and memory that only a large frame needed.

@@ -20,7 +20,7 @@ use tidegate_feed::{Durable, FeedItem, Receive};
 use tidegate_model::{Block, Clock, Epoch, EpochInfo, Position};
 use tokio::{
     task::{JoinError, JoinSet},
-    time::MissedTickBehavior,
+    time::{Instant, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -38,6 +38,8 @@ use crate::{
 const BATCH_BYTES: usize = 1 << 20;
 /// Unfinished transactions are synced in parts of this size, so that their commit does not have to wait for all of it.
 const SYNC_BYTES: u64 = 16 << 20;
+/// Between the starts of two fsyncs: what comes sooner shares one. Readers do not wait for it.
+const SYNC_INTERVAL: Duration = Duration::from_millis(20);
 /// How often a full disk is tried again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
 /// How often the retention's age is looked at.
@@ -54,6 +56,8 @@ pub struct StoreWriter {
     transactions: Transactions,
     /// The fsync that is under way, at most one.
     syncing: JoinSet<Result<Sync, StoreError>>,
+    /// When the next fsync may start.
+    sync_from: Instant,
     _lock: File,
 }
 
@@ -93,6 +97,7 @@ impl StoreWriter {
             order: Order::new(complete),
             transactions: Transactions::default(),
             syncing: JoinSet::new(),
+            sync_from: Instant::now(),
             _lock: lock,
         }
     }
@@ -113,12 +118,15 @@ impl StoreWriter {
                 () = intake.stop.cancelled() => break,
                 Some(done) = self.syncing.join_next() => self.synced(done, &intake.feed)?,
                 _ = trim.tick() => self.trim().await?,
+                () = tokio::time::sleep_until(self.sync_from), if self.sync_is_due() => {}
                 item = intake.feed.next() => match item {
                     Some(item) => if self.take(item, &mut intake).await? == Step::Stopped { break },
                     None => break,
                 },
             }
-            self.start_sync();
+            if Instant::now() >= self.sync_from {
+                self.start_sync();
+            }
         }
         while let Some(Some(item)) = ready(intake.feed.next()).await {
             if self.take(item, &mut intake).await? == Step::Stopped {
@@ -294,12 +302,23 @@ impl StoreWriter {
         }
     }
 
+    /// Is there something to gain from an fsync, and none under way?
+    fn sync_is_due(&self) -> bool {
+        let durable = self.shared.head.borrow().durable;
+        self.syncing.is_empty()
+            && self
+                .appender
+                .as_ref()
+                .is_some_and(|appender| appender.complete() > durable || appender.unsynced() >= SYNC_BYTES)
+    }
+
     /// Starts an fsync, unless one is under way or there is nothing to gain.
     fn start_sync(&mut self) {
-        let Some(appender) = self.appender.as_ref().filter(|_| self.syncing.is_empty()) else { return };
-        let durable = self.shared.head.borrow().durable;
-        let worthwhile = appender.complete() > durable || appender.unsynced() >= SYNC_BYTES;
-        if let Some(sync) = appender.next_sync().filter(|_| worthwhile) {
+        if !self.sync_is_due() {
+            return;
+        }
+        if let Some(sync) = self.appender.as_ref().and_then(Appender::next_sync) {
+            self.sync_from = Instant::now() + SYNC_INTERVAL;
             self.syncing.spawn_blocking(move || sync.run().map(|()| sync));
         }
     }

@@ -12,7 +12,7 @@ const ROW_COUNT: u64 = 10_000_000;
 
 /// Measures the case.
 pub(crate) async fn run() -> Result<Outcome> {
-    let cluster = Cluster::start(&[("max_wal_size", "8GB"), ("logical_decoding_work_mem", "64MB")]).await?;
+    let cluster = Cluster::start(&[("max_wal_size", "8GB")]).await?;
     let database = cluster.database("bench").await?;
     database.execute("create table large (id bigint primary key, customer int, note text)").await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
