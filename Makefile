@@ -31,7 +31,7 @@ check: cargo-deny ## formatting, lints, documentation, structure, licences
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D rustdoc::broken_intra_doc_links' cargo doc --workspace --no-deps --document-private-items
-	cargo test -p tidegate-integration-tests --test tidy
+	cargo test --workspace --test tidy
 	$(TARGET)/tools/bin/cargo-deny --all-features check licenses bans sources
 
 bench: postgres ## every benchmark case in release, or CASE=drain|drain-small|latency|memory|fanout

@@ -100,7 +100,7 @@ async fn a_slot_recreated_under_the_same_name_while_down_stops_where_told_to() -
     server.kill().await?;
     recreate_slot(&database, &server).await?;
     server.launch().await?;
-    must_stop(&server, &["slot", "created again"]).await
+    must_stop(&server, &[server.slot(), "created again"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
