@@ -1,4 +1,5 @@
-//! The writing side of an epoch's log: everything here blocks, and runs on a thread for that.
+//! The writing side of an epoch's log: everything here blocks, and runs on a thread for that, but for appends that
+//! `is_quick` names.
 //!
 //! Invariant: after an error that is for want of room, log and files are as they were, and the same may be tried again.
 
@@ -8,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use tidegate_model::{Block, EpochInfo, Position};
+use tidegate_model::{Block, EpochInfo, Kind, Position};
 
 use crate::{
     StoreError, frame,
@@ -18,6 +19,9 @@ use crate::{
     segment::{HEADER_BYTES, Placed, Segment, SegmentStart},
     tail::Tail,
 };
+
+/// The most that is written without a change of threads.
+const QUICK_BYTES: usize = 16 << 10;
 
 /// Appends to one epoch's log.
 #[derive(Debug)]
@@ -103,6 +107,16 @@ impl Appender {
     pub(crate) fn next_sync(&self) -> Option<Sync> {
         let segment = self.log.newest_segment()?;
         Some(Sync { segment, end: self.end, complete: self.complete })
+    }
+
+    /// Is appending these only a small write to the page cache: no new file, no fsync? Then it may be done on any thread, which
+    /// saves the two wake-ups of a change of threads.
+    pub(crate) fn is_quick(&self, blocks: &[Block]) -> bool {
+        let byte_count: usize = blocks.iter().map(Block::byte_count).sum();
+        let announces = |block: &Block| block.entries().iter().any(|entry| entry.kind == Kind::RowType);
+        byte_count <= QUICK_BYTES
+            && self.log.newest_segment().is_some_and(|segment| segment.byte_count() < self.segment_bytes)
+            && !blocks.iter().any(announces)
     }
 
     /// Appends blocks, all or none, and says where they are. They are in the file then, but not yet visible.

@@ -178,11 +178,16 @@ impl StoreWriter {
         let placed = loop {
             let (blocks, now_us) = (Arc::clone(&batch), self.clock.now_us());
             let mut appender = self.appender.take().ok_or(StoreError::NoEpoch)?;
-            let (appender, appended) = blocking(move || {
+            let (appender, appended) = if appender.is_quick(&blocks) {
                 let appended = appender.append(&blocks, now_us);
                 (appender, appended)
-            })
-            .await;
+            } else {
+                blocking(move || {
+                    let appended = appender.append(&blocks, now_us);
+                    (appender, appended)
+                })
+                .await
+            };
             self.appender = Some(appender);
             match appended {
                 Ok(placed) => break placed,
