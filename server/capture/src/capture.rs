@@ -249,6 +249,7 @@ impl<P: Publish> Capture<P> {
         self.last_transaction = None;
         self.assembler.start_epoch(Position::end_of_transaction(start_lsn));
         self.link.confirmations(|confirmations| confirmations.start_epoch(epoch.epoch, start_lsn));
+        self.link.update(|status| (status.received_lsn, status.server_lsn) = (start_lsn, start_lsn));
         self.publish.publish(FeedItem::Epoch(epoch)).await?;
         Ok(())
     }
