@@ -49,11 +49,13 @@ pub(crate) struct CaptureTask {
     pub(crate) clock: Arc<dyn Clock>,
 }
 
-/// What capture is told about a configured source.
-pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf) -> CaptureConfig {
+/// What capture is told about a configured source. Its connections carry the instance's name, by which capture knows its own.
+pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf, instance: &str) -> CaptureConfig {
+    let mut connect = source.connect.clone();
+    connect.application_name = format!("{}-{instance}", connect.application_name);
     CaptureConfig {
         source: source.name.clone(),
-        connect: source.connect.clone(),
+        connect,
         tables: source.tables.clone(),
         slot: source.slot.clone(),
         publication: source.publication.clone(),

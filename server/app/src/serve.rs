@@ -36,6 +36,9 @@ use crate::{
     metrics::{Metrics, ObservedSource},
 };
 
+/// Length of an instance's name.
+const INSTANCE_DIGITS: usize = 16;
+
 /// The ports, taken before anything else starts, so that a port in use is said at once.
 pub(crate) struct Listeners {
     grpc: TcpListener,
@@ -81,7 +84,8 @@ async fn bind(address: SocketAddr, option: &str) -> anyhow::Result<TcpListener> 
 pub(crate) async fn run(config: Config, listeners: Listeners, stop: CancellationToken) -> anyhow::Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let _lock = lock(&config.data_dir)?;
-    let mut server = Server::new(&config, clock);
+    let instance = instance(&config.data_dir)?;
+    let mut server = Server::new(&config, clock, instance);
     for source in &config.sources {
         server.add_source(&config, source).await.with_context(|| format!("source {}", source.name))?;
     }
@@ -109,9 +113,26 @@ fn lock(data_dir: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
+/// What tells this server's connections from those of another one: random, and kept in the data folder, so that after a
+/// crash it knows its own stale walsender.
+fn instance(data_dir: &Path) -> anyhow::Result<String> {
+    let path = data_dir.join("instance");
+    match std::fs::read_to_string(&path) {
+        Ok(known) if known.len() == INSTANCE_DIGITS => return Ok(known),
+        Ok(_damaged) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+    let fresh = format!("{:0INSTANCE_DIGITS$x}", rand::random::<u64>());
+    std::fs::write(&path, &fresh).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(fresh)
+}
+
 /// The running tasks, by what their death means.
 struct Server {
     clock: Arc<dyn Clock>,
+    /// See [`instance`].
+    instance: String,
     control: ControlConnector,
     sources: Vec<SourceHandle>,
     observed: Vec<ObservedSource>,
@@ -133,9 +154,10 @@ struct Stop {
 }
 
 impl Server {
-    fn new(config: &Config, clock: Arc<dyn Clock>) -> Self {
+    fn new(config: &Config, clock: Arc<dyn Clock>, instance: String) -> Self {
         Server {
             clock,
+            instance,
             control: ControlConnector::new(config.control.clone()),
             sources: Vec::new(),
             observed: Vec::new(),
@@ -174,7 +196,7 @@ impl Server {
         });
         let counters = Arc::new(CaptureCounters::default());
         let task = CaptureTask {
-            config: capture_config(source, spool_dir),
+            config: capture_config(source, spool_dir, &self.instance),
             connector: self.control.connector(),
             publisher,
             resume: recovered.map(resume),

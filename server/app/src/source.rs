@@ -106,7 +106,7 @@ async fn drop_slot_of(session: &Session, source: &Source) -> anyhow::Result<()> 
             return Ok(());
         };
         let reader = backend_application(session, pid).await?;
-        if reader.as_ref().is_some_and(|reader| *reader != source.connect.application_name) {
+        if reader.as_ref().is_some_and(|reader| !reader.starts_with(&source.connect.application_name)) {
             bail!("slot {name} is read by '{}' (pid {pid}), which is not Tidegate", reader.unwrap_or_default());
         }
         terminate_backend(session, pid, PATIENCE_MS).await?;

@@ -24,6 +24,9 @@ use crate::{
     transaction::Transaction,
 };
 
+/// Logical messages with a longer prefix are left out.
+const PREFIX_BYTES: usize = 64 << 10;
+
 /// Assembles the transactions of one connection at a time.
 #[derive(Debug)]
 pub(crate) struct Assembler {
@@ -34,6 +37,8 @@ pub(crate) struct Assembler {
     emitter: Emitter,
     resume_after: Position,
     expected: Option<TransactionId>,
+    /// Between this and `resume_after`, as they were when the connection began, there is no followed change.
+    known_end_lsn: Lsn,
     spool: SpoolConfig,
     scratch: Scratch,
 }
@@ -94,13 +99,16 @@ impl Assembler {
             emitter: Emitter::default(),
             resume_after: resume_after.as_resume_point(),
             expected: None,
+            known_end_lsn: Lsn::ZERO,
             spool,
             scratch: Scratch::default(),
         }
     }
 
-    /// A connection begins: everything unfinished is sent again. `expected` must come before anything new.
-    pub(crate) fn connected(&mut self, expected: Option<TransactionId>) {
+    /// A connection begins: everything unfinished is sent again. `expected` must come before anything new, and what comes
+    /// again beyond `known_end_lsn`, the end of the last transaction that was received, can hold no followed change.
+    pub(crate) fn connected(&mut self, expected: Option<TransactionId>, known_end_lsn: Lsn) {
+        self.known_end_lsn = known_end_lsn;
         self.relations.clear();
         self.plain = None;
         self.streams.clear();
@@ -111,7 +119,8 @@ impl Assembler {
     /// A new epoch begins: nothing was received yet, nothing is announced.
     pub(crate) fn start_epoch(&mut self, start: Position) {
         self.resume_after = start.as_resume_point();
-        self.emitter.forget_announced();
+        self.emitter.start_epoch();
+        self.expected = None;
     }
 
     /// Everything up to here is out, or was before.
@@ -151,6 +160,14 @@ impl Assembler {
             Message::Truncate { xid, relation_oids, cascade, restart_identity } => {
                 for oid in relation_oids {
                     self.truncate(xid, oid, Extra::Truncate { cascade, restart_identity })?;
+                }
+            }
+            // It would be repeated in each piece of the message; PostgreSQL's own uses are a few bytes.
+            Message::LogicalMessage { xid, transactional, prefix, .. } if prefix.len() > PREFIX_BYTES => {
+                tracing::warn!(prefix_bytes = prefix.len(), "a logical message with an overlong prefix was left out");
+                if transactional {
+                    let (tag, transaction) = self.tagged(xid)?;
+                    transaction.count_unfollowed(tag);
                 }
             }
             Message::LogicalMessage { xid, transactional, message_lsn, prefix, content } => {
@@ -233,9 +250,14 @@ impl Assembler {
         self.compare(&transaction, &commit)?;
         let position = Position::end_of_transaction(commit.commit_end_lsn);
         if position <= self.resume_after {
-            return Ok(Step::Done);
+            let is_news = commit.commit_end_lsn > self.known_end_lsn;
+            return match is_news && has_followed_change(transaction)? {
+                true => Err(CaptureError::Discontinuity(Discontinuity::Diverged)),
+                false => Ok(Step::Done),
+            };
         }
         self.resume_after = position;
+        self.known_end_lsn = commit.commit_end_lsn;
         let point = ConfirmPoint { position: Position::new(commit.commit_end_lsn, 0), confirm_lsn: commit.commit_lsn };
         let ended = Ended {
             commit_end_lsn: commit.commit_end_lsn,
@@ -381,6 +403,16 @@ impl Scratch {
             }
         }
     }
+}
+
+fn has_followed_change(transaction: Transaction) -> Result<bool, CaptureError> {
+    let mut parts = transaction.into_parts();
+    while let Some(part) = parts.next().map_err(CaptureError::Spool)? {
+        if part.entries.iter().any(|entry| entry.op != Op::None) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 fn encode_tuple(table: &TableCodec, tuple: &Tuple<'_>, out: &mut BytesMut) -> Result<(), CaptureError> {

@@ -10,7 +10,7 @@ use tidegate_feed::{FeedItem, Publish};
 use tidegate_model::{Clock, Epoch, EpochInfo, Lsn, Position, Retry, TransactionId};
 use tidegate_postgres::{
     ReplicationConnection, ReplicationError, Session, StreamOptions, SystemIdentity, TimelineSwitch, pgoutput::Decoder,
-    protocol_version, slot_status,
+    protocol_version,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -155,11 +155,13 @@ impl<P: Publish> Capture<P> {
             Err(error) => return Err(error),
         };
         self.control.set_publication_oid(&self.config.source, publication_oid).await?;
-        self.assembler.connected(expected);
-        let slot = slot_status(&session, &self.config.slot).await?;
-        if let Some(slot) = &slot {
-            prepare::release_slot(&session, &self.config, slot).await?;
-        }
+        let known_end_lsn = match (self.last_transaction, self.epoch) {
+            (Some(last), _) => last.commit_end_lsn,
+            (None, Some(epoch)) => epoch.start_lsn,
+            (None, None) => Lsn::ZERO,
+        };
+        self.assembler.connected(expected, known_end_lsn);
+        let slot = prepare::usable_status(&session, &self.config).await?;
         let confirmed_flush_lsn = usable_slot(&self.config.slot, slot.as_ref())?;
         let epoch = self.epoch.map(|epoch| epoch.epoch);
         self.link.confirmations(|confirmations| confirmations.connected(epoch, confirmed_flush_lsn));
@@ -183,14 +185,15 @@ impl<P: Publish> Capture<P> {
             self.start_epoch(session, replication, identity, Some(reason)).await?;
             return Ok(None);
         }
-        let slot = slot_status(session, &self.config.slot).await?;
+        let slot = prepare::usable_status(session, &self.config).await?;
         let Some(epoch) = self.epoch else {
             let start_lsn = usable_slot(&self.config.slot, slot.as_ref())?;
             self.publish_epoch(identity, start_lsn).await?;
             return Ok(None);
         };
         let known = self.control.publication_oid(&self.config.source).await?;
-        if known.is_some_and(|known| known != publication_oid) {
+        // Unknown is as bad as another: the control database was lost, and with it the proof.
+        if known != Some(publication_oid) {
             let publication = self.config.publication.clone();
             return Err(Discontinuity::PublicationRecreated { publication }.into());
         }

@@ -3,11 +3,11 @@
 //! Invariant: positions increase; a row type is announced before its first use; what a transaction contributes stands
 //! between its Begin and its Commit; a transaction without a followed change leaves nothing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MESSAGE_ORDINAL, Op, Position};
+use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MAX_BLOCK_BYTES, MESSAGE_ORDINAL, Op, Position};
 use tidegate_proto::v1;
 
 use crate::{
@@ -16,10 +16,15 @@ use crate::{
     transaction::{PART_BYTES, Parts},
 };
 
+/// A block is finished at this size even within a part of a transaction.
+const LARGE_BYTES: usize = MAX_BLOCK_BYTES / 4;
+
 /// Builds blocks.
 #[derive(Debug, Default)]
 pub(crate) struct Emitter {
     builder: BlockBuilder,
+    /// Blocks that were finished while a part was being written: many announcements can make it large.
+    full: VecDeque<Block>,
     announcements: HashMap<u32, Bytes>,
     announced: HashSet<u32>,
 }
@@ -46,9 +51,11 @@ impl Emitter {
         self.announcements.insert(row_type, announcement);
     }
 
-    /// A new epoch starts an empty log.
-    pub(crate) fn forget_announced(&mut self) {
+    /// A new epoch starts an empty log; what has not been taken belongs to the old one.
+    pub(crate) fn start_epoch(&mut self) {
         self.announced.clear();
+        self.full.clear();
+        self.builder = BlockBuilder::default();
     }
 
     /// Writes the next part of a transaction, about 64 KiB at most; false when its Commit has been written.
@@ -74,6 +81,9 @@ impl Emitter {
             ended.continues = entry.continues;
             if entry.op == Op::None {
                 continue;
+            }
+            if self.builder.byte_count() >= LARGE_BYTES {
+                self.full.push_back(self.builder.finish());
             }
             let position = Position::new(ended.commit_end_lsn, ended.ordinal);
             if !ended.begun {
@@ -111,11 +121,17 @@ impl Emitter {
 
     /// The block so far, when it is worth sending.
     pub(crate) fn take_full(&mut self) -> Option<Block> {
+        if let Some(block) = self.full.pop_front() {
+            return Some(block);
+        }
         (self.builder.byte_count() >= PART_BYTES).then(|| self.builder.finish())
     }
 
     /// The block so far, whatever its size.
     pub(crate) fn take(&mut self) -> Option<Block> {
+        if let Some(block) = self.full.pop_front() {
+            return Some(block);
+        }
         (!self.builder.is_empty()).then(|| self.builder.finish())
     }
 

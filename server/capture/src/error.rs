@@ -57,6 +57,12 @@ pub enum CaptureError {
         "publication {0} does not exist and cannot be created: no table matches that can be published; create a table with a primary key, or correct `tables`"
     )]
     NothingToPublish(String),
+    /// The slot was made for something else.
+    #[error("replication slot {slot} is not a pgoutput slot of this database; configure another name with `slot`")]
+    ForeignSlot {
+        /// The slot's name.
+        slot: String,
+    },
     /// Someone else reads from the slot.
     #[error("replication slot {slot} is in use by {application:?} (pid {pid}); stop it, or configure another slot")]
     SlotInUse {
@@ -90,9 +96,10 @@ impl CaptureError {
             CaptureError::Catalog(error) => error.retry(),
             CaptureError::Control(error) => error.retry(),
             CaptureError::Decode(_) | CaptureError::Encode(_) | CaptureError::Protocol(_) => Retry::Never,
-            CaptureError::UnknownRelation(_) | CaptureError::SpoolRead(_) | CaptureError::TooManyChanges { .. } => {
-                Retry::Never
-            }
+            CaptureError::ForeignSlot { .. }
+            | CaptureError::UnknownRelation(_)
+            | CaptureError::SpoolRead(_)
+            | CaptureError::TooManyChanges { .. } => Retry::Never,
             CaptureError::Spool(_) => Retry::After(Duration::from_secs(2)),
             CaptureError::WalLevel(_) | CaptureError::NothingToPublish(_) | CaptureError::SlotInUse { .. } => {
                 Retry::After(Duration::from_secs(5))

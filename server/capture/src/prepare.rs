@@ -63,8 +63,7 @@ pub(crate) async fn recreate_slot(
     replication: &mut ReplicationConnection,
     config: &CaptureConfig,
 ) -> Result<Lsn, CaptureError> {
-    if let Some(slot) = slot_status(session, &config.slot).await? {
-        release_slot(session, config, &slot).await?;
+    if usable_status(session, config).await?.is_some() {
         drop_slot(session, &config.slot).await?;
     }
     let failover = replication.server_version() >= FAILOVER_VERSION;
@@ -73,21 +72,38 @@ pub(crate) async fn recreate_slot(
     Ok(start_lsn)
 }
 
+/// The slot as it stands when no connection of ours holds it any more; None when there is none.
+///
+/// # Errors
+/// The slot is someone else's, or in use by someone else.
+pub(crate) async fn usable_status(
+    session: &Session,
+    config: &CaptureConfig,
+) -> Result<Option<SlotStatus>, CaptureError> {
+    let Some(slot) = slot_status(session, &config.slot).await? else { return Ok(None) };
+    let ours = slot.plugin.as_deref() == Some("pgoutput")
+        && slot.database.as_deref() == Some(config.connect.database.as_str())
+        && !slot.temporary;
+    if !ours {
+        return Err(CaptureError::ForeignSlot { slot: config.slot.clone() });
+    }
+    release_slot(session, config, &slot).await?;
+    // What the stale connection had still to confirm is confirmed now.
+    Ok(slot_status(session, &config.slot).await?)
+}
+
 /// Ends a stale walsender of ours that still holds the slot.
 ///
 /// # Errors
-/// Someone else reads from it.
-pub(crate) async fn release_slot(
-    session: &Session,
-    config: &CaptureConfig,
-    slot: &SlotStatus,
-) -> Result<(), CaptureError> {
+/// Someone else reads from it, or it does not end.
+async fn release_slot(session: &Session, config: &CaptureConfig, slot: &SlotStatus) -> Result<(), CaptureError> {
     let Some(pid) = slot.active_pid else { return Ok(()) };
     match backend_application(session, pid).await? {
         Some(name) if name == config.connect.application_name => {
             let ended = terminate_backend(session, pid, RELEASE_TIMEOUT_MS).await?;
             info!(source = %config.source, slot = config.slot, pid, ended, "a connection of ours still held the slot");
-            Ok(())
+            let application = config.connect.application_name.clone();
+            if ended { Ok(()) } else { Err(CaptureError::SlotInUse { slot: config.slot.clone(), pid, application }) }
         }
         Some(application) => Err(CaptureError::SlotInUse { slot: config.slot.clone(), pid, application }),
         None => Ok(()),

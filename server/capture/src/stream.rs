@@ -122,17 +122,21 @@ impl<P: Publish> Streaming<'_, P> {
     /// Hands over what is there, full or not.
     async fn hand_over_rest(&mut self) -> Result<(), Interrupt> {
         self.gather_until = None;
-        match self.assembler.take() {
-            Some(block) => self.hand_over(block).await,
-            None => Ok(()),
+        while let Some(block) = self.assembler.take() {
+            self.hand_over(block).await?;
         }
+        Ok(())
     }
 
     async fn message(&mut self, data: &[u8]) -> Result<(), Interrupt> {
         match self.assembler.handle(self.decoder.decode(data)?)? {
             Step::Done => Ok(()),
             Step::Resolve(relation) => {
-                let followed = self.resolver.resolve(self.session, &relation).await?;
+                let followed = tokio::select! {
+                    biased;
+                    () = self.stop.cancelled() => return Err(Interrupt::Stopped),
+                    followed = self.resolver.resolve(self.session, &relation) => followed?,
+                };
                 self.assembler.set_relation(relation.oid, followed);
                 Ok(())
             }
@@ -172,10 +176,10 @@ impl<P: Publish> Streaming<'_, P> {
     }
 
     async fn hand_over_full(&mut self) -> Result<(), Interrupt> {
-        match self.assembler.take_full() {
-            Some(block) => self.hand_over(block).await,
-            None => Ok(()),
+        while let Some(block) = self.assembler.take_full() {
+            self.hand_over(block).await?;
         }
+        Ok(())
     }
 
     /// Waits while the store is behind; the answering side goes on meanwhile.

@@ -1,12 +1,18 @@
 //! The handle on the control database: one connection, opened again when it has broken.
 
-use std::{future::Future, pin::Pin, sync::Arc};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tidegate_model::SourceName;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    time::timeout,
+};
 use tokio_postgres::Client;
 
 use crate::{ControlError, RowTypeNumbers, RowTypeRequest, migrate::migrate, row_types};
+
+/// A query may wait this long, behind another node's for instance.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Opens a connection. Who supplies it also drives the connection's task.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, ControlError>> + Send>> + Send + Sync>;
@@ -40,7 +46,14 @@ impl Control {
     ) -> Result<RowTypeNumbers, ControlError> {
         let mut guard = self.connected().await?;
         let client = guard.as_mut().expect("connected() leaves a client");
-        row_types::allocate(client, source, request).await
+        match timeout(ANSWER_TIMEOUT, row_types::allocate(client, source, request)).await {
+            Ok(numbers) => numbers,
+            Err(_elapsed) => {
+                // The connection may be gone without a word: the next call opens another.
+                *guard = None;
+                Err(ControlError::Connect(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
+            }
+        }
     }
 
     /// The publication that the source was last captured through; None at the first time.

@@ -22,6 +22,8 @@ use crate::{ConnectConfig, ConnectError, TlsMode, tls};
 
 /// A silent peer is probed after this time, and given up after three probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
+/// A server that acknowledges nothing for so long is gone.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The stream.
@@ -70,7 +72,10 @@ async fn connect(config: &ConnectConfig) -> Result<TcpStream, ConnectError> {
         stream.set_nodelay(true)?;
         let keepalive =
             socket2::TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_INTERVAL).with_retries(3);
-        socket2::SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        let socket = socket2::SockRef::from(&stream);
+        socket.set_tcp_keepalive(&keepalive)?;
+        // Keepalives are not sent while something of ours is unacknowledged.
+        socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
         Ok(stream)
     };
     open.await.map_err(unreachable(config))

@@ -120,7 +120,9 @@ impl StoreWriter {
                 _ = trim.tick() => self.trim().await?,
                 () = tokio::time::sleep_until(self.sync_from), if self.sync_is_due() => {}
                 item = intake.feed.next() => match item {
-                    Some(item) => if self.take(item, &mut intake).await? == Step::Stopped { break },
+                    Some(item) => if self.take(item, &mut intake).await? == Step::Stopped {
+                        return self.make_durable(&mut intake).await;
+                    },
                     None => break,
                 },
             }
@@ -129,6 +131,7 @@ impl StoreWriter {
             }
         }
         while let Some(Some(item)) = ready(intake.feed.next()).await {
+            // Nothing may follow what did not fit: it would leave a gap.
             if self.take(item, &mut intake).await? == Step::Stopped {
                 break;
             }

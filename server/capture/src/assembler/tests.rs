@@ -137,7 +137,7 @@ impl Server<'_> {
 fn assembler(dir: &std::path::Path, memory_budget_bytes: usize) -> Assembler {
     let spool = SpoolConfig { dir: dir.to_owned(), memory_budget_bytes };
     let mut assembler = Assembler::new(Position::ZERO, spool);
-    assembler.connected(None);
+    assembler.connected(None, Lsn(u64::MAX));
     let column = ColumnSpec {
         name: "text".to_owned(),
         attnum: 1,
@@ -248,7 +248,7 @@ proptest! {
         prop_assert_eq!(count(Kind::Begin), count(Kind::Commit));
 
         // The server sends everything again after a reconnect: nothing comes out twice.
-        assembler.connected(None);
+        assembler.connected(None, Lsn(u64::MAX));
         let table = assembler_relations(dir.path());
         table.into_iter().for_each(|(oid, followed)| assembler.set_relation(oid, followed));
         prop_assert_eq!(run(&mut assembler, &transactions), vec![]);
@@ -275,6 +275,44 @@ fn a_stored_transaction_that_comes_again_changed_is_a_discontinuity() {
         let diverged = matches!(server.refused, Some(CaptureError::Discontinuity(Discontinuity::Diverged)));
         assert_ne!(diverged, same);
     }
+}
+
+#[test]
+fn a_followed_change_where_there_was_none_is_a_discontinuity() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    for followed in [true, false] {
+        let row = Row { subtransaction: 0, text: "x".to_owned(), followed };
+        let transaction = Generated { rows: vec![row], rolled_back: HashSet::new(), streamed: false, committed: true };
+        let mut assembler = assembler(dir.path(), 0);
+        // The last stored transaction ended at 50; progress was stored up to 500; then the server's disk was restored.
+        assembler.start_epoch(Position::new(Lsn(500), 0));
+        assembler.known_end_lsn = Lsn(50);
+        let mut server =
+            Server { assembler: &mut assembler, decoder: Decoder::new(2), blocks: Vec::new(), refused: None };
+        server.whole(1_000, 100, &transaction);
+        let diverged = matches!(server.refused, Some(CaptureError::Discontinuity(Discontinuity::Diverged)));
+        assert_eq!(diverged, followed);
+    }
+}
+
+#[test]
+fn what_was_not_handed_over_stays_in_its_epoch() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut assembler = assembler(dir.path(), 0);
+    assert!(matches!(assembler.progress(Lsn(100)), Ok(Some(_))));
+    assembler.start_epoch(Position::new(Lsn(7), 0));
+    assert_eq!(assembler.take(), None);
+}
+
+#[test]
+fn an_overlong_prefix_is_left_out() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut assembler = assembler(dir.path(), 0);
+    let prefix = "x".repeat(PREFIX_BYTES + 1);
+    let message =
+        Message::LogicalMessage { xid: None, transactional: false, message_lsn: Lsn(5), prefix: &prefix, content: b"" };
+    assert!(matches!(assembler.handle(message), Ok(Step::Done)));
+    assert_eq!(assembler.take(), None);
 }
 
 #[test]
