@@ -23,7 +23,6 @@ pub struct Publication {
 
 /// Which operations are sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[allow(clippy::struct_excessive_bools)]
 pub struct Operations {
     /// INSERT.
     pub insert: bool,

@@ -7,7 +7,6 @@ use crate::{CatalogError, Session};
 
 /// Facts that decide whether a server can be captured from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools)]
 pub struct ServerFacts {
     /// Such as 150020.
     pub version: u32,
