@@ -222,3 +222,18 @@ async fn a_restart_of_everything_keeps_the_history() -> Result<()> {
     ensure!(server.status().await?.epoch == epoch, "another epoch");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_of_another_plugin_is_left_alone() -> Result<()> {
+    let database = Cluster::shared().await?.database("foreign_slot").await?;
+    database.create_marker().await?;
+    let mut server = Server::stopped(ServerConfig::of(database.url()))?;
+    let slot = server.slot().to_owned();
+    database.execute(&format!("select pg_create_logical_replication_slot('{slot}', 'test_decoding')")).await?;
+    server.launch().await?;
+    must_stop(&server, &[&slot, "not a pgoutput slot"]).await?;
+    let plugin = format!("select plugin::text from pg_replication_slots where slot_name = '{slot}'");
+    ensure!(database.text(&plugin).await?.as_deref() == Some("test_decoding"));
+    server.kill().await?;
+    database.drop_slot(&slot).await
+}
