@@ -5,7 +5,7 @@
 
 use anyhow::{Result, ensure};
 use tidegate_client::{ResetReason, SourceState};
-use tidegate_integration_tests::{Cluster, Database, Ended, OnDiscontinuity, Recorder, Server, ServerConfig};
+use tidegate_integration_tests::{Cluster, Database, Ended, OnDiscontinuity, Recorder, Server, ServerConfig, within};
 
 /// A database with a captured row, a server that has received it, and a subscriber that has too.
 async fn received_one(cluster: &Cluster, name: &str, policy: OnDiscontinuity) -> Result<(Database, Server, Recorder)> {
@@ -236,4 +236,20 @@ async fn a_slot_of_another_plugin_is_left_alone() -> Result<()> {
     ensure!(database.text(&plugin).await?.as_deref() == Some("test_decoding"));
     server.kill().await?;
     database.drop_slot(&slot).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slot_that_another_server_reads_is_left_to_it() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let (database, server, mut recorder) = received_one(cluster, "slot_in_use", OnDiscontinuity::Reset).await?;
+    let mut intruder = Server::stopped(ServerConfig::of(database.url()))?;
+    intruder.launch().await?;
+    let named = within("the second server to name the first", || async {
+        let status = intruder.status().await?;
+        Ok(status.detail.contains("is in use by").then_some(status.detail))
+    });
+    ensure!(named.await?.contains(server.slot()));
+    database.mark("still").await?;
+    ensure!(recorder.until_marker("still").await? == Ended::Arrived, "the first server was disturbed");
+    Ok(())
 }
