@@ -133,6 +133,8 @@ impl Continuity {
             Message::Begin(begin) => self.begin(begin, out)?,
             Message::Changes(batch) => self.changes(selection, batch, out)?,
             Message::Commit(commit) => return self.commit(&commit, out),
+            Message::SnapshotBegin(_) => return Err(self.unexpected("SnapshotBegin").into()),
+            Message::SnapshotEnd(_) => return Err(self.unexpected("SnapshotEnd").into()),
             Message::Progress(progress) => self.progress(&progress, out)?,
             Message::Reset(reset) => {
                 self.disconnected(out);

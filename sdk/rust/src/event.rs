@@ -177,6 +177,8 @@ pub enum ResetReason {
     EpochChanged,
     /// The source has lost continuity while the subscription was open.
     SourceDiscontinued,
+    /// The snapshot that the subscription started from was cancelled or has failed.
+    SnapshotAbandoned,
 }
 
 impl ResetReason {
@@ -186,6 +188,7 @@ impl ResetReason {
             v1::reset::Reason::TokenTooOld => ResetReason::TokenTooOld,
             v1::reset::Reason::EpochChanged => ResetReason::EpochChanged,
             v1::reset::Reason::SourceDiscontinued => ResetReason::SourceDiscontinued,
+            v1::reset::Reason::SnapshotAbandoned => ResetReason::SnapshotAbandoned,
         }
     }
 }

@@ -152,6 +152,7 @@ impl Emitter {
             commit_time: Some(timestamp(ended.commit_time_us)),
             xid: ended.xid,
             origin: ended.origin.clone(),
+            snapshot: 0,
         };
         self.push_mark(Kind::Begin, position, &begin.encode_to_vec());
     }

@@ -129,7 +129,7 @@ struct Filter<'a> {
 impl Filter<'_> {
     fn entry(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
         match entry.kind {
-            Kind::RowType | Kind::Progress => {}
+            Kind::RowType | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd | Kind::SnapshotCursor => {}
             Kind::Begin => {
                 self.received = false;
                 self.begin = Some((*entry, self.pieces.len()));

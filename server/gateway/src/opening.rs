@@ -120,7 +120,7 @@ impl Start {
             Some(v1::start::From::At(value)) => match v1::start::Point::try_from(value) {
                 Ok(v1::start::Point::Now) => Ok(Start::Now),
                 Ok(v1::start::Point::Earliest) => Ok(Start::Earliest),
-                Err(_) => Err(GatewayError::Start { value }),
+                Ok(v1::start::Point::Snapshot) | Err(_) => Err(GatewayError::Start { value }),
             },
             Some(v1::start::From::Token(text)) => {
                 let token: Token = text.parse()?;

@@ -209,7 +209,7 @@ impl Live {
         queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
     ) -> Result<(), GatewayError> {
         match entry.kind {
-            Kind::RowType => {}
+            Kind::RowType | Kind::SnapshotBegin | Kind::SnapshotEnd | Kind::SnapshotCursor => {}
             Kind::Begin => {
                 self.begin = v1::Begin::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
             }

@@ -8,7 +8,8 @@
 //!
 //! The payload of a change is one whole `changes` field of `tidegate.v1.ChangeBatch` (tag, length, Change), so that a run of
 //! neighbouring changes is a valid ChangeBatch as it stands, without copying. The other payloads are bare messages:
-//! RowType, Begin, Commit; Progress has none.
+//! RowType, Begin, Commit, SnapshotBegin, SnapshotEnd, SnapshotCursor; Progress has none. A snapshot's chunk is a run Begin,
+//! Change (read)…, SnapshotCursor, Commit at one position.
 //!
 //! Invariant: `start <= end <= payload.len()` for every entry, payloads of neighbouring changes of one transaction touch, and
 //! positions do not decrease.
@@ -32,6 +33,12 @@ pub enum Kind {
     Commit = 4,
     /// Nothing else happened up to this LSN.
     Progress = 5,
+    /// A snapshot begins: chunks follow, amid other records.
+    SnapshotBegin = 6,
+    /// It ends: the state is exact from here on, or it was given up.
+    SnapshotEnd = 7,
+    /// Where a snapshot goes on after this chunk. Not for subscribers.
+    SnapshotCursor = 8,
 }
 
 /// The operation of a change, numbered as in `tidegate.v1.Change.Op`.
@@ -66,7 +73,8 @@ pub struct Entry {
     pub lsn: Lsn,
     /// Position's ordinal.
     pub ordinal: u32,
-    /// Row type of the change; 0 where there is none.
+    /// Row type of the change; 0 where there is none. Number of the snapshot for a chunk's Begin, Commit and cursor and for a
+    /// snapshot's begin and end.
     pub row_type: u32,
     /// First byte in the payload.
     pub start: u32,
@@ -90,7 +98,7 @@ impl Entry {
     /// Does it end something, so that all up to it may be seen?
     #[must_use]
     pub fn completes(&self) -> bool {
-        matches!(self.kind, Kind::Commit | Kind::Progress)
+        matches!(self.kind, Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd)
     }
 
     fn write(&self, out: &mut BytesMut) {
@@ -118,6 +126,9 @@ impl Entry {
                 3 => Kind::Change,
                 4 => Kind::Commit,
                 5 => Kind::Progress,
+                6 => Kind::SnapshotBegin,
+                7 => Kind::SnapshotEnd,
+                8 => Kind::SnapshotCursor,
                 _ => return None,
             },
             op: match bytes.get_u8() {

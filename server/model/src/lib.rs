@@ -19,8 +19,10 @@
 //! - **Block**: a run of records in position order; what the **Feed** carries, the **Changelog** stores, sessions slice.
 //! - **Selection**: what one watches. **Subscription**: a source and selections on one stream. **Credit**: bytes that a
 //!   client allows to be sent. **Reset**: what was received and what follows do not join up. **Drain**: leave soon.
-//! - **Snapshot**, **Chunk**, **Watermark**, **Mirror**, **Shape**, **Aggregate**, **Group**, **Lease**, **Term**: see the
-//!   design notes in `server/docs`; not built yet.
+//! - **Snapshot**: a numbered pass over the rows that tables have already, delivered amid the changes; exact at its end.
+//!   **Chunk**: a part of it, read at once. **Watermark**: the LSN that the stream must pass before a chunk is reconciled.
+//!   **Visibility**: the transactions that a chunk's query has seen. **Mirror**: the current rows of a table, kept here.
+//! - **Shape**, **Aggregate**, **Group**, **Lease**, **Term**: not built yet.
 
 mod block;
 mod clock;
@@ -32,6 +34,7 @@ mod position;
 mod relation;
 mod retry;
 mod token;
+mod visibility;
 
 pub use block::{Block, BlockBuilder, BlockError, ENTRY_BYTES, Entry, Kind, MAX_BLOCK_BYTES, Op};
 pub use clock::{Clock, SystemClock};
@@ -43,3 +46,4 @@ pub use position::{MESSAGE_ORDINAL, Position, PositionError, SNAPSHOT_ORDINAL};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
 pub use retry::Retry;
 pub use token::{Token, TokenError, TokenPrefix};
+pub use visibility::{FullXid, Visibility, VisibilityError};
