@@ -81,7 +81,8 @@ async fn publications_live() {
         async || publication_content(&session, "p q").await.expect("no error").expect("a publication").content;
     let before = content().await;
     assert_eq!(before.lines().count(), 2, "{before}");
-    server.sql("ALTER PUBLICATION \"p q\" ADD TABLE public.\"A b\"; VACUUM FREEZE pg_publication").await;
+    server.sql("ALTER PUBLICATION \"p q\" ADD TABLE public.\"A b\"").await;
+    server.sql("VACUUM FREEZE pg_publication").await;
     let added = content().await;
     assert!(added.lines().count() == 3 && before.lines().all(|line| added.lines().any(|now| now == line)), "{added}");
     server.sql("ALTER PUBLICATION \"p q\" SET (publish = 'insert')").await;
