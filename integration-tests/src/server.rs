@@ -2,14 +2,18 @@
 
 use std::{
     ffi::OsStr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Output, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use tidegate_client::{Client, SourceState, SourceStatus};
 
-use crate::{Process, Scratch, Signal, cluster::free_port, tidegate_binary, within};
+use crate::{
+    Process, Scratch, Signal,
+    cluster::{copy, free_port},
+    tidegate_binary, within,
+};
 
 /// The source's name in these tests.
 const SOURCE: &str = "shop";
@@ -147,6 +151,33 @@ impl Server {
         Ok(())
     }
 
+    /// Keeps a copy of the stopped server's files.
+    ///
+    /// # Errors
+    /// They cannot be copied.
+    pub fn keep_files(&self) -> Result<PathBuf> {
+        let kept = self.scratch.join("kept");
+        copy(&self.data_dir(), &kept)?;
+        Ok(kept)
+    }
+
+    /// Puts the copy in the place of the stopped server's files, as if what was written since had never reached the disk
+    /// when the machine failed; the machine has been started again since.
+    ///
+    /// # Errors
+    /// They cannot be copied or written.
+    pub fn lose_power(&self, kept: &Path) -> Result<()> {
+        let data_dir = self.data_dir();
+        std::fs::remove_dir_all(&data_dir)?;
+        copy(kept, &data_dir)?;
+        let run = data_dir.join(SOURCE).join("run");
+        let text = std::fs::read_to_string(&run)?;
+        ensure!(text.contains("\nboot "), "the run file names no boot: {text}");
+        let other = |line: &str| if line.starts_with("boot ") { "boot another".to_owned() } else { line.to_owned() };
+        let lines: Vec<String> = text.lines().map(other).collect();
+        Ok(std::fs::write(&run, lines.join("\n") + "\n")?)
+    }
+
     /// Its process.
     ///
     /// # Errors
@@ -254,9 +285,13 @@ impl Server {
         Ok(body.to_owned())
     }
 
+    fn data_dir(&self) -> PathBuf {
+        self.config.data_dir.clone().unwrap_or_else(|| self.scratch.join("data"))
+    }
+
     fn yaml(&self) -> String {
         let config = &self.config;
-        let data_dir = config.data_dir.clone().unwrap_or_else(|| self.scratch.join("data"));
+        let data_dir = self.data_dir();
         let policy = match config.on_discontinuity {
             OnDiscontinuity::Reset => "reset",
             OnDiscontinuity::Stop => "stop",

@@ -123,6 +123,102 @@ async fn a_publication_recreated_while_down_stops_where_told_to() -> Result<()> 
     must_stop(&server, &["publication", server.slot()]).await
 }
 
+async fn remake_membership(database: &Database, server: &Server) -> Result<()> {
+    let publication = server.slot();
+    database.execute(&format!("alter publication {publication} drop table marker")).await?;
+    database.mark("lost").await?;
+    database.execute(&format!("alter publication {publication} add table marker")).await
+}
+
+async fn switch_inserts(database: &Database, server: &Server) -> Result<()> {
+    let publication = server.slot();
+    let set = |publish: &str| format!("alter publication {publication} set (publish = '{publish}')");
+    database.execute(&set("update, delete, truncate")).await?;
+    database.mark("lost").await?;
+    database.execute(&set("insert, update, delete, truncate")).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_out_of_the_publication_and_back_while_down_resets() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let (database, mut server, mut recorder) = received_one(cluster, "member_remade", OnDiscontinuity::Reset).await?;
+    server.kill().await?;
+    remake_membership(&database, &server).await?;
+    server.launch().await?;
+    must_reset(&database, &server, &mut recorder).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_out_of_the_publication_and_back_while_down_stops_where_told_to() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let (database, mut server, _) = received_one(cluster, "member_remade_stop", OnDiscontinuity::Stop).await?;
+    server.kill().await?;
+    remake_membership(&database, &server).await?;
+    server.launch().await?;
+    must_stop(&server, &["publication", server.slot(), "marker"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_out_of_the_publication_and_back_while_running_resets() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let (database, server, mut recorder) = received_one(cluster, "member_remade_up", OnDiscontinuity::Reset).await?;
+    remake_membership(&database, &server).await?;
+    must_reset(&database, &server, &mut recorder).await
+}
+
+/// A table that joins while the server runs is looked after from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_has_joined_later_is_missed_too() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let (database, mut server, mut recorder) = received_one(cluster, "member_joined", OnDiscontinuity::Reset).await?;
+    database.execute("create table late (n int primary key)").await?;
+    let publication = server.slot().to_owned();
+    database.execute(&format!("alter publication {publication} add table late")).await?;
+    let recorded = "select (publication_content like '%' || 'late'::regclass::oid || '%')::text from tidegate.source";
+    within("the new member to be known", || async {
+        Ok((database.text(recorded).await?.as_deref() == Some("true")).then_some(()))
+    })
+    .await?;
+    server.kill().await?;
+    database.execute(&format!("alter publication {publication} drop table late")).await?;
+    database.execute("insert into late values (1)").await?;
+    database.execute(&format!("alter publication {publication} add table late")).await?;
+    server.launch().await?;
+    must_reset(&database, &server, &mut recorder).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operation_switched_off_and_on_while_down_resets() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let (database, mut server, mut recorder) = received_one(cluster, "op_switched", OnDiscontinuity::Reset).await?;
+    server.kill().await?;
+    switch_inserts(&database, &server).await?;
+    server.launch().await?;
+    must_reset(&database, &server, &mut recorder).await
+}
+
+/// The counter-example: a table that joins, and one that is dropped altogether, take nothing from the others.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_join_and_tables_that_are_dropped_while_down_keep_the_history() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("members_change").await?;
+    database.create_marker().await?;
+    database.execute("create table doomed (n int primary key)").await?;
+    let mut server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut recorder = Recorder::new(server.endpoint());
+    database.mark("before").await?;
+    ensure!(recorder.until_marker("before").await? == Ended::Arrived);
+    let epoch = server.status().await?.epoch;
+    server.kill().await?;
+    database.execute("drop table doomed; create table late (n int primary key)").await?;
+    database.execute(&format!("alter publication {} add table late", server.slot())).await?;
+    database.mark("after").await?;
+    server.launch().await?;
+    ensure!(recorder.until_marker("after").await? == Ended::Arrived);
+    ensure!(server.status().await?.epoch == epoch, "another epoch");
+    Ok(())
+}
+
 /// A server that removes WAL although a slot needs it.
 async fn forgetful() -> Result<Cluster> {
     Cluster::start(&[("max_slot_wal_keep_size", "32MB"), ("max_wal_size", "64MB"), ("min_wal_size", "32MB")]).await

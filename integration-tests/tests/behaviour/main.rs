@@ -5,6 +5,7 @@
 //! stops, freezes or restores the server starts its own.
 
 mod bad_input;
+mod control_rollback;
 mod crash;
 mod demo;
 mod discontinuity;

@@ -67,3 +67,62 @@ async fn a_promotion_before_our_position_resets() -> Result<()> {
         other => anyhow::bail!("a reset was to come, not {other:?}"),
     }
 }
+
+/// What was delivered, and then lost with the machine's memory, is in no history any more: only the old timeline had it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_after_the_power_failed_resets() -> Result<()> {
+    let (mut primary, mut standby, mut server, mut recorder) = replicated().await?;
+    server.kill().await?;
+    let files = server.keep_files()?;
+    server.launch().await?;
+    standby.catch_up(&primary).await?;
+    standby.stop(Stop::Fast).await?;
+    let database = Database::connect(&primary.url(NAME)).await?;
+    database.mark("on the primary only").await?;
+    ensure!(recorder.until_marker("on the primary only").await? == Ended::Arrived);
+    server.kill().await?;
+    server.lose_power(&files)?;
+    primary.stop(Stop::Immediate).await?;
+    standby.launch().await?;
+    standby.promote().await?;
+    let database = Database::connect(&standby.url(NAME)).await?;
+    for row in 0..100 {
+        database.mark(&format!("on the new timeline {row}")).await?;
+    }
+    server.config_mut().url = standby.url(NAME);
+    server.launch().await?;
+    match recorder.until_marker("on the new timeline 99").await? {
+        Ended::Reset(ResetReason::EpochChanged | ResetReason::SourceDiscontinued, _) => Ok(()),
+        other => anyhow::bail!("a reset was to come, not {other:?}"),
+    }
+}
+
+/// The same failure without a promotion: the primary sends again what was lost, and from then on a promotion is proved as
+/// it would have been before.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_failure_that_was_made_up_for_keeps_the_history() -> Result<()> {
+    let (mut primary, standby, mut server, mut recorder) = replicated().await?;
+    let epoch = server.status().await?.epoch;
+    server.kill().await?;
+    let files = server.keep_files()?;
+    server.launch().await?;
+    let database = Database::connect(&primary.url(NAME)).await?;
+    database.mark("lost once").await?;
+    ensure!(recorder.until_marker("lost once").await? == Ended::Arrived);
+    server.kill().await?;
+    server.lose_power(&files)?;
+    server.launch().await?;
+    database.mark("made up for").await?;
+    ensure!(recorder.until_marker("made up for").await? == Ended::Arrived);
+    standby.catch_up(&primary).await?;
+    server.terminate().await?;
+    primary.stop(Stop::Fast).await?;
+    standby.promote().await?;
+    let database = Database::connect(&standby.url(NAME)).await?;
+    database.mark("on the new timeline").await?;
+    server.config_mut().url = standby.url(NAME);
+    server.launch().await?;
+    ensure!(recorder.until_marker("on the new timeline").await? == Ended::Arrived);
+    ensure!(server.status().await?.epoch == epoch, "another epoch");
+    Ok(())
+}

@@ -22,7 +22,7 @@ use tidegate_control::{Connector, Control};
 use tidegate_feed::local::Publisher;
 use tidegate_gateway::{SourceState, SourceStatus};
 use tidegate_model::{Clock, Retry};
-use tidegate_store::Recovered;
+use tidegate_store::{Recovered, RowTypes};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -69,8 +69,10 @@ pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf, instan
 }
 
 /// Where the store left off.
-pub(crate) fn resume(recovered: Recovered) -> Resume {
-    Resume { epoch: recovered.epoch, durable: recovered.durable, last_transaction: recovered.last_transaction }
+pub(crate) fn resume(recovered: Recovered, row_types: &RowTypes) -> Resume {
+    let Recovered { epoch, durable, delivered, last_transaction } = recovered;
+    let row_types = row_types.iter().map(|row_type| row_type.proto().clone()).collect();
+    Resume { epoch, durable, delivered, last_transaction, row_types }
 }
 
 impl CaptureTask {

@@ -199,7 +199,7 @@ impl Server {
             config: capture_config(source, spool_dir, &self.instance),
             connector: self.control.connector(),
             publisher,
-            resume: recovered.map(resume),
+            resume: recovered.map(|recovered| resume(recovered, &store.row_types())),
             status,
             counters: Arc::clone(&counters),
             clock: Arc::clone(&self.clock),

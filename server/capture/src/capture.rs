@@ -7,10 +7,10 @@ use std::{sync::Arc, time::Duration};
 
 use tidegate_control::Control;
 use tidegate_feed::{FeedItem, Publish};
-use tidegate_model::{Clock, Epoch, EpochInfo, Lsn, Position, Retry, TransactionId};
+use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Lsn, Position, Retry, TransactionId};
 use tidegate_postgres::{
-    ReplicationConnection, ReplicationError, Session, StreamOptions, SystemIdentity, TimelineSwitch, pgoutput::Decoder,
-    protocol_version,
+    PublicationContent, ReplicationConnection, ReplicationError, Session, StreamOptions, SystemIdentity,
+    TimelineSwitch, pgoutput::Decoder, protocol_version,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -22,8 +22,10 @@ use crate::{
     assembler::{Assembler, SpoolConfig},
     continuity::{Facts, Past, prove, usable_slot},
     link::Link,
+    numbers::Numbers,
     observe::observe,
     prepare,
+    promises::Promises,
     resolve::Resolver,
     stream::Streaming,
 };
@@ -35,7 +37,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// Captures one source.
 pub struct Capture<P> {
     config: CaptureConfig,
-    control: Control,
+    promises: Promises,
     resolver: Resolver,
     publish: P,
     clock: Arc<dyn Clock>,
@@ -43,6 +45,8 @@ pub struct Capture<P> {
     assembler: Assembler,
     epoch: Option<EpochInfo>,
     last_transaction: Option<TransactionId>,
+    /// What had been delivered before we started.
+    delivered: Delivered,
     /// The next connection starts a new epoch, because of this.
     broken: Option<Discontinuity>,
 }
@@ -53,24 +57,28 @@ impl<P: Publish> Capture<P> {
         config: CaptureConfig,
         control: Control,
         publish: P,
-        resume: Option<Resume>,
+        mut resume: Option<Resume>,
         clock: Arc<dyn Clock>,
     ) -> Self {
+        let row_types = resume.as_mut().map(|resume| std::mem::take(&mut resume.row_types)).unwrap_or_default();
         let spool = SpoolConfig { dir: config.spool_dir.clone(), memory_budget_bytes: config.memory_budget_bytes };
         let status = watch::Sender::new(CaptureStatus::default());
+        let past = resume.as_ref();
         Capture {
             resolver: Resolver {
                 source: config.source.clone(),
                 tables: config.tables.clone(),
                 control: control.clone(),
+                numbers: Numbers::new(row_types),
             },
             link: Arc::new(Link::new(status)),
-            assembler: Assembler::new(resume.map_or(Position::ZERO, |resume| resume.durable), spool),
-            epoch: resume.map(|resume| resume.epoch),
-            last_transaction: resume.and_then(|resume| resume.last_transaction),
+            assembler: Assembler::new(past.map_or(Position::ZERO, |resume| resume.durable), spool),
+            epoch: past.map(|resume| resume.epoch),
+            last_transaction: past.and_then(|resume| resume.last_transaction),
+            delivered: past.map_or(Delivered::Stored, |resume| resume.delivered),
             broken: None,
+            promises: Promises { control, source: config.source.clone(), publication: config.publication.clone() },
             config,
-            control,
             publish,
             clock,
         }
@@ -142,10 +150,10 @@ impl<P: Publish> Capture<P> {
     async fn prepare(&mut self) -> Result<Connection, CaptureError> {
         let session = Session::connect(&self.config.connect).await?;
         let server_version = prepare::check_settings(&session).await?;
-        let publication_oid = prepare::ensure_publication(&session, &self.config).await?;
+        let published = prepare::ensure_publication(&session, &self.config).await?;
         let mut replication = ReplicationConnection::connect(&self.config.connect).await?;
         let identity = replication.identify_system().await?;
-        let expected = match self.continuity(&session, &mut replication, &identity, publication_oid).await {
+        let expected = match self.continuity(&session, &mut replication, &identity, &published).await {
             Ok(expected) => expected,
             Err(CaptureError::Discontinuity(reason)) if self.epoch.is_none() => {
                 // The first start: there is nothing to continue, only a slot to make.
@@ -154,7 +162,7 @@ impl<P: Publish> Capture<P> {
             }
             Err(error) => return Err(error),
         };
-        self.control.set_publication_oid(&self.config.source, publication_oid).await?;
+        self.promises.record(&published).await?;
         let known_end_lsn = match (self.last_transaction, self.epoch) {
             (Some(last), _) => last.commit_end_lsn,
             (None, Some(epoch)) => epoch.start_lsn,
@@ -170,7 +178,7 @@ impl<P: Publish> Capture<P> {
             status.confirmed_flush_lsn = confirmed_flush_lsn;
             status.retained_wal_bytes = slot.map_or(0, |slot| slot.retained_wal_bytes);
         });
-        Ok(Connection { session, replication })
+        Ok(Connection { session, replication, published })
     }
 
     /// What must come again before anything new; a new epoch is started where the last connection ended in a break.
@@ -179,7 +187,7 @@ impl<P: Publish> Capture<P> {
         session: &Session,
         replication: &mut ReplicationConnection,
         identity: &SystemIdentity,
-        publication_oid: u32,
+        published: &PublicationContent,
     ) -> Result<Option<TransactionId>, CaptureError> {
         if let Some(reason) = self.broken.take() {
             self.start_epoch(session, replication, identity, Some(reason)).await?;
@@ -191,14 +199,14 @@ impl<P: Publish> Capture<P> {
             self.publish_epoch(identity, start_lsn).await?;
             return Ok(None);
         };
-        let known = self.control.publication_oid(&self.config.source).await?;
-        // Unknown is as bad as another: the control database was lost, and with it the proof.
-        if known != Some(publication_oid) {
-            let publication = self.config.publication.clone();
-            return Err(Discontinuity::PublicationRecreated { publication }.into());
-        }
+        self.promises.compare(session, published).await?;
         let history = self.history(replication, identity, &epoch).await?;
-        let past = Past { epoch, received: self.assembler.received(), last_transaction: self.last_transaction };
+        let past = Past {
+            epoch,
+            received: self.assembler.received(),
+            delivered: self.delivered,
+            last_transaction: self.last_transaction,
+        };
         let facts = Facts { identity, slot_name: &self.config.slot, slot: slot.as_ref(), history: &history };
         let continues = prove(&past, &facts)?;
         if continues.timeline != epoch.timeline {
@@ -206,6 +214,11 @@ impl<P: Publish> Capture<P> {
             info!(source = %self.config.source, timeline = moved.timeline, "the epoch goes on on another timeline");
             self.epoch = Some(moved);
             self.publish.publish(FeedItem::Timeline(moved)).await?;
+        }
+        if self.delivered == Delivered::Unknown {
+            // Whatever had been delivered, this server's disk held it before: it sends it again.
+            self.delivered = Delivered::UpTo(identity.flush_lsn);
+            self.publish.publish(FeedItem::DeliveredUpTo(identity.flush_lsn)).await?;
         }
         Ok(continues.expected)
     }
@@ -250,6 +263,7 @@ impl<P: Publish> Capture<P> {
         info!(source = %self.config.source, epoch = %epoch.epoch, %start_lsn, "a new epoch starts");
         self.epoch = Some(epoch);
         self.last_transaction = None;
+        self.delivered = Delivered::Stored;
         self.assembler.start_epoch(Position::end_of_transaction(start_lsn));
         self.link.confirmations(|confirmations| confirmations.start_epoch(epoch.epoch, start_lsn));
         self.link.update(|status| (status.received_lsn, status.server_lsn) = (start_lsn, start_lsn));
@@ -258,7 +272,7 @@ impl<P: Publish> Capture<P> {
     }
 
     async fn stream(&mut self, connection: Connection, stop: &CancellationToken) -> Result<(), CaptureError> {
-        let Connection { session, replication } = connection;
+        let Connection { session, replication, published } = connection;
         let decoder = Decoder::new(protocol_version(replication.server_version()));
         let options = StreamOptions {
             slot: self.config.slot.clone(),
@@ -276,12 +290,13 @@ impl<P: Publish> Capture<P> {
         let session = Arc::new(session);
         let mut beside = JoinSet::new();
         beside.spawn(answer(writer, self.link.clone(), self.publish.durable(), self.clock.clone()));
-        beside.spawn(observe(session.clone(), self.config.slot.clone(), self.link.clone()));
+        let looked_after = (self.promises.clone(), published);
+        beside.spawn(observe(session.clone(), self.config.slot.clone(), self.link.clone(), looked_after));
         let mut streaming = Streaming {
             assembler: &mut self.assembler,
             decoder,
             publish: &mut self.publish,
-            resolver: &self.resolver,
+            resolver: &mut self.resolver,
             session: &session,
             link: self.link.clone(),
             clock: self.clock.clone(),
@@ -300,4 +315,5 @@ impl<P: Publish> Capture<P> {
 struct Connection {
     session: Session,
     replication: ReplicationConnection,
+    published: PublicationContent,
 }

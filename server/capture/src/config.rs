@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use tidegate_model::{EpochInfo, Position, SourceName, TablePatterns, TransactionId};
+use tidegate_model::{Delivered, EpochInfo, Position, SourceName, TablePatterns, TransactionId};
 use tidegate_postgres::ConnectConfig;
+use tidegate_proto::v1;
 
 /// How to capture a source.
 #[derive(Clone, Debug)]
@@ -37,12 +38,16 @@ pub enum OnDiscontinuity {
 }
 
 /// What the store has: where to go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Resume {
     /// The current epoch.
     pub epoch: EpochInfo,
     /// The last durable position.
     pub durable: Position,
+    /// How much subscribers may have received.
+    pub delivered: Delivered,
     /// The last stored transaction.
     pub last_transaction: Option<TransactionId>,
+    /// Every row type that the stored rows may have.
+    pub row_types: Vec<v1::RowType>,
 }

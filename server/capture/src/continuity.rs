@@ -1,12 +1,12 @@
 //! Can what the server sends next be proved to join up with what is stored? Pure.
 //!
 //! The proof, at every connection: the same system; its WAL reaches as far as ours; on the way from our timeline to its own,
-//! nothing was cut off that we have received; the slot stands where we confirmed, or before. START_REPLICATION below a slot's
+//! nothing was cut off that we have received, or had delivered before the machine went down; the slot stands where we confirmed, or before. START_REPLICATION below a slot's
 //! confirmed_flush_lsn silently starts there, so a slot that is ahead of us means a gap. A restored disk image can pass all
 //! of these; it is found out by the last stored transaction, which was left unconfirmed and must come again
 //! with the same end LSN, xid and commit time ([`crate::assembler`]).
 
-use tidegate_model::{EpochInfo, Lsn, Position, TransactionId};
+use tidegate_model::{Delivered, EpochInfo, Lsn, Position, TransactionId};
 use tidegate_postgres::{SlotStatus, SystemIdentity, TimelineSwitch, WalStatus};
 
 /// Why continuity cannot be proved.
@@ -45,6 +45,17 @@ pub enum Discontinuity {
         /// The publication's name.
         publication: String,
     },
+    /// The publication has been altered so that changes may not have been sent.
+    #[error(
+        "publication {publication} has been altered: {what} was taken out, put back or changed; changes made meanwhile may not \
+         have been sent"
+    )]
+    PublicationChanged {
+        /// The publication's name.
+        publication: String,
+        /// The tables and schemas, or its options.
+        what: String,
+    },
     /// Another server.
     #[error("the server is another system ({found}) than the one stored ({stored})")]
     OtherSystem {
@@ -71,6 +82,17 @@ pub enum Discontinuity {
         /// What was received.
         received_lsn: Lsn,
     },
+    /// A promotion may have cut off WAL that we have delivered.
+    #[error(
+        "timeline {timeline} branched off after {stored_lsn} that is stored, but this machine went down since, and what \
+         subscribers had received beyond that is not known"
+    )]
+    TimelineUnproved {
+        /// The server's timeline.
+        timeline: u32,
+        /// What is stored.
+        stored_lsn: Lsn,
+    },
     /// The last stored transaction did not come again as it was.
     #[error("the server's history differs from what is stored: it was restored from an image or backup")]
     Diverged,
@@ -82,6 +104,8 @@ pub(crate) struct Past {
     pub(crate) epoch: EpochInfo,
     /// The highest position received, durable or not.
     pub(crate) received: Position,
+    /// What had been delivered before we started.
+    pub(crate) delivered: Delivered,
     /// The last transaction received, if any.
     pub(crate) last_transaction: Option<TransactionId>,
 }
@@ -152,9 +176,19 @@ fn timeline_holds(past: &Past, facts: &Facts<'_>) -> Result<(), Discontinuity> {
     if timeline == past.epoch.timeline {
         return Ok(());
     }
+    let received_lsn = match past.delivered {
+        Delivered::Stored | Delivered::Unknown => past.received.lsn,
+        Delivered::UpTo(delivered_lsn) => past.received.lsn.max(delivered_lsn),
+    };
     let left_at = facts.history.iter().find(|switch| switch.timeline == past.epoch.timeline);
     match left_at {
-        Some(switch) if switch.switch_lsn >= past.received.lsn => Ok(()),
-        Some(_) | None => Err(Discontinuity::TimelineDiverged { timeline, received_lsn: past.received.lsn }),
+        Some(switch) if switch.switch_lsn < received_lsn => {
+            Err(Discontinuity::TimelineDiverged { timeline, received_lsn })
+        }
+        Some(_) if past.delivered == Delivered::Unknown => {
+            Err(Discontinuity::TimelineUnproved { timeline, stored_lsn: received_lsn })
+        }
+        Some(_) => Ok(()),
+        None => Err(Discontinuity::TimelineDiverged { timeline, received_lsn }),
     }
 }

@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use tidegate_control::ControlError;
 use tidegate_feed::FeedClosed;
-use tidegate_model::Retry;
+use tidegate_model::{Retry, TableName};
 use tidegate_postgres::{CatalogError, ConnectError, ReplicationError, pgoutput::DecodeError};
 use tidegate_schema::EncodeError;
 
@@ -73,6 +73,20 @@ pub enum CaptureError {
         /// Its application name.
         application: String,
     },
+    /// The control database gives a number that the changelog holds with another meaning.
+    #[error(
+        "the control database gives table {found} row type {row_type}, or a field of it, that the changelog holds for {stored}: it \
+         was restored from a backup, or belongs to another server. Restore the newest control database; or stop the server, \
+         move this source's changelog away and start again: a new epoch then starts and subscribers are reset"
+    )]
+    NumberReused {
+        /// The number.
+        row_type: u32,
+        /// The table that it was given for.
+        found: TableName,
+        /// What it stands for.
+        stored: String,
+    },
     /// The store has ended.
     #[error(transparent)]
     FeedClosed(#[from] FeedClosed),
@@ -98,6 +112,7 @@ impl CaptureError {
             CaptureError::Decode(_) | CaptureError::Encode(_) | CaptureError::Protocol(_) => Retry::Never,
             CaptureError::ForeignSlot { .. }
             | CaptureError::UnknownRelation(_)
+            | CaptureError::NumberReused { .. }
             | CaptureError::SpoolRead(_)
             | CaptureError::TooManyChanges { .. } => Retry::Never,
             CaptureError::Spool(_) => Retry::After(Duration::from_secs(2)),

@@ -6,8 +6,9 @@
 
 use tidegate_model::{Lsn, TableName};
 use tidegate_postgres::{
-    NewPublication, Persistence, ReplicationConnection, Session, SlotStatus, TableInfo, TableKind, backend_application,
-    create_publication, drop_slot, publication, server_facts, slot_status, tables, terminate_backend,
+    NewPublication, Persistence, PublicationContent, ReplicationConnection, Session, SlotStatus, TableInfo, TableKind,
+    backend_application, create_publication, drop_slot, publication_content, server_facts, slot_status, tables,
+    terminate_backend,
 };
 use tracing::{info, warn};
 
@@ -28,10 +29,13 @@ pub(crate) async fn check_settings(session: &Session) -> Result<u32, CaptureErro
     Ok(facts.version)
 }
 
-/// The publication's OID; it is created where it is missing.
-pub(crate) async fn ensure_publication(session: &Session, config: &CaptureConfig) -> Result<u32, CaptureError> {
-    if let Some(found) = publication(session, &config.publication).await? {
-        return Ok(found.oid);
+/// What the publication sends; it is created where it is missing.
+pub(crate) async fn ensure_publication(
+    session: &Session,
+    config: &CaptureConfig,
+) -> Result<PublicationContent, CaptureError> {
+    if let Some(found) = publication_content(session, &config.publication).await? {
+        return Ok(found);
     }
     let all = tables(session).await?;
     let (usable, unusable): (Vec<_>, Vec<_>) = all
@@ -51,10 +55,8 @@ pub(crate) async fn ensure_publication(session: &Session, config: &CaptureConfig
     let new = NewPublication { name: &config.publication, tables: &names, via_root: true };
     create_publication(session, &new).await?;
     info!(source = %config.source, publication = config.publication, table_count = names.len(), "publication created");
-    match publication(session, &config.publication).await? {
-        Some(created) => Ok(created.oid),
-        None => Err(CaptureError::NothingToPublish(config.publication.clone())),
-    }
+    let created = publication_content(session, &config.publication).await?;
+    created.ok_or_else(|| CaptureError::NothingToPublish(config.publication.clone()))
 }
 
 /// Creates the slot, in place of the one that is there.

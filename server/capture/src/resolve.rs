@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
+use tidegate_control::{ColumnRequest, Control, RowTypeRequest, UsedNumbers};
 use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
 use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info};
 use tidegate_proto::v1;
@@ -16,6 +16,7 @@ use tidegate_schema::{ColumnSpec, RowEncoder, RowTypeSpec, TypeShape, ValueKind}
 
 use crate::{
     CaptureError,
+    numbers::{Numbers, without_modifier},
     table::{Followed, TableCodec},
 };
 
@@ -24,6 +25,7 @@ pub(crate) struct Resolver {
     pub(crate) source: SourceName,
     pub(crate) tables: TablePatterns,
     pub(crate) control: Control,
+    pub(crate) numbers: Numbers,
 }
 
 impl Resolver {
@@ -31,7 +33,7 @@ impl Resolver {
     ///
     /// # Errors
     /// Catalog or control database cannot be asked.
-    pub(crate) async fn resolve(&self, session: &Session, relation: &Relation) -> Result<Followed, CaptureError> {
+    pub(crate) async fn resolve(&mut self, session: &Session, relation: &Relation) -> Result<Followed, CaptureError> {
         let name = TableName::new(relation.schema.clone(), relation.table.clone());
         if !self.tables.matches(&name) {
             return Ok(Followed::No);
@@ -42,7 +44,7 @@ impl Resolver {
         let types: HashMap<u32, TypeInfo> =
             type_info(session, &type_oids).await?.into_iter().map(|info| (info.oid, info)).collect();
         let mut columns = describe_columns(relation, &catalog, &types);
-        let request = row_type_request(&name, relation, &columns);
+        let request = row_type_request((&name, self.numbers.used(&name)), relation, &columns);
         let numbers = self.control.row_type(&self.source, &request).await?;
         for (column, field) in columns.iter_mut().zip(&numbers.fields) {
             column.field = *field;
@@ -55,11 +57,14 @@ impl Resolver {
             identity: identity(relation, &columns),
             columns,
         };
+        let proto = spec.to_proto();
+        let announcement = Bytes::from(proto.encode_to_vec());
+        self.numbers.learn(proto)?;
         Ok(Followed::Yes(TableCodec {
             row_type: spec.row_type,
             encoder: RowEncoder::new(&spec.columns),
             fields: numbers.fields,
-            announcement: Bytes::from(spec.to_proto().encode_to_vec()),
+            announcement,
         }))
     }
 }
@@ -109,7 +114,11 @@ fn identity(relation: &Relation, columns: &[ColumnSpec]) -> v1::ReplicaIdentity 
     }
 }
 
-fn row_type_request(name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {
+fn row_type_request(
+    (name, used): (&TableName, UsedNumbers),
+    relation: &Relation,
+    columns: &[ColumnSpec],
+) -> RowTypeRequest {
     let requests: Vec<ColumnRequest> =
         columns.iter().map(|column| ColumnRequest { name: column.name.clone(), type_key: type_key(column) }).collect();
     let described: Vec<_> = columns
@@ -117,7 +126,7 @@ fn row_type_request(name: &TableName, relation: &Relation, columns: &[ColumnSpec
         .map(|column| (&column.name, &column.type_name, column.type_oid, column.codec, column.key))
         .collect();
     let fingerprint = format!("{} {:?} {described:?}", relation.oid, relation.replica_identity);
-    RowTypeRequest { name: name.clone(), fingerprint, columns: requests }
+    RowTypeRequest { name: name.clone(), fingerprint, columns: requests, used }
 }
 
 /// The catalog's answer in the codec's words.
@@ -134,13 +143,7 @@ fn shape(shape: tidegate_postgres::TypeShape) -> TypeShape {
     }
 }
 
-/// The type without its modifier, since `varchar(10)` and `varchar(20)` are encoded alike, and the encoding.
+/// The type without its modifier, and the encoding.
 fn type_key(column: &ColumnSpec) -> String {
-    let name = match (column.type_name.find('('), column.type_name.find(')')) {
-        (Some(open), Some(close)) if open < close => {
-            format!("{}{}", &column.type_name[..open], &column.type_name[close + 1..])
-        }
-        _ => column.type_name.clone(),
-    };
-    format!("{name} as {:?}", column.codec)
+    format!("{} as {:?}", without_modifier(&column.type_name), column.codec)
 }

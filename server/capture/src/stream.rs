@@ -28,7 +28,7 @@ pub(crate) struct Streaming<'a, P> {
     pub(crate) assembler: &'a mut Assembler,
     pub(crate) decoder: Decoder,
     pub(crate) publish: &'a mut P,
-    pub(crate) resolver: &'a Resolver,
+    pub(crate) resolver: &'a mut Resolver,
     pub(crate) session: &'a Session,
     pub(crate) link: Arc<Link>,
     pub(crate) clock: Arc<dyn Clock>,

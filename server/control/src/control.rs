@@ -17,6 +17,15 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Opens a connection. Who supplies it also drives the connection's task.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, ControlError>> + Send>> + Send + Sync>;
 
+/// The publication that a source was last captured through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KnownPublication {
+    /// `pg_publication.oid`.
+    pub oid: u32,
+    /// What it promised to send, one promise a line; None where an earlier release has not recorded it.
+    pub content: Option<String>,
+}
+
 /// A cheap handle on the control database.
 #[derive(Clone)]
 pub struct Control {
@@ -60,28 +69,35 @@ impl Control {
     ///
     /// # Errors
     /// The database cannot be reached.
-    pub async fn publication_oid(&self, source: &SourceName) -> Result<Option<u32>, ControlError> {
+    pub async fn publication(&self, source: &SourceName) -> Result<Option<KnownPublication>, ControlError> {
         let guard = self.connected().await?;
         let client = guard.as_ref().expect("connected() leaves a client");
         let row = client
-            .query_opt("SELECT publication_oid FROM tidegate.source WHERE name = $1", &[&source.as_str()])
+            .query_opt(
+                "SELECT publication_oid, publication_content FROM tidegate.source WHERE name = $1",
+                &[&source.as_str()],
+            )
             .await?;
-        Ok(row.and_then(|row| row.get(0)))
+        let known =
+            |row: tokio_postgres::Row| Some(KnownPublication { oid: row.get::<_, Option<_>>(0)?, content: row.get(1) });
+        Ok(row.and_then(known))
     }
 
     /// Records the publication that the source is captured through.
     ///
     /// # Errors
     /// The database cannot be reached.
-    pub async fn set_publication_oid(&self, source: &SourceName, oid: u32) -> Result<(), ControlError> {
+    pub async fn set_publication(&self, source: &SourceName, (oid, content): (u32, &str)) -> Result<(), ControlError> {
         let guard = self.connected().await?;
         let client = guard.as_ref().expect("connected() leaves a client");
         client
             .execute(
-                "INSERT INTO tidegate.source (name, publication_oid) VALUES ($1, $2)
-                 ON CONFLICT (name) DO UPDATE SET publication_oid = excluded.publication_oid
-                 WHERE source.publication_oid IS DISTINCT FROM excluded.publication_oid",
-                &[&source.as_str(), &oid],
+                "INSERT INTO tidegate.source (name, publication_oid, publication_content) VALUES ($1, $2, $3)
+                 ON CONFLICT (name) DO UPDATE
+                 SET (publication_oid, publication_content) = (excluded.publication_oid, excluded.publication_content)
+                 WHERE (source.publication_oid, source.publication_content)
+                       IS DISTINCT FROM (excluded.publication_oid, excluded.publication_content)",
+                &[&source.as_str(), &oid, &content],
             )
             .await?;
         Ok(())

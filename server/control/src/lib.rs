@@ -14,6 +14,6 @@ mod error;
 mod migrate;
 mod row_types;
 
-pub use control::{Connector, Control};
+pub use control::{Connector, Control, KnownPublication};
 pub use error::ControlError;
-pub use row_types::{ColumnRequest, RowTypeNumbers, RowTypeRequest};
+pub use row_types::{ColumnRequest, RowTypeNumbers, RowTypeRequest, UsedNumbers};

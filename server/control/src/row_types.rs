@@ -22,6 +22,17 @@ pub struct RowTypeRequest {
     pub fingerprint: String,
     /// In column order.
     pub columns: Vec<ColumnRequest>,
+    /// Numbers that are known to be in use, whatever the database says: it may have been restored from a backup.
+    pub used: UsedNumbers,
+}
+
+/// The highest numbers in use; 0 for none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UsedNumbers {
+    /// Of the source's row types.
+    pub row_type: u32,
+    /// Of the table's fields.
+    pub field: u32,
 }
 
 /// A column that needs a field number.
@@ -71,7 +82,8 @@ async fn allocate_fields(
             &[&source.as_str(), schema, table],
         )
         .await?;
-    let mut last = rows.iter().map(|row| row.get::<_, i32>(2)).max().unwrap_or(0);
+    let given = rows.iter().map(|row| row.get::<_, i32>(2)).max().unwrap_or(0);
+    let mut last = given.max(i32::try_from(request.used.field).unwrap_or(LAST_FIELD));
     let known: HashMap<(String, String), i32> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
     let mut fields = Vec::with_capacity(request.columns.len());
     for column in &request.columns {
@@ -123,13 +135,15 @@ async fn allocate_row_type(
     if let Some(row) = known {
         return Ok(row.get::<_, i32>(0).unsigned_abs());
     }
+    let used = i32::try_from(request.used.row_type).unwrap_or(i32::MAX);
     let row = transaction
         .query_one(
             "WITH next AS (
-               UPDATE tidegate.source SET last_row_type = last_row_type + 1 WHERE name = $1 RETURNING last_row_type)
+               UPDATE tidegate.source SET last_row_type = greatest(last_row_type, $5) + 1 WHERE name = $1
+               RETURNING last_row_type)
              INSERT INTO tidegate.row_type (source, row_type, schema_name, table_name, fingerprint)
              SELECT $1, last_row_type, $2, $3, $4 FROM next RETURNING row_type",
-            &[&source.as_str(), schema, table, &request.fingerprint],
+            &[&source.as_str(), schema, table, &request.fingerprint, &used],
         )
         .await?;
     Ok(row.get::<_, i32>(0).unsigned_abs())

@@ -1,8 +1,8 @@
 //! Ordered transport of blocks from the capture of a source to its stores, and of the durable position back.
 //!
 //! ```text
-//! capture ─▶ Publish ──FeedItem: Epoch | Timeline | Block──▶ Receive ─▶ store
-//!            durable() ◀────────── watch: Durable ────────── report()
+//! capture ─▶ Publish ──FeedItem: Epoch | Timeline | DeliveredUpTo | Block──▶ Receive ─▶ store
+//!            durable() ◀────────────── watch: Durable ──────────────────── report()
 //! ```
 //!
 //! Invariant: what is received is what was published, in that order, nothing missing and nothing twice. It deliberately
@@ -10,7 +10,7 @@
 
 use std::future::Future;
 
-use tidegate_model::{Block, Epoch, EpochInfo, Position};
+use tidegate_model::{Block, Epoch, EpochInfo, Lsn, Position};
 use tokio::sync::watch;
 
 pub mod local;
@@ -22,6 +22,8 @@ pub enum FeedItem {
     Epoch(EpochInfo),
     /// The same epoch goes on on another timeline.
     Timeline(EpochInfo),
+    /// A stop that was not orderly may have lost what had been delivered; it was no more than up to here, and comes again.
+    DeliveredUpTo(Lsn),
     /// The next records of the current epoch.
     Block(Block),
 }

@@ -38,6 +38,17 @@ pub struct EpochInfo {
     pub start_lsn: Lsn,
 }
 
+/// How much of an epoch subscribers may have received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivered {
+    /// No more than is stored.
+    Stored,
+    /// What is stored, and no more than up to here.
+    UpTo(Lsn),
+    /// Perhaps more than is stored: what was delivered before it was durable may have been lost with the machine.
+    Unknown,
+}
+
 /// What tells one transaction from another that has taken its place in a restored or diverged history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransactionId {

@@ -38,7 +38,7 @@ mod visibility;
 
 pub use block::{Block, BlockBuilder, BlockError, ENTRY_BYTES, Entry, Kind, MAX_BLOCK_BYTES, Op};
 pub use clock::{Clock, SystemClock};
-pub use epoch::{Epoch, EpochInfo, TransactionId};
+pub use epoch::{Delivered, Epoch, EpochInfo, TransactionId};
 pub use lsn::{Lsn, LsnError};
 pub use name::{NameError, SourceName, TableName, quote_identifier};
 pub use pattern::{PatternError, TablePatterns};

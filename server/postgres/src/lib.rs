@@ -47,8 +47,8 @@ pub use catalog::{
 pub use config::{ConnectConfig, TlsMode};
 pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
 pub use publication::{
-    NewPublication, Operations, Publication, PublishedTable, alter_publication_set_tables, create_publication,
-    drop_publication, publication,
+    NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_set_tables,
+    create_publication, drop_publication, existing, publication, publication_content,
 };
 pub use replication::{ReplicationConnection, StreamOptions, SystemIdentity, TimelineSwitch, protocol_version};
 pub use server::{ManagedService, ServerFacts, server_facts};

@@ -88,6 +88,66 @@ pub async fn publication(session: &Session, name: &str) -> Result<Option<Publica
     }))
 }
 
+/// What a publication promises to send, to be compared with what it promised before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicationContent {
+    /// `pg_publication.oid`.
+    pub oid: u32,
+    /// A line for the options, and one for each table and schema in it, in no order:
+    ///
+    /// ```text
+    /// options <xmin of the publication's row> <all tables> <via root> <insert> <update> <delete> <truncate>
+    /// table <oid> <pg_publication_rel.oid> <checksum of the row filter> <column list>
+    /// schema <oid> <pg_publication_namespace.oid>
+    /// ```
+    ///
+    /// Whatever is taken out and put back, or switched there and back, has another line afterwards.
+    pub content: String,
+}
+
+/// The publication's content, or None where there is no such publication.
+///
+/// # Errors
+/// The connection or the server.
+pub async fn publication_content(session: &Session, name: &str) -> Result<Option<PublicationContent>, CatalogError> {
+    // 14 knows neither column lists, row filters nor schemas.
+    let (how, schemas) = if session.server_version() >= 150_000 {
+        (
+            "md5(r.prqual::text), r.prattrs",
+            "UNION ALL SELECT concat_ws(' ', 'schema', n.pnnspid, n.oid) FROM pg_publication_namespace n WHERE n.pnpubid = p.oid",
+        )
+    } else {
+        ("''", "")
+    };
+    let sql = format!(
+        "SELECT p.oid, (SELECT string_agg(line, E'\\n') FROM (
+             SELECT concat_ws(' ', 'options', p.xmin, p.puballtables, p.pubviaroot,
+                              p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate) AS line
+             UNION ALL
+             SELECT concat_ws(' ', 'table', r.prrelid, r.oid, {how}) FROM pg_publication_rel r WHERE r.prpubid = p.oid
+             {schemas}) lines)
+         FROM pg_publication p WHERE p.pubname = $1"
+    );
+    let doing = CatalogError::while_we("read the publication's content");
+    let Some(row) = session.client().query_opt(&sql, &[&name]).await.map_err(&doing)? else { return Ok(None) };
+    let content = PublicationContent { oid: row.try_get(0).map_err(&doing)?, content: row.try_get(1).map_err(&doing)? };
+    Ok(Some(content))
+}
+
+/// Those of the tables (`pg_class.oid`) and schemas (`pg_namespace.oid`) that still exist, as a person would name them.
+///
+/// # Errors
+/// The connection or the server.
+pub async fn existing(session: &Session, tables: &[u32], schemas: &[u32]) -> Result<Vec<String>, CatalogError> {
+    const SQL: &str = "
+        SELECT format('table %I.%I', n.nspname, c.relname)
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = ANY ($1)
+        UNION ALL SELECT format('schema %I', nspname) FROM pg_namespace WHERE oid = ANY ($2) ORDER BY 1";
+    let doing = CatalogError::while_we("name the publication's tables");
+    let rows = session.client().query(SQL, &[&tables, &schemas]).await.map_err(&doing)?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(doing)
+}
+
 async fn published_tables(session: &Session, name: &str) -> Result<Vec<PublishedTable>, CatalogError> {
     // 14 knows neither column lists nor row filters.
     let (attrs, qual) = if session.server_version() >= 150_000 { ("p.attrs", "p.qual") } else { ("NULL", "NULL") };

@@ -33,5 +33,5 @@ pub use descriptor::{ColumnSpec, RowTypeSpec, is_field_number};
 pub use descriptors::Descriptors;
 pub use encoder::{EncodeError, RowEncoder, Value};
 pub use name::message_name;
-pub use row_type::{FieldSet, RowType, SchemaError};
+pub use row_type::{FieldSet, RowType, SchemaError, same_rows};
 pub use value_kind::{ScalarKind, TypeShape, ValueKind};

@@ -160,6 +160,18 @@ impl RowType {
     }
 }
 
+/// Do both say the same of rows? A column's `attnum` is a hint, which DROP and ADD COLUMN change, and the descriptor follows
+/// from the rest.
+#[must_use]
+pub fn same_rows(one: &v1::RowType, other: &v1::RowType) -> bool {
+    let bare = |row_type: &v1::RowType| {
+        let bare = |column: &v1::Column| v1::Column { attnum: 0, ..column.clone() };
+        let columns = row_type.columns.iter().map(bare).collect();
+        v1::RowType { file: Vec::new().into(), columns, ..row_type.clone() }
+    };
+    bare(one) == bare(other)
+}
+
 /// The row type's file, which defines one message, of the right name.
 pub(crate) fn file_of(proto: &v1::RowType) -> Result<FileProto, SchemaError> {
     let error = || SchemaError::File { row_type: proto.row_type, message: proto.message.clone() };

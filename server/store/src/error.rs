@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use tidegate_model::{Epoch, Position, Retry};
+use tidegate_model::{Epoch, Position, Retry, TableName};
 
 /// Why the store cannot be opened, or why its writer has ended.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +65,22 @@ pub enum StoreError {
     /// A block or timeline came before any epoch, or for another one.
     #[error("records came without an epoch of theirs; this is a bug in capture, and nothing was stored of them")]
     NoEpoch,
+    /// A row type's number has come again with another meaning.
+    #[error(
+        "row type {row_type} of {stored} came again at {position} as one of {found}: the control database has lost what it \
+             had given out, and nothing was stored of it. Restore the newest control database and restart; or move this \
+             source's changelog away and restart: the source then starts a new epoch and its subscribers are reset"
+    )]
+    RowTypeReused {
+        /// The number.
+        row_type: u32,
+        /// The table that it stands for.
+        stored: TableName,
+        /// The table that it came for.
+        found: TableName,
+        /// Where it came.
+        position: Position,
+    },
     /// A record's payload is not the message that it should be.
     #[error("the record at {position} holds no valid {message}: {reason}")]
     Record {
@@ -88,6 +104,7 @@ impl StoreError {
             | StoreError::OutOfOrder { .. }
             | StoreError::TooLarge { .. }
             | StoreError::NoEpoch
+            | StoreError::RowTypeReused { .. }
             | StoreError::Record { .. } => Retry::Never,
         }
     }

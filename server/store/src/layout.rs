@@ -3,6 +3,7 @@
 //! ```text
 //! <dir>/lock                                  held while a writer is open
 //! <dir>/epoch                                 manifest: the current epoch, as text
+//! <dir>/run                                   see run.rs
 //! <dir>/<epoch>/row_types                     see row_types.rs
 //! <dir>/<epoch>/<lsn>-<ordinal>-<base>.log    see segment.rs; first record, and offset in the log, in hexadecimal
 //! ```
@@ -84,14 +85,9 @@ pub(crate) fn remove_other_epochs(dir: &Path, current: Epoch) -> Result<(), Stor
     Ok(())
 }
 
-/// Makes this epoch the current one.
-pub(crate) fn write_manifest(dir: &Path, info: &EpochInfo) -> Result<(), StoreError> {
-    let EpochInfo { epoch, system_identifier, timeline, start_lsn } = info;
-    let text = format!(
-        "tidegate-changelog {MANIFEST_VERSION}\nepoch {epoch}\nsystem_identifier {system_identifier}\n\
-         timeline {timeline}\nstart_lsn {start_lsn}\n"
-    );
-    let (path, new) = (dir.join(MANIFEST), dir.join("epoch.new"));
+/// Puts a small file in the place of the one that is there.
+pub(crate) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), StoreError> {
+    let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
     let write = || {
         let mut file = File::create(&new)?;
         file.write_all(text.as_bytes())?;
@@ -100,6 +96,16 @@ pub(crate) fn write_manifest(dir: &Path, info: &EpochInfo) -> Result<(), StoreEr
     };
     write().map_err(cannot("write", &path))?;
     sync_dir(dir)
+}
+
+/// Makes this epoch the current one.
+pub(crate) fn write_manifest(dir: &Path, info: &EpochInfo) -> Result<(), StoreError> {
+    let EpochInfo { epoch, system_identifier, timeline, start_lsn } = info;
+    let text = format!(
+        "tidegate-changelog {MANIFEST_VERSION}\nepoch {epoch}\nsystem_identifier {system_identifier}\n\
+         timeline {timeline}\nstart_lsn {start_lsn}\n"
+    );
+    replace(dir, MANIFEST, &text)
 }
 
 /// The current epoch; None for a new store.

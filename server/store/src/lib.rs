@@ -26,6 +26,7 @@ mod reader;
 mod recovery;
 mod retention;
 mod row_types;
+mod run;
 mod segment;
 mod store;
 mod tail;

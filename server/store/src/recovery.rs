@@ -17,6 +17,7 @@ use crate::{
     layout::{self, cannot},
     log::{Log, completed},
     row_types::RowTypesFile,
+    run,
     segment::{HEADER_BYTES, Segment},
     tail::Tail,
     transactions::Transactions,
@@ -48,7 +49,8 @@ pub(crate) fn recover(config: &StoreConfig) -> Result<Option<(Appender, Recovere
     let log = Arc::new(Log::new(epoch.epoch, origin, segments, tail));
     let end = LogEnd { offset, complete };
     let appender = Appender::new(log, row_types, epoch_dir, (config.segment_bytes, end));
-    Ok(Some((appender, Recovered { epoch, durable: complete, last_transaction })))
+    let delivered = run::delivered(&config.dir, complete)?;
+    Ok(Some((appender, Recovered { epoch, durable: complete, delivered, last_transaction })))
 }
 
 /// The segments, oldest first, gapless.

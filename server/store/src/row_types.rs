@@ -21,7 +21,7 @@ use bytes::Buf;
 use prost::Message;
 use tidegate_model::{Block, Kind, Position, TableName};
 use tidegate_proto::v1;
-use tidegate_schema::RowType;
+use tidegate_schema::{RowType, same_rows};
 
 use crate::{
     StoreError,
@@ -132,7 +132,8 @@ impl RowTypesFile {
 
     /// Adds the row types that the blocks announce, durably. After an error the file is as it was.
     ///
-    /// A number that is announced again with the same content is no news; with other content, the later one counts.
+    /// A number that is announced again is no news. For rows of another kind it is an error: those that are stored would be
+    /// read as what they are not.
     pub(crate) fn add(&mut self, blocks: &[Block]) -> Result<(), StoreError> {
         let mut group = vec![0; GROUP_HEAD_BYTES];
         let mut known = None;
@@ -141,8 +142,12 @@ impl RowTypesFile {
             let table = known.get_or_insert_with(|| RowTypes::clone(&self.known));
             match table.get(proto.row_type) {
                 Some(same) if *same.proto() == proto => continue,
-                Some(_) => tracing::warn!(row_type = proto.row_type, %position, "a row type has been announced anew"),
-                None => {}
+                Some(stored) if !same_rows(stored.proto(), &proto) => {
+                    let (row_type, stored) = (proto.row_type, stored.name().clone());
+                    let found = TableName::new(proto.schema, proto.table);
+                    return Err(StoreError::RowTypeReused { row_type, stored, found, position });
+                }
+                Some(_) | None => {}
             }
             group.extend_from_slice(&proto.encode_length_delimited_to_vec());
             let unusable = |error| StoreError::Record { position, message: "RowType", reason: format!("{error}") };

@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use tidegate_model::{Clock, Epoch, EpochInfo, Position, TransactionId};
+use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Position, TransactionId};
 use tokio::sync::watch;
 
 use crate::{
-    ReadError, Reader, RowTypes, StoreError, StoreWriter, layout, log::Log, recovery::recover, writer::blocking,
+    ReadError, Reader, RowTypes, StoreError, StoreWriter, layout, log::Log, recovery::recover, run::Run,
+    writer::blocking,
 };
 
 /// Where and how a source's changelog is kept.
@@ -55,6 +56,8 @@ pub struct Recovered {
     pub epoch: EpochInfo,
     /// Everything up to here is there and fsynced.
     pub durable: Position,
+    /// How much subscribers may have received: an orderly stop leaves nothing in doubt, nor does the end of the process alone.
+    pub delivered: Delivered,
     /// The last transaction that is complete and kept; messages outside of transactions do not count.
     pub last_transaction: Option<TransactionId>,
 }
@@ -127,7 +130,8 @@ impl Store {
             row_types_changed: watch::Sender::new(0),
             recovered,
         });
-        let writer = StoreWriter::new(config, Arc::clone(&shared), appender, (lock, clock));
+        let run = Run::begin(&config.dir, recovered.map(|recovered: Recovered| recovered.delivered));
+        let writer = StoreWriter::new(config, Arc::clone(&shared), appender, (lock, clock, run));
         Ok((Store { shared }, writer))
     }
 

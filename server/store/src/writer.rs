@@ -17,7 +17,7 @@ use std::{
 };
 
 use tidegate_feed::{Durable, FeedItem, Receive};
-use tidegate_model::{Block, Clock, Epoch, EpochInfo, Position};
+use tidegate_model::{Block, Clock, Delivered, Epoch, EpochInfo, Position};
 use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, MissedTickBehavior},
@@ -30,6 +30,7 @@ use crate::{
     layout::{self, cannot},
     order::Order,
     retention::expired,
+    run::Run,
     store::Shared,
     transactions::Transactions,
 };
@@ -58,6 +59,7 @@ pub struct StoreWriter {
     syncing: JoinSet<Result<Sync, StoreError>>,
     /// When the next fsync may start.
     sync_from: Instant,
+    run: Run,
     _lock: File,
 }
 
@@ -86,7 +88,7 @@ impl StoreWriter {
         config: StoreConfig,
         shared: Arc<Shared>,
         appender: Option<Appender>,
-        (lock, clock): (File, Arc<dyn Clock>),
+        (lock, clock, run): (File, Arc<dyn Clock>, Run),
     ) -> Self {
         let complete = appender.as_ref().map_or(Position::ZERO, Appender::complete);
         StoreWriter {
@@ -98,6 +100,7 @@ impl StoreWriter {
             transactions: Transactions::default(),
             syncing: JoinSet::new(),
             sync_from: Instant::now(),
+            run,
             _lock: lock,
         }
     }
@@ -108,7 +111,13 @@ impl StoreWriter {
     /// # Errors
     /// Everything but a full disk: see [`StoreError`].
     pub async fn run(mut self, feed: impl Receive, stop: CancellationToken) -> Result<(), StoreError> {
-        let mut intake = Intake { feed, stop };
+        let applied = self.apply(Intake { feed, stop }).await;
+        let (mut run, is_orderly) = (self.run, applied.is_ok());
+        blocking(move || run.end(is_orderly)).await;
+        applied
+    }
+
+    async fn apply(&mut self, mut intake: Intake<impl Receive>) -> Result<(), StoreError> {
         let mut trim = tokio::time::interval(TRIM_INTERVAL);
         trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.report(&intake.feed);
@@ -164,6 +173,14 @@ impl StoreWriter {
                     return self.begin_epoch(info, intake).await;
                 }
                 FeedItem::Timeline(_) => return Err(StoreError::NoEpoch),
+                FeedItem::DeliveredUpTo(delivered_lsn) => {
+                    let mut run = self.run.clone();
+                    self.run = blocking(move || {
+                        run.delivered(Delivered::UpTo(delivered_lsn));
+                        run
+                    })
+                    .await;
+                }
             }
             if byte_count >= batch_bytes {
                 break;
@@ -251,8 +268,12 @@ impl StoreWriter {
         }
         self.room_again(&intake.feed);
         self.report(&intake.feed);
-        let dir = self.config.dir.clone();
-        blocking(move || layout::remove_other_epochs(&dir, info.epoch)).await?;
+        let (dir, mut run) = (self.config.dir.clone(), self.run.clone());
+        self.run = blocking(move || {
+            run.delivered(Delivered::Stored);
+            layout::remove_other_epochs(&dir, info.epoch).map(|()| run)
+        })
+        .await?;
         Ok(Step::Done)
     }
 

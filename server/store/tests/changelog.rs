@@ -215,6 +215,23 @@ async fn another_timeline_of_the_same_epoch_is_remembered() {
 }
 
 #[tokio::test]
+async fn a_row_types_number_with_another_meaning_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut running = Running::begin(config(dir.path())).await;
+    let stored = row_type(7, &["id", "note"]);
+    let mut moved = stored.clone();
+    moved.columns[1].attnum = 9;
+    running.publish([announcement(0x900, &stored), announcement(0x910, &moved)]).await;
+    running.durable(Position::new(Lsn(0x910), 0)).await;
+    running.publish([announcement(0x920, &row_type(7, &["id", "price"]))]).await;
+    let error = running.ended().await.unwrap_err();
+    assert!(matches!(&error, StoreError::RowTypeReused { row_type: 7, .. }), "{error}");
+    assert!(running.store.row_types().get(7).unwrap().column("note").is_some());
+    let running = Running::open(config(dir.path())).await;
+    assert_eq!(running.store.recovered().unwrap().durable, Position::new(Lsn(0x910), 0));
+}
+
+#[tokio::test]
 async fn what_cannot_be_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let all = records(&transactions(2));

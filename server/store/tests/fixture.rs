@@ -3,7 +3,7 @@
 
 use std::{env, fs, path::Path};
 
-use tidegate_model::{Lsn, Position};
+use tidegate_model::{Delivered, Lsn, Position};
 
 mod support;
 
@@ -58,6 +58,7 @@ async fn version_1_is_read() {
     let running = Running::open(config(dir.path())).await;
     let recovered = running.store.recovered().unwrap();
     assert_eq!((recovered.epoch, recovered.durable), (INFO, all[all.len() - 1].0));
+    assert_eq!(recovered.delivered, Delivered::Stored);
     assert_eq!(recovered.last_transaction.unwrap().commit_end_lsn, lsn(34));
     assert_eq!(running.store.head().borrow().earliest, Position::end_of_transaction(INFO.start_lsn));
     let row_types = running.store.row_types();

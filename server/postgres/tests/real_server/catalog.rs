@@ -2,8 +2,8 @@
 
 use tidegate_model::TableName;
 use tidegate_postgres::{
-    NewPublication, TypeShape, alter_publication_set_tables, create_publication, drop_publication, publication,
-    relation_columns, tables, type_info,
+    NewPublication, TypeShape, alter_publication_set_tables, create_publication, drop_publication, existing,
+    publication, publication_content, relation_columns, tables, type_info,
 };
 
 use crate::launcher::Server;
@@ -77,6 +77,25 @@ async fn publications_live() {
     };
     set(std::slice::from_ref(&second)).await;
     assert_eq!(read().await.tables.iter().map(|table| &table.name).collect::<Vec<_>>(), [&second]);
+    let content =
+        async || publication_content(&session, "p q").await.expect("no error").expect("a publication").content;
+    let before = content().await;
+    assert_eq!(before.lines().count(), 2, "{before}");
+    server.sql("ALTER PUBLICATION \"p q\" ADD TABLE public.\"A b\"").await;
+    server.sql("VACUUM FREEZE pg_publication").await;
+    let added = content().await;
+    assert!(added.lines().count() == 3 && before.lines().all(|line| added.lines().any(|now| now == line)), "{added}");
+    server.sql("ALTER PUBLICATION \"p q\" SET (publish = 'insert')").await;
+    server.sql("ALTER PUBLICATION \"p q\" SET (publish = 'insert, update, delete, truncate')").await;
+    let switched = content().await;
+    assert_ne!(
+        added.lines().find(|line| line.starts_with("options")),
+        switched.lines().find(|line| line.starts_with("options"))
+    );
+    assert_eq!(
+        existing(&session, &[made.tables[0].oid, 1], &[2200]).await.expect("names"),
+        ["schema public", "table public.\"A b\""]
+    );
     set(&[]).await;
     assert!(read().await.tables.is_empty());
     drop_publication(&session, "p q").await.expect("no error");
