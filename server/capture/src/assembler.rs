@@ -16,7 +16,7 @@ use tidegate_postgres::pgoutput::{Message, OldTupleKind, Tuple, TupleValue};
 use tidegate_schema::Value;
 
 use crate::{
-    CaptureError, Undeliverable,
+    CaptureError, Place, Undeliverable,
     continuity::Discontinuity,
     emitter::{Emitter, Ended},
     encode::{ChangeParts, Extra, OldKind, push_change},
@@ -41,6 +41,8 @@ pub(crate) struct Assembler {
     names: HashMap<u32, TableName>,
     /// The relation that was described last, or whose row is being encoded; None once something else has followed.
     row_of: Option<u32>,
+    /// The relation of the last row of the open transaction.
+    last_row_of: Option<u32>,
     resume_after: Position,
     expected: Option<TransactionId>,
     /// Between this and `resume_after`, as they were when the connection began, there is no followed change.
@@ -106,6 +108,7 @@ impl Assembler {
             final_lsn: Lsn::ZERO,
             names: HashMap::new(),
             row_of: None,
+            last_row_of: None,
             resume_after: resume_after.as_resume_point(),
             expected: None,
             known_end_lsn: Lsn::ZERO,
@@ -143,9 +146,13 @@ impl Assembler {
     pub(crate) fn undeliverable(&self, reason: String) -> Option<Undeliverable> {
         let transaction = self.plain.as_ref()?;
         // PostgreSQL describes a table right before its first row on a connection.
-        let only = || (self.names.len() == 1).then(|| self.names.values().next()).flatten();
-        let table = self.row_of.and_then(|oid| self.names.get(&oid)).or_else(only).cloned();
-        Some(Undeliverable { xid: transaction.xid, commit_lsn: self.final_lsn, table, reason })
+        let name = |oid: Option<u32>| oid.and_then(|oid| self.names.get(&oid)).cloned();
+        let place = match (name(self.row_of), name(self.last_row_of)) {
+            (Some(table), _) => Place::In(table),
+            (None, Some(table)) => Place::After(table),
+            (None, None) => Place::Unknown,
+        };
+        Some(Undeliverable { xid: transaction.xid, commit_lsn: self.final_lsn, place, reason })
     }
 
     /// Says how a relation is treated from here on.
@@ -166,6 +173,7 @@ impl Assembler {
             Message::Begin { xid, final_lsn, .. } => {
                 self.plain = Some(Transaction::new(xid));
                 self.final_lsn = final_lsn;
+                self.last_row_of = None;
             }
             Message::Commit { commit_lsn, commit_end_lsn, commit_time_us } => {
                 let transaction = self.plain.take().ok_or(CaptureError::Protocol("commit without begin"))?;
@@ -381,12 +389,13 @@ impl Assembler {
         let transaction = open.ok_or(CaptureError::Protocol("change outside of a transaction"))?;
         let tag = Lsn(u64::from(xid.unwrap_or(transaction.xid)));
         let Followed::Yes(table) = table else {
+            self.last_row_of = Some(relation_oid);
             transaction.count_unfollowed(tag);
             return Ok(());
         };
         self.row_of = Some(relation_oid);
         let old_kind = self.scratch.encode(table, old, new)?;
-        self.row_of = None;
+        (self.row_of, self.last_row_of) = (None, self.row_of);
         let change = ChangeParts {
             op,
             row_type: table.row_type,

@@ -37,4 +37,4 @@ pub use config::{CaptureConfig, OnDiscontinuity, Resume};
 pub use continuity::Discontinuity;
 pub use error::CaptureError;
 pub use status::{CaptureStatus, State};
-pub use undeliverable::Undeliverable;
+pub use undeliverable::{Place, Undeliverable};

@@ -6,20 +6,43 @@
 //! starts before the LSN that it is given (`SnapBuildXactNeedsSkip` in PostgreSQL's snapbuild.c). So exactly this one is
 //! left out, the slot stays, and nothing else is lost.
 
+use std::fmt;
+
 use tidegate_model::{Lsn, TableName};
 
 /// What is known of the transaction.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("transaction {xid}, whose commit record is at {commit_lsn}, cannot be delivered: {}{reason}", row_of(table.as_ref()))]
+#[error("transaction {xid}, whose commit record is at {commit_lsn}, cannot be delivered: {place}{reason}")]
 pub struct Undeliverable {
     /// Top-level xid, without epoch.
     pub xid: u32,
     /// Start of its commit record.
     pub commit_lsn: Lsn,
-    /// The table of the row that failed, where it can be told.
-    pub table: Option<TableName>,
+    /// The row that failed.
+    pub place: Place,
     /// What failed; holds no values.
     pub reason: String,
+}
+
+/// Which row failed, as far as it can be told: PostgreSQL names no table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// One of this table.
+    In(TableName),
+    /// The one that follows a row of this table in the transaction.
+    After(TableName),
+    /// One before any other.
+    Unknown,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::In(table) => write!(f, "in a row of {table}, "),
+            Place::After(table) => write!(f, "in the row that follows one of {table}, "),
+            Place::Unknown => Ok(()),
+        }
+    }
 }
 
 impl Undeliverable {
@@ -27,10 +50,6 @@ impl Undeliverable {
     pub(crate) fn next_start_lsn(&self) -> Lsn {
         Lsn(self.commit_lsn.0 + 1)
     }
-}
-
-fn row_of(table: Option<&TableName>) -> String {
-    table.map_or_else(String::new, |table| format!("in a row of {table}, "))
 }
 
 /// The transaction that a capture waits at, as its policy demands.
@@ -71,7 +90,7 @@ mod tests {
         let at = |xid| Undeliverable {
             xid,
             commit_lsn: Lsn(0x20),
-            table: Some(TableName::new("public", "note")),
+            place: Place::In(TableName::new("public", "note")),
             reason: "too large".to_owned(),
         };
         let stuck = Stuck::failed(Some(Stuck::failed(None, at(7))), at(7));

@@ -309,11 +309,13 @@ pub enum ReplicationError {
         /// The server's words.
         source: Box<ServerError>,
     },
-    /// A value that PostgreSQL cannot turn into text for us: it has bytes that its database's encoding does not know, a type's
-    /// output function refuses it, or a publication's row filter fails on it. It fails again at the same place.
+    /// A row that PostgreSQL cannot turn into UTF-8 text: it holds bytes that its database's encoding does not know (any bytes
+    /// are in SQL_ASCII), or a type's output function or a publication's row filter fails on it. It fails again at the same
+    /// place.
     // The server's message may quote the value.
     #[error(
-        "PostgreSQL cannot send a value of a row (SQLSTATE {} in {}); its own log says more",
+        "PostgreSQL cannot send a row{} (SQLSTATE {} in {}); its own log says more",
+        if is_encoding(&source.code) { ": text in it is not valid in the database's encoding, or has no form in UTF-8" } else { "" },
         source.code,
         source.routine
     )]
@@ -412,6 +414,11 @@ fn is_slot_routine(routine: &str) -> bool {
 /// version that those say so in the message alone, without a detail, and an invalidated slot with one.
 fn is_slot_unsuitable(error: &ServerError) -> bool {
     error.routine == "CreateDecodingContext" && error.detail.is_empty()
+}
+
+/// character_not_in_repertoire, untranslatable_character.
+fn is_encoding(code: &str) -> bool {
+    matches!(code, "22021" | "22P05")
 }
 
 /// PostgreSQL refuses to allocate 1 GiB with an internal error.
