@@ -77,9 +77,9 @@ async fn a_value_of_20_mib_arrives_whole() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_value_of_200_mib_arrives_whole() -> Result<()> {
-    let (database, server) = served("value_200").await?;
-    write(&database, 1, 200).await?;
+async fn a_value_of_128_mib_arrives_whole() -> Result<()> {
+    let (database, server) = served("value_128").await?;
+    write(&database, 1, 128).await?;
     let mut events = subscribed(&server, notes()).await?;
     must_be_the_stored(&database, &change(&mut events).await?, 1).await
 }

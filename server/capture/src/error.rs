@@ -93,8 +93,7 @@ impl CaptureError {
     /// Is it about a row, so that the same transaction fails again?
     pub(crate) fn is_about_a_row(&self) -> bool {
         let unreadable = matches!(self, CaptureError::Replication(error) if error.is_about_a_row());
-        unreadable
-            || matches!(self, CaptureError::Encode(EncodeError::Malformed { .. } | EncodeError::NotUtf8 { .. }))
+        unreadable || matches!(self, CaptureError::Encode(EncodeError::Malformed { .. } | EncodeError::NotUtf8 { .. }))
     }
 
     /// What to do next.
