@@ -169,9 +169,17 @@ impl Cluster {
     /// # Errors
     /// It exists, or the server does not answer.
     pub async fn database(&self, name: &str) -> Result<Database> {
+        self.database_in(name, "UTF8").await
+    }
+
+    /// Creates a database with another encoding and connects to it.
+    ///
+    /// # Errors
+    /// It exists, or the server does not answer.
+    pub async fn database_in(&self, name: &str, encoding: &str) -> Result<Database> {
         let postgres = Database::connect(&self.url("postgres")).await?;
         // template0 has no sessions that could be in the way when two tests create at once.
-        postgres.execute(&format!("create database {name} template template0")).await?;
+        postgres.execute(&format!("create database {name} template template0 encoding '{encoding}'")).await?;
         Database::connect(&self.url(name)).await
     }
 

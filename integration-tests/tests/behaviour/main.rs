@@ -14,6 +14,8 @@ mod frozen_server;
 mod grpcurl;
 mod idle;
 mod large_transaction;
+mod large_value;
 mod operations;
 mod promotion;
 mod slow_subscriber;
+mod undeliverable;

@@ -11,12 +11,12 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use bytes::BytesMut;
-use tidegate_model::{Block, Lsn, MESSAGE_ORDINAL, Op, Position, Relation, TransactionId};
+use tidegate_model::{Block, Lsn, MESSAGE_ORDINAL, Op, Position, Relation, TableName, TransactionId};
 use tidegate_postgres::pgoutput::{Message, OldTupleKind, Tuple, TupleValue};
 use tidegate_schema::Value;
 
 use crate::{
-    CaptureError,
+    CaptureError, Place, Undeliverable,
     continuity::Discontinuity,
     emitter::{Emitter, Ended},
     encode::{ChangeParts, Extra, OldKind, push_change},
@@ -35,6 +35,14 @@ pub(crate) struct Assembler {
     streams: HashMap<u32, Transaction>,
     current_stream: Option<u32>,
     emitter: Emitter,
+    /// Start of the commit record of `plain`.
+    final_lsn: Lsn,
+    /// Of the relations described on this connection.
+    names: HashMap<u32, TableName>,
+    /// The relation that was described last, or whose row is being encoded; None once something else has followed.
+    row_of: Option<u32>,
+    /// The relation of the last row of the open transaction.
+    last_row_of: Option<u32>,
     resume_after: Position,
     expected: Option<TransactionId>,
     /// Between this and `resume_after`, as they were when the connection began, there is no followed change.
@@ -97,6 +105,10 @@ impl Assembler {
             streams: HashMap::new(),
             current_stream: None,
             emitter: Emitter::default(),
+            final_lsn: Lsn::ZERO,
+            names: HashMap::new(),
+            row_of: None,
+            last_row_of: None,
             resume_after: resume_after.as_resume_point(),
             expected: None,
             known_end_lsn: Lsn::ZERO,
@@ -110,6 +122,8 @@ impl Assembler {
     pub(crate) fn connected(&mut self, expected: Option<TransactionId>, known_end_lsn: Lsn) {
         self.known_end_lsn = known_end_lsn;
         self.relations.clear();
+        self.names.clear();
+        self.row_of = None;
         self.plain = None;
         self.streams.clear();
         self.current_stream = None;
@@ -128,6 +142,19 @@ impl Assembler {
         self.resume_after
     }
 
+    /// A row cannot be delivered, for this reason: the transaction that it belongs to, if one is being sent whole.
+    pub(crate) fn undeliverable(&self, reason: String) -> Option<Undeliverable> {
+        let transaction = self.plain.as_ref()?;
+        // PostgreSQL describes a table right before its first row on a connection.
+        let name = |oid: Option<u32>| oid.and_then(|oid| self.names.get(&oid)).cloned();
+        let place = match (name(self.row_of), name(self.last_row_of)) {
+            (Some(table), _) => Place::In(table),
+            (None, Some(table)) => Place::After(table),
+            (None, None) => Place::Unknown,
+        };
+        Some(Undeliverable { xid: transaction.xid, commit_lsn: self.final_lsn, place, reason })
+    }
+
     /// Says how a relation is treated from here on.
     pub(crate) fn set_relation(&mut self, oid: u32, followed: Followed) {
         if let Followed::Yes(table) = &followed {
@@ -141,14 +168,24 @@ impl Assembler {
     /// # Errors
     /// The message does not fit what came before; a value cannot be encoded; history has diverged.
     pub(crate) fn handle(&mut self, message: Message<'_>) -> Result<Step, CaptureError> {
+        self.row_of = None;
         match message {
-            Message::Begin { xid, .. } => self.plain = Some(Transaction::new(xid)),
+            Message::Begin { xid, final_lsn, .. } => {
+                self.plain = Some(Transaction::new(xid));
+                self.final_lsn = final_lsn;
+                self.last_row_of = None;
+            }
             Message::Commit { commit_lsn, commit_end_lsn, commit_time_us } => {
                 let transaction = self.plain.take().ok_or(CaptureError::Protocol("commit without begin"))?;
                 return self.end(transaction, Commit { commit_lsn, commit_end_lsn, commit_time_us });
             }
             Message::Origin { name, .. } => name.clone_into(&mut self.open()?.origin),
-            Message::Relation { relation, .. } => return Ok(Step::Resolve(relation)),
+            Message::Relation { relation, .. } => {
+                let name = TableName::new(relation.schema.clone(), relation.table.clone());
+                self.names.insert(relation.oid, name);
+                self.row_of = Some(relation.oid);
+                return Ok(Step::Resolve(relation));
+            }
             Message::Type { .. } => {}
             Message::Insert { xid, relation_oid, new } => self.row(xid, (relation_oid, Op::Insert), None, Some(new))?,
             Message::Update { xid, relation_oid, old, new } => {
@@ -352,10 +389,13 @@ impl Assembler {
         let transaction = open.ok_or(CaptureError::Protocol("change outside of a transaction"))?;
         let tag = Lsn(u64::from(xid.unwrap_or(transaction.xid)));
         let Followed::Yes(table) = table else {
+            self.last_row_of = Some(relation_oid);
             transaction.count_unfollowed(tag);
             return Ok(());
         };
+        self.row_of = Some(relation_oid);
         let old_kind = self.scratch.encode(table, old, new)?;
+        (self.row_of, self.last_row_of) = (None, self.row_of);
         let change = ChangeParts {
             op,
             row_type: table.row_type,

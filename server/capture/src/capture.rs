@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    CaptureConfig, CaptureError, CaptureStatus, Discontinuity, OnDiscontinuity, Resume, State,
+    CaptureConfig, CaptureError, CaptureStatus, Discontinuity, OnDiscontinuity, Resume, State, Undeliverable,
     answer::answer,
     assembler::{Assembler, SpoolConfig},
     continuity::{Facts, Past, prove, usable_slot},
@@ -28,6 +28,7 @@ use crate::{
     promises::Promises,
     resolve::Resolver,
     stream::Streaming,
+    undeliverable::Stuck,
 };
 
 /// How long to wait before an error that nobody can retry is tried again all the same: someone may have mended it.
@@ -49,6 +50,10 @@ pub struct Capture<P> {
     delivered: Delivered,
     /// The next connection starts a new epoch, because of this.
     broken: Option<Discontinuity>,
+    /// A transaction that cannot be delivered, at which the source is to stop.
+    stuck: Option<Stuck>,
+    /// The next connection reads transactions whole, to learn which one cannot be delivered.
+    read_whole: bool,
 }
 
 impl<P: Publish> Capture<P> {
@@ -78,6 +83,8 @@ impl<P: Publish> Capture<P> {
             delivered: past.map_or(Delivered::Stored, |resume| resume.delivered),
             broken: None,
             promises: Promises { control, source: config.source.clone(), publication: config.publication.clone() },
+            stuck: None,
+            read_whole: false,
             config,
             publish,
             clock,
@@ -126,18 +133,28 @@ impl<P: Publish> Capture<P> {
             error => error,
         };
         let retry = error.retry();
-        let detail = error.to_string();
+        let mut detail = error.to_string();
         let (state, pause) = match (retry, error, self.config.on_discontinuity) {
             (Retry::Reset, CaptureError::Discontinuity(reason), OnDiscontinuity::Reset) => {
                 self.broken = Some(reason);
                 (State::Connecting, Duration::ZERO)
+            }
+            (Retry::Reset, CaptureError::Discontinuity(Discontinuity::Undeliverable(at)), OnDiscontinuity::Stop) => {
+                let stuck = Stuck::failed(self.stuck.take(), at);
+                detail = stuck.advice();
+                self.stuck = Some(stuck);
+                (State::Stopped, HOPELESS)
             }
             (Retry::After(pause), _, _) => (State::Connecting, pause),
             // A slot that is lost or gone: the next attempt says so in full.
             (Retry::Reset, CaptureError::Replication(_), _) => (State::Connecting, SOON),
             (Retry::Reset | Retry::Never, _, _) => (State::Stopped, HOPELESS),
         };
-        warn!(source = %self.config.source, error = detail, ?state, "capture interrupted");
+        if state == State::Stopped && self.stuck.as_ref().is_some_and(Stuck::again) {
+            info!(source = %self.config.source, error = detail, "capture still waits at the same transaction");
+        } else {
+            warn!(source = %self.config.source, error = detail, ?state, "capture interrupted");
+        }
         self.link.update(|status| {
             status.state = state;
             status.detail = detail;
@@ -189,14 +206,18 @@ impl<P: Publish> Capture<P> {
         identity: &SystemIdentity,
         published: &PublicationContent,
     ) -> Result<Option<TransactionId>, CaptureError> {
-        if let Some(reason) = self.broken.take() {
-            self.start_epoch(session, replication, identity, Some(reason)).await?;
-            return Ok(None);
-        }
+        let skipped = match self.broken.take() {
+            Some(Discontinuity::Undeliverable(skipped)) => Some(skipped),
+            Some(reason) => {
+                self.start_epoch(session, replication, identity, Some(reason)).await?;
+                return Ok(None);
+            }
+            None => None,
+        };
         let slot = prepare::usable_status(session, &self.config).await?;
         let Some(epoch) = self.epoch else {
             let start_lsn = usable_slot(&self.config.slot, slot.as_ref())?;
-            self.publish_epoch(identity, start_lsn).await?;
+            self.publish_epoch(identity, start_lsn, None).await?;
             return Ok(None);
         };
         self.promises.compare(session, published).await?;
@@ -220,7 +241,19 @@ impl<P: Publish> Capture<P> {
             self.delivered = Delivered::UpTo(identity.flush_lsn);
             self.publish.publish(FeedItem::DeliveredUpTo(identity.flush_lsn)).await?;
         }
-        Ok(continues.expected)
+        let Some(skipped) = skipped else { return Ok(continues.expected) };
+        self.skip(identity, skipped).await?;
+        Ok(None)
+    }
+
+    /// Starts a new epoch, out of the same slot, behind a transaction that is left out. Continuity up to it has been proved.
+    async fn skip(&mut self, identity: &SystemIdentity, skipped: Undeliverable) -> Result<(), CaptureError> {
+        let (start_lsn, flush_lsn) = (skipped.next_start_lsn(), identity.flush_lsn);
+        if flush_lsn < start_lsn {
+            return Err(Discontinuity::ServerBehind { flush_lsn, received_lsn: start_lsn }.into());
+        }
+        warn!(source = %self.config.source, xid = skipped.xid, commit_lsn = %skipped.commit_lsn, "a transaction is left out");
+        self.publish_epoch(identity, start_lsn, Some(skipped.into())).await
     }
 
     async fn history(
@@ -250,10 +283,21 @@ impl<P: Publish> Capture<P> {
                 return Err(error);
             }
         };
-        self.publish_epoch(identity, start_lsn).await
+        self.publish_epoch(identity, start_lsn, reason).await
     }
 
-    async fn publish_epoch(&mut self, identity: &SystemIdentity, start_lsn: Lsn) -> Result<(), CaptureError> {
+    async fn publish_epoch(
+        &mut self,
+        identity: &SystemIdentity,
+        start_lsn: Lsn,
+        reason: Option<Discontinuity>,
+    ) -> Result<(), CaptureError> {
+        // What the last connection has received is the old epoch's.
+        while let Some(block) = self.assembler.take() {
+            self.publish.publish(FeedItem::Block(block)).await?;
+        }
+        // At the first start nothing is discontinued.
+        let reason = reason.filter(|_| self.epoch.is_some()).map(|reason| reason.to_string().into());
         let epoch = EpochInfo {
             epoch: Epoch(rand::random()),
             system_identifier: identity.system_identifier,
@@ -267,23 +311,29 @@ impl<P: Publish> Capture<P> {
         self.assembler.start_epoch(Position::end_of_transaction(start_lsn));
         self.link.confirmations(|confirmations| confirmations.start_epoch(epoch.epoch, start_lsn));
         self.link.update(|status| (status.received_lsn, status.server_lsn) = (start_lsn, start_lsn));
-        self.publish.publish(FeedItem::Epoch(epoch)).await?;
+        self.publish.publish(FeedItem::Epoch(epoch, reason)).await?;
         Ok(())
     }
 
     async fn stream(&mut self, connection: Connection, stop: &CancellationToken) -> Result<(), CaptureError> {
         let Connection { session, replication, published } = connection;
+        let in_progress = self.stuck.is_none() && !std::mem::take(&mut self.read_whole);
         let decoder = Decoder::new(protocol_version(replication.server_version()));
         let options = StreamOptions {
             slot: self.config.slot.clone(),
             publication: self.config.publication.clone(),
-            start_lsn: Lsn::ZERO,
+            // The slot may stand at a transaction that this epoch leaves out.
+            start_lsn: self.epoch.map_or(Lsn::ZERO, |epoch| epoch.start_lsn),
+            in_progress,
         };
         let (reader, writer) = replication.start(&options).await?;
         let now_us = self.clock.now_us();
+        let is_stuck = self.stuck.is_some();
         self.link.update(|status| {
-            status.state = State::Streaming;
-            status.detail.clear();
+            if !is_stuck {
+                status.state = State::Streaming;
+                status.detail.clear();
+            }
             status.last_heard_us = now_us;
         });
         info!(source = %self.config.source, slot = self.config.slot, "streaming");
@@ -303,11 +353,27 @@ impl<P: Publish> Capture<P> {
             beside,
             stop: stop.clone(),
             last_transaction: &mut self.last_transaction,
+            stuck: &mut self.stuck,
             point: None,
             last_progress: None,
             gather_until: None,
         };
-        streaming.run(reader).await
+        streaming.run(reader).await.map_err(|error| self.named(error, in_progress))
+    }
+
+    /// An error about a row becomes one about its transaction, which the next connection can leave out.
+    fn named(&mut self, error: CaptureError, in_progress: bool) -> CaptureError {
+        if !error.is_about_a_row() {
+            return error;
+        }
+        match self.assembler.undeliverable(error.to_string()) {
+            Some(undeliverable) => Discontinuity::from(undeliverable).into(),
+            None if in_progress => {
+                self.read_whole = true;
+                CaptureError::Unnamed(Box::new(error))
+            }
+            None => error,
+        }
     }
 }
 

@@ -42,9 +42,11 @@ impl Confirmations {
         self.confirmed_flush_lsn = self.confirmed_flush_lsn.max(confirmed_flush_lsn);
     }
 
-    /// A new epoch: nothing published before counts.
+    /// A new epoch: nothing published before counts. Its start may lie beyond what the slot has confirmed, and is confirmed
+    /// when the epoch itself is durable: after a crash, the old one would find that the slot has gone ahead of it.
     pub(crate) fn start_epoch(&mut self, epoch: Epoch, start_lsn: Lsn) {
-        *self = Confirmations { epoch: Some(epoch), waiting: VecDeque::new(), confirmed_flush_lsn: start_lsn };
+        let start = ConfirmPoint { position: Position::new(start_lsn, 0), confirm_lsn: start_lsn };
+        *self = Confirmations { epoch: Some(epoch), waiting: [start].into(), confirmed_flush_lsn: Lsn::ZERO };
     }
 }
 
@@ -61,6 +63,9 @@ mod tests {
         let epoch = Epoch(7);
         let mut confirmations = Confirmations::default();
         confirmations.start_epoch(epoch, Lsn(10));
+        confirmations.connected(Some(epoch), Lsn(5));
+        assert_eq!(confirmations.durable(Some(Epoch(6)), Position::new(Lsn(40), 1)), Lsn(5));
+        assert_eq!(confirmations.durable(Some(epoch), Position::end_of_transaction(Lsn(10))), Lsn(10));
         confirmations.published(point(20, 0, 18));
         confirmations.published(point(30, 0, 28));
         assert_eq!(confirmations.durable(Some(epoch), Position::new(Lsn(19), 7)), Lsn(10));

@@ -9,6 +9,8 @@
 use tidegate_model::{Delivered, EpochInfo, Lsn, Position, TransactionId};
 use tidegate_postgres::{SlotStatus, SystemIdentity, TimelineSwitch, WalStatus};
 
+use crate::Undeliverable;
+
 /// Why continuity cannot be proved.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Discontinuity {
@@ -96,6 +98,9 @@ pub enum Discontinuity {
     /// The last stored transaction did not come again as it was.
     #[error("the server's history differs from what is stored: it was restored from an image or backup")]
     Diverged,
+    /// A transaction has to be left out.
+    #[error(transparent)]
+    Undeliverable(#[from] Undeliverable),
 }
 
 /// What is known of the past.

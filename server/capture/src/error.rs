@@ -31,6 +31,9 @@ pub enum CaptureError {
     /// A value does not follow its type's text format.
     #[error(transparent)]
     Encode(EncodeError),
+    /// A row cannot be delivered, and nobody has said yet which transaction it belongs to.
+    #[error("{0}; transactions are now read whole, to learn which one it is")]
+    Unnamed(Box<CaptureError>),
     /// The messages do not follow each other as documented.
     #[error("the replication stream is out of order: {0}; this is a bug in Tidegate or PostgreSQL, please report it")]
     Protocol(&'static str),
@@ -101,6 +104,12 @@ impl CaptureError {
         matches!(self, CaptureError::SpoolRead(_) | CaptureError::TooManyChanges { .. } | CaptureError::FeedClosed(_))
     }
 
+    /// Is it about a row, so that the same transaction fails again?
+    pub(crate) fn is_about_a_row(&self) -> bool {
+        let unreadable = matches!(self, CaptureError::Replication(error) if error.is_about_a_row());
+        unreadable || matches!(self, CaptureError::Encode(EncodeError::Malformed { .. } | EncodeError::NotUtf8 { .. }))
+    }
+
     /// What to do next.
     #[must_use]
     pub fn retry(&self) -> Retry {
@@ -115,6 +124,7 @@ impl CaptureError {
             | CaptureError::NumberReused { .. }
             | CaptureError::SpoolRead(_)
             | CaptureError::TooManyChanges { .. } => Retry::Never,
+            CaptureError::Unnamed(_) => Retry::After(Duration::ZERO),
             CaptureError::Spool(_) => Retry::After(Duration::from_secs(2)),
             CaptureError::WalLevel(_) | CaptureError::NothingToPublish(_) | CaptureError::SlotInUse { .. } => {
                 Retry::After(Duration::from_secs(5))

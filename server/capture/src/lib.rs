@@ -32,9 +32,11 @@ mod status;
 mod stream;
 mod table;
 mod transaction;
+mod undeliverable;
 
 pub use capture::Capture;
 pub use config::{CaptureConfig, OnDiscontinuity, Resume};
 pub use continuity::Discontinuity;
 pub use error::CaptureError;
 pub use status::{CaptureStatus, State};
+pub use undeliverable::{Place, Undeliverable};

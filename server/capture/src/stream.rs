@@ -14,6 +14,8 @@ use crate::{
     emitter::Ended,
     link::Link,
     resolve::Resolver,
+    status::State,
+    undeliverable::Stuck,
 };
 
 /// Progress of an idle source is stored this often; each is an fsync.
@@ -37,6 +39,8 @@ pub(crate) struct Streaming<'a, P> {
     pub(crate) beside: JoinSet<CaptureError>,
     pub(crate) stop: CancellationToken,
     pub(crate) last_transaction: &'a mut Option<TransactionId>,
+    /// A transaction at which capture has stopped; it streams only when it has got past it.
+    pub(crate) stuck: &'a mut Option<Stuck>,
     /// The newest point whose block has not been published yet.
     pub(crate) point: Option<ConfirmPoint>,
     pub(crate) last_progress: Option<Instant>,
@@ -186,8 +190,15 @@ impl<P: Publish> Streaming<'_, P> {
     async fn hand_over(&mut self, block: Block) -> Result<(), Interrupt> {
         let event_count = block.entries().iter().filter(|entry| entry.kind == Kind::Change).count() as u64;
         let point = self.point.take();
+        let received_lsn = self.assembler.received().lsn;
+        if self.stuck.take_if(|stuck| received_lsn > stuck.at.commit_lsn).is_some() {
+            self.link.update(|status| {
+                status.state = State::Streaming;
+                status.detail.clear();
+            });
+        }
         // Registered first: the store may be done before `publish` returns.
-        self.link.published(point, self.assembler.received().lsn, event_count);
+        self.link.published(point, received_lsn, event_count);
         tokio::select! {
             biased;
             () = self.stop.cancelled() => Err(Stopped.into()),

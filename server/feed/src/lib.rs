@@ -8,7 +8,7 @@
 //! Invariant: what is received is what was published, in that order, nothing missing and nothing twice. It deliberately
 //! keeps nothing: after a crash capture publishes again from the last durable position, out of PostgreSQL's WAL.
 
-use std::future::Future;
+use std::{future::Future, sync::Arc};
 
 use tidegate_model::{Block, Epoch, EpochInfo, Lsn, Position};
 use tokio::sync::watch;
@@ -18,8 +18,8 @@ pub mod local;
 /// What the feed carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FeedItem {
-    /// Continuity is lost, or this is the first epoch: everything before belongs to another history.
-    Epoch(EpochInfo),
+    /// Continuity is lost, for this reason, or this is the first epoch: everything before belongs to another history.
+    Epoch(EpochInfo, Option<Arc<str>>),
     /// The same epoch goes on on another timeline.
     Timeline(EpochInfo),
     /// A stop that was not orderly may have lost what had been delivered; it was no more than up to here, and comes again.

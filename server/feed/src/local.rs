@@ -39,7 +39,7 @@ impl Publish for Publisher {
     async fn publish(&mut self, item: FeedItem) -> Result<(), FeedClosed> {
         let byte_count = ITEM_BYTES
             + match &item {
-                FeedItem::Epoch(_) | FeedItem::Timeline(_) | FeedItem::DeliveredUpTo(_) => 0,
+                FeedItem::Epoch(..) | FeedItem::Timeline(_) | FeedItem::DeliveredUpTo(_) => 0,
                 FeedItem::Block(block) => block.byte_count(),
             };
         let cost = u32::try_from(byte_count).unwrap_or(u32::MAX).min(self.budget_bytes);

@@ -35,10 +35,11 @@ async fn ready<F: Future>(future: F) -> Option<F::Output> {
 async fn items_arrive_in_order_and_end_with_the_publisher() {
     let (mut publisher, mut subscriber) = local::channel(10_000, START);
     let info = EpochInfo { epoch: Epoch(5), system_identifier: 1, timeline: 1, start_lsn: Lsn(1) };
-    let sent: Vec<FeedItem> = [FeedItem::Epoch(info), FeedItem::Timeline(EpochInfo { timeline: 2, ..info })]
-        .into_iter()
-        .chain((2..500).map(|lsn| FeedItem::Block(block(lsn, 100))))
-        .collect();
+    let sent: Vec<FeedItem> =
+        [FeedItem::Epoch(info, Some("why".into())), FeedItem::Timeline(EpochInfo { timeline: 2, ..info })]
+            .into_iter()
+            .chain((2..500).map(|lsn| FeedItem::Block(block(lsn, 100))))
+            .collect();
     let mut tasks = JoinSet::new();
     let items = sent.clone();
     tasks.spawn(async move {

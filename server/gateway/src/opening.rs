@@ -141,7 +141,7 @@ impl Start {
                 Start::Now => head.complete,
                 Start::Earliest => head.earliest,
                 Start::Token(token) if token.prefix.epoch == epoch => token.position,
-                Start::Token(_) => return Err(Refusal::Reset(epoch_changed())),
+                Start::Token(_) => return Err(Refusal::Reset(epoch_changed(source))),
             };
             match (store.reader(epoch, after.as_resume_point()), self) {
                 (Ok(reader), _) => return Ok((epoch, after, reader)),
@@ -160,14 +160,16 @@ impl Start {
 }
 
 /// What an open subscription is told when its reader fails.
-pub(crate) fn refusal(error: ReadError, position: Position) -> Refusal {
+pub(crate) fn refusal(error: ReadError, position: Position, source: &Source) -> Refusal {
     match error {
         ReadError::TooOld { earliest } => Refusal::Reset(too_old(position, earliest)),
         ReadError::OtherEpoch { .. } => Refusal::Reset(v1::Reset {
             reason: v1::reset::Reason::SourceDiscontinued as i32,
-            detail: "the source has begun another history, and what follows does not continue what was received; read \
-                     the tables anew and subscribe without the token"
-                .to_owned(),
+            detail: format!(
+                "the source has begun another history, and what follows does not continue what was received{}; read the \
+                 tables anew and subscribe without the token",
+                because(source)
+            ),
         }),
         ReadError::Damaged { .. } | ReadError::Io { .. } => Refusal::Error(GatewayError::Read(error)),
     }
@@ -183,13 +185,19 @@ fn too_old(position: Position, earliest: Position) -> v1::Reset {
     }
 }
 
-fn epoch_changed() -> v1::Reset {
+/// Why the history before the current one ended, where that is known.
+fn because(source: &Source) -> String {
+    source.handle.store.reset_reason().map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
+fn epoch_changed(source: &Source) -> v1::Reset {
     v1::Reset {
         reason: v1::reset::Reason::EpochChanged as i32,
-        detail:
-            "the token belongs to another history of the source: its slot, publication, timeline or data has changed \
-                 since; read the tables anew and subscribe without the token"
-                .to_owned(),
+        detail: format!(
+            "the token belongs to another history of the source, whose slot, publication, timeline or data has changed \
+             since{}; read the tables anew and subscribe without the token",
+            because(source)
+        ),
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) trait RowTypeLookup {
 
 impl RowTypeLookup for tidegate_store::Store {
     fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
-        self.row_types().get(row_type).cloned()
+        self.row_type(row_type)
     }
 }
 

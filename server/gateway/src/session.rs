@@ -314,7 +314,9 @@ impl Session {
                     Err(error) => Err(Refusal::Error(error)),
                 }
             }
-            (Arrived::Block(_, Err(error)), State::Open(open)) => Err(refusal(error, open.delivery.position())),
+            (Arrived::Block(_, Err(error)), State::Open(open)) => {
+                Err(refusal(error, open.delivery.position(), &open.source))
+            }
             (Arrived::Opened(Err(refused)), State::Opening { .. }) => Err(refused),
             (Arrived::Opened(_), State::Open(_)) | (Arrived::Block(..), State::Opening { .. }) => {
                 unreachable!("a subscription is opened once, and read only then")

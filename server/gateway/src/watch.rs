@@ -122,7 +122,7 @@ impl Watching {
         match read {
             Some(Ok(block)) => live.block = Some((block, 0)),
             Some(Err(error)) => {
-                let refused = refusal(error, live.position);
+                let refused = refusal(error, live.position, &live.source);
                 self.end(refused);
             }
             None => {}

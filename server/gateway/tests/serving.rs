@@ -217,6 +217,7 @@ async fn another_history_is_a_reset_and_never_a_silent_gap() {
     fixture.epoch(2).await;
     let (1, Event::Reset(reset)) = session.event().await else { panic!("no reset") };
     assert_eq!(reset.reason(), v1::reset::Reason::SourceDiscontinued);
+    assert!(reset.detail.contains("a test wants it"), "{}", reset.detail);
     let token = format!("{}.{}", opened.token_prefix, opened.position);
     session.subscribe(subscribe(&["orders"], v1::start::From::Token(token.clone()))).await;
     let (1, Event::Reset(reset)) = session.event().await else { panic!("no reset") };

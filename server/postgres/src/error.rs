@@ -309,6 +309,20 @@ pub enum ReplicationError {
         /// The server's words.
         source: Box<ServerError>,
     },
+    /// A row that PostgreSQL cannot turn into UTF-8 text: it holds bytes that its database's encoding does not know (any bytes
+    /// are in SQL_ASCII), or a type's output function or a publication's row filter fails on it. It fails again at the same
+    /// place.
+    // The server's message may quote the value.
+    #[error(
+        "PostgreSQL cannot send a row{} (SQLSTATE {} in {}); its own log says more",
+        if is_encoding(&source.code) { ": text in it is not valid in the database's encoding, or has no form in UTF-8" } else { "" },
+        source.code,
+        source.routine
+    )]
+    RowUnreadable {
+        /// The server's words; may hold the value.
+        source: Box<ServerError>,
+    },
     /// Any other error of the server.
     #[error("PostgreSQL: {source}")]
     Server {
@@ -351,6 +365,8 @@ impl From<ServerError> for ReplicationError {
             "42501" => ReplicationError::Forbidden { source },
             "54000" => ReplicationError::RowTooLarge { source },
             "XX000" if is_allocation(routine) => ReplicationError::RowTooLarge { source },
+            // 22023 is an option of START_REPLICATION that the server does not know.
+            code if code.starts_with("22") && code != "22023" => ReplicationError::RowUnreadable { source },
             _ if source.is_passing() => ReplicationError::ServerStopped { source },
             _ => ReplicationError::Server { source },
         }
@@ -370,6 +386,7 @@ impl ReplicationError {
             | ReplicationError::TooManySenders { .. }
             | ReplicationError::DecodingOff { .. }
             | ReplicationError::Forbidden { .. }
+            | ReplicationError::RowUnreadable { .. }
             | ReplicationError::Server { .. }
             | ReplicationError::Protocol { .. } => LATER,
             ReplicationError::SlotMissing { .. }
@@ -379,6 +396,12 @@ impl ReplicationError {
             | ReplicationError::SlotUnsuitable { .. }
             | ReplicationError::RowTooLarge { .. } => Retry::Never,
         }
+    }
+
+    /// Is it about a row, so that reading the same transaction again fails again?
+    #[must_use]
+    pub fn is_about_a_row(&self) -> bool {
+        matches!(self, ReplicationError::RowTooLarge { .. } | ReplicationError::RowUnreadable { .. })
     }
 }
 
@@ -391,6 +414,11 @@ fn is_slot_routine(routine: &str) -> bool {
 /// version that those say so in the message alone, without a detail, and an invalidated slot with one.
 fn is_slot_unsuitable(error: &ServerError) -> bool {
     error.routine == "CreateDecodingContext" && error.detail.is_empty()
+}
+
+/// character_not_in_repertoire, untranslatable_character.
+fn is_encoding(code: &str) -> bool {
+    matches!(code, "22021" | "22P05")
 }
 
 /// PostgreSQL refuses to allocate 1 GiB with an internal error.
@@ -504,6 +532,7 @@ mod tests {
         assert!(matches!(server("57P01", "ProcessInterrupts", "", ""), E::ServerStopped { .. }));
         assert!(matches!(server("XX000", "palloc", "", ""), E::RowTooLarge { .. }));
         assert!(matches!(server("XX000", "ReorderBufferCommit", "", ""), E::Server { .. }));
+        assert!(matches!(server("22P05", "report_untranslatable_char", "", ""), E::RowUnreadable { .. }));
     }
 
     #[test]

@@ -56,6 +56,8 @@ pub struct StreamOptions {
     /// Transactions that committed before are left out. The server silently starts at the slot's confirmed_flush_lsn where
     /// that is later.
     pub start_lsn: Lsn,
+    /// Send large transactions while they are in progress; else each is sent whole, after its commit.
+    pub in_progress: bool,
 }
 
 /// The highest pgoutput protocol that a server version speaks.
@@ -171,9 +173,10 @@ impl ReplicationConnection {
 
 fn start_command(server_version: u32, options: &StreamOptions) -> String {
     let origin = if server_version >= 160_000 { ", origin 'any'" } else { "" };
+    let streaming = if options.in_progress { "on" } else { "off" };
     format!(
-        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '{}', publication_names {}, streaming 'on', messages 'true', \
-         binary 'false'{origin})",
+        "START_REPLICATION SLOT {} LOGICAL {} (proto_version '{}', publication_names {}, streaming '{streaming}', \
+         messages 'true', binary 'false'{origin})",
         quoted(&options.slot),
         options.start_lsn,
         protocol_version(server_version),
@@ -231,6 +234,7 @@ mod tests {
             slot: "my\"slot".to_owned(),
             publication: "o'p\"q".to_owned(),
             start_lsn: Lsn(0x1_0000_0002),
+            in_progress: true,
         };
         let sql = start_command(150_000, &options);
         assert!(sql.starts_with("START_REPLICATION SLOT \"my\"\"slot\" LOGICAL 1/2 (proto_version '3'"), "{sql}");

@@ -32,6 +32,8 @@ pub struct ServerFacts {
     pub can_create: bool,
     /// The database.
     pub database: String,
+    /// `server_encoding`: the database's.
+    pub encoding: String,
     /// Made at initdb; None where the role may not read it.
     pub system_identifier: Option<u64>,
     /// Current timeline; None on a standby.
@@ -119,7 +121,7 @@ pub async fn server_facts(session: &Session) -> Result<ServerFacts, CatalogError
                (SELECT setting::int8 FROM pg_settings WHERE name = 'max_slot_wal_keep_size'),
                (SELECT setting::int8 FROM pg_settings WHERE name = 'wal_sender_timeout'),
                (SELECT setting::int8 FROM pg_settings WHERE name = 'idle_replication_slot_timeout'),
-               ARRAY(SELECT rolname::text FROM pg_roles)
+               ARRAY(SELECT rolname::text FROM pg_roles), current_setting('server_encoding')
         FROM pg_roles r WHERE r.rolname = current_user";
     let doing = CatalogError::while_we("read the server's settings");
     let row = session.client().query_one(SQL, &[]).await.map_err(&doing)?;
@@ -143,6 +145,7 @@ fn read(version: u32, row: &Row) -> Result<ServerFacts, tokio_postgres::Error> {
         can_replicate: row.try_get(8)?,
         can_create: row.try_get(9)?,
         database: row.try_get(10)?,
+        encoding: row.try_get(17)?,
         system_identifier: None,
         // A timeline is an unsigned number, which SQL has no type for.
         timeline: row.try_get::<_, Option<i32>>(11)?.map(i32::cast_unsigned),

@@ -37,10 +37,11 @@ pub enum EncodeError {
         /// As `format_type` prints it.
         type_name: String,
     },
-    /// A database in SQL_ASCII stores any bytes.
+    /// PostgreSQL checks text when it is written, and sends that of a UTF8 database unchecked; this came past the check, as
+    /// through a cast without function.
     #[error(
-        "column \"{column}\" ({type_name}) holds bytes that are not UTF-8; databases with encoding SQL_ASCII are captured \
-         only while their text is UTF-8: correct the value, or convert the database"
+        "column \"{column}\" ({type_name}) holds bytes that are not UTF-8, which PostgreSQL's checks do not let in; \
+         correct the value, and what wrote it past them"
     )]
     NotUtf8 {
         /// The column's exact name.

@@ -71,7 +71,12 @@ impl Appender {
     }
 
     /// Starts an epoch, with an empty log, in the place of all others. Their directories remain.
-    pub(crate) fn begin(dir: &Path, info: &EpochInfo, bytes: (u64, usize)) -> Result<Self, StoreError> {
+    pub(crate) fn begin(
+        dir: &Path,
+        info: &EpochInfo,
+        reason: Option<&str>,
+        bytes: (u64, usize),
+    ) -> Result<Self, StoreError> {
         let (segment_bytes, tail_bytes) = bytes;
         let epoch_dir = layout::epoch_dir(dir, info.epoch);
         // What an attempt left behind that ran out of room.
@@ -82,7 +87,7 @@ impl Appender {
         let row_types = RowTypesFile::create(&epoch_dir)?;
         layout::sync_dir(&epoch_dir)?;
         layout::sync_dir(dir)?;
-        layout::write_manifest(dir, info)?;
+        layout::write_manifest(dir, info, reason)?;
         let complete = Position::end_of_transaction(info.start_lsn);
         let log = Log::new(info.epoch, complete, [].into(), Tail::new(tail_bytes, 0, complete));
         Ok(Self::new(Arc::new(log), row_types, epoch_dir, (segment_bytes, LogEnd { offset: 0, complete })))

@@ -98,14 +98,23 @@ pub(crate) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), StoreErr
     sync_dir(dir)
 }
 
-/// Makes this epoch the current one.
-pub(crate) fn write_manifest(dir: &Path, info: &EpochInfo) -> Result<(), StoreError> {
+/// Makes this epoch the current one; `reason` says why the one before it ended.
+pub(crate) fn write_manifest(dir: &Path, info: &EpochInfo, reason: Option<&str>) -> Result<(), StoreError> {
     let EpochInfo { epoch, system_identifier, timeline, start_lsn } = info;
-    let text = format!(
+    let mut text = format!(
         "tidegate-changelog {MANIFEST_VERSION}\nepoch {epoch}\nsystem_identifier {system_identifier}\n\
          timeline {timeline}\nstart_lsn {start_lsn}\n"
     );
+    if let Some(reason) = reason {
+        text.push_str(&format!("reason {reason}\n"));
+    }
     replace(dir, MANIFEST, &text)
+}
+
+/// Why the epoch before the current one ended, where there was one.
+pub(crate) fn read_reason(dir: &Path) -> Option<String> {
+    let text = fs::read_to_string(dir.join(MANIFEST)).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("reason ").map(str::to_owned))
 }
 
 /// The current epoch; None for a new store.
@@ -145,8 +154,12 @@ mod tests {
         assert_eq!(read_manifest(dir.path()).unwrap(), None);
         let info =
             EpochInfo { epoch: Epoch(77), system_identifier: u64::MAX, timeline: 3, start_lsn: Lsn(0x16_B374_D848) };
-        write_manifest(dir.path(), &info).unwrap();
+        write_manifest(dir.path(), &info, None).unwrap();
         assert_eq!(read_manifest(dir.path()).unwrap(), Some(info));
+        assert_eq!(read_reason(dir.path()), None);
+        write_manifest(dir.path(), &info, Some("the slot is gone")).unwrap();
+        assert_eq!(read_manifest(dir.path()).unwrap(), Some(info));
+        assert_eq!(read_reason(dir.path()).as_deref(), Some("the slot is gone"));
     }
 
     #[test]

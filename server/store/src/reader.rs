@@ -66,19 +66,21 @@ impl Reader {
         }
     }
 
-    /// The next block, if there is one in memory now. None says nothing about the files: `next` looks there.
+    /// The next block, if there is one in memory now. None says nothing about the files: `next` looks there. The end of the
+    /// epoch is told when all that it had was handed out.
     ///
     /// # Errors
     /// See [`ReadError`]. After an error, make another reader.
     pub fn try_next(&mut self) -> Result<Option<Block>, ReadError> {
         let visible = *self.visible.borrow_and_update();
-        if let Some(current) = visible.superseded {
-            return Err(ReadError::OtherEpoch { current: Some(current) });
-        }
         loop {
             let placed = match self.read.pop_front() {
                 Some(placed) => placed,
-                None if self.at >= visible.end || !self.reading.is_empty() => return Ok(None),
+                None if self.at >= visible.end => {
+                    let ended = |current| Err(ReadError::OtherEpoch { current: Some(current) });
+                    return visible.superseded.map_or(Ok(None), ended);
+                }
+                None if !self.reading.is_empty() => return Ok(None),
                 None => match self.log.in_memory(self.at) {
                     Some(placed) => {
                         self.at = placed.end;

@@ -238,7 +238,7 @@ mod tests {
             let config = config(dir.path(), segment_bytes);
             let all = records(&events);
             let blocks = blocks(&all, block_bytes);
-            let mut appender = Appender::begin(dir.path(), &INFO, (segment_bytes, 0)).unwrap();
+            let mut appender = Appender::begin(dir.path(), &INFO, None, (segment_bytes, 0)).unwrap();
             let mut order = Order::new(appender.complete());
             let durable = append(&mut appender, &mut order, &blocks[..=published.index(blocks.len())], &sync);
             tear(&appender, at, &torn);
@@ -260,7 +260,7 @@ mod tests {
 
     /// A log with three transactions in one segment, all synced, and a fourth that is not. Its segment.
     fn synced_log(dir: &Path) -> PathBuf {
-        let mut appender = Appender::begin(dir, &INFO, (1 << 20, 0)).unwrap();
+        let mut appender = Appender::begin(dir, &INFO, None, (1 << 20, 0)).unwrap();
         let events = vec![records::Event::Transaction(vec![100; 3]); 4];
         let mut order = Order::new(appender.complete());
         append(&mut appender, &mut order, &blocks(&records(&events), 0), &[true]);
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn a_missing_segment_is_an_error() {
         let dir = tempfile::tempdir().unwrap();
-        let mut appender = Appender::begin(dir.path(), &INFO, (100, 0)).unwrap();
+        let mut appender = Appender::begin(dir.path(), &INFO, None, (100, 0)).unwrap();
         let events = vec![records::Event::Transaction(vec![100; 3]); 4];
         let mut order = Order::new(appender.complete());
         append(&mut appender, &mut order, &blocks(&records(&events), 100), &[true]);

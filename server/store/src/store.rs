@@ -7,6 +7,7 @@ use std::{
 };
 
 use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Position, TransactionId};
+use tidegate_schema::RowType;
 use tokio::sync::watch;
 
 use crate::{
@@ -87,6 +88,10 @@ pub(crate) struct Shared {
     pub(crate) log: RwLock<Option<Arc<Log>>>,
     pub(crate) head: watch::Sender<Head>,
     pub(crate) row_types: RwLock<Arc<RowTypes>>,
+    /// Those of the epoch before, which readers of its log still need.
+    pub(crate) former_row_types: RwLock<Arc<RowTypes>>,
+    /// Why the epoch before this one ended.
+    pub(crate) reset_reason: RwLock<Option<Arc<str>>>,
     /// Counts the versions of `row_types`.
     pub(crate) row_types_changed: watch::Sender<u64>,
     recovered: Option<Recovered>,
@@ -127,6 +132,8 @@ impl Store {
             log: RwLock::new(log),
             head: watch::Sender::new(head),
             row_types: RwLock::new(row_types),
+            former_row_types: RwLock::default(),
+            reset_reason: RwLock::new(layout::read_reason(&config.dir).map(Arc::from)),
             row_types_changed: watch::Sender::new(0),
             recovered,
         });
@@ -164,6 +171,21 @@ impl Store {
     #[must_use]
     pub fn row_types(&self) -> Arc<RowTypes> {
         Arc::clone(&self.shared.row_types.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A row type of the current epoch, or of the one before, whose log a reader may not have read to its end.
+    #[must_use]
+    pub fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
+        let get = |row_types: &RwLock<Arc<RowTypes>>| {
+            row_types.read().unwrap_or_else(PoisonError::into_inner).get(row_type).cloned()
+        };
+        get(&self.shared.row_types).or_else(|| get(&self.shared.former_row_types))
+    }
+
+    /// Why the epoch before the current one ended; None where that is not known, or there was none.
+    #[must_use]
+    pub fn reset_reason(&self) -> Option<Arc<str>> {
+        self.shared.reset_reason.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Changes whenever row types are added, and when an epoch begins, which has none at first.

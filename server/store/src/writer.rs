@@ -162,15 +162,19 @@ impl StoreWriter {
                     byte_count += block.byte_count();
                     batch.extend(self.order.accept(block)?);
                 }
-                FeedItem::Epoch(info) | FeedItem::Timeline(info) if self.current_epoch() == Some(info.epoch) => {
+                FeedItem::Epoch(info, _) | FeedItem::Timeline(info) if self.current_epoch() == Some(info.epoch) => {
                     if self.append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
                         return Ok(Step::Stopped);
                     }
                     return self.change_timeline(info, intake).await;
                 }
-                FeedItem::Epoch(info) => {
-                    // What the old epoch had in this batch goes with it.
-                    return self.begin_epoch(info, intake).await;
+                FeedItem::Epoch(info, reason) => {
+                    // Readers of the old epoch receive all that it had before they are told of the new one.
+                    if self.append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
+                        return Ok(Step::Stopped);
+                    }
+                    let reason = reason.map(|reason| Arc::from(reason.replace(['\n', '\r'], " ")));
+                    return self.begin_epoch(info, reason, intake).await;
                 }
                 FeedItem::Timeline(_) => return Err(StoreError::NoEpoch),
                 FeedItem::DeliveredUpTo(delivered_lsn) => {
@@ -233,14 +237,20 @@ impl StoreWriter {
         Ok(Step::Done)
     }
 
-    async fn begin_epoch<F: Receive>(&mut self, info: EpochInfo, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+    async fn begin_epoch<F: Receive>(
+        &mut self,
+        info: EpochInfo,
+        reason: Option<Arc<str>>,
+        intake: &mut Intake<F>,
+    ) -> Result<Step, StoreError> {
         // An fsync of the old log may not be mistaken for one of the new.
         while let Some(done) = self.syncing.join_next().await {
             sync_outcome(done)?;
         }
         let appender = loop {
             let (dir, bytes) = (self.config.dir.clone(), (self.config.segment_bytes, self.config.tail_bytes));
-            match blocking(move || Appender::begin(&dir, &info, bytes)).await {
+            let why = reason.clone();
+            match blocking(move || Appender::begin(&dir, &info, why.as_deref(), bytes)).await {
                 Ok(appender) => break appender,
                 Err(error) if error.is_disk_full() => {
                     if self.wait_for_room(&error, intake).await? == Step::Stopped {
@@ -254,8 +264,11 @@ impl StoreWriter {
         let complete = appender.complete();
         self.order = Order::new(complete);
         self.transactions = Transactions::default();
+        *self.shared.reset_reason.write().unwrap_or_else(PoisonError::into_inner) = reason;
         let log = Arc::clone(&appender.log);
         let old = self.shared.log.write().unwrap_or_else(PoisonError::into_inner).replace(log);
+        let former = self.shared.row_types.read().unwrap_or_else(PoisonError::into_inner).clone();
+        *self.shared.former_row_types.write().unwrap_or_else(PoisonError::into_inner) = former;
         self.show_row_types(&appender);
         self.shared.head.send_modify(|head| {
             head.epoch = Some(info.epoch);
@@ -284,7 +297,8 @@ impl StoreWriter {
     ) -> Result<Step, StoreError> {
         loop {
             let dir = self.config.dir.clone();
-            match blocking(move || layout::write_manifest(&dir, &info)).await {
+            let reason = self.shared.reset_reason.read().unwrap_or_else(PoisonError::into_inner).clone();
+            match blocking(move || layout::write_manifest(&dir, &info, reason.as_deref())).await {
                 Ok(()) => break,
                 Err(error) if error.is_disk_full() => {
                     if self.wait_for_room(&error, intake).await? == Step::Stopped {

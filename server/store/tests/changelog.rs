@@ -109,7 +109,7 @@ async fn everything_published_is_durable_when_the_writer_stops() {
     running.stop.cancel();
     running.ended().await.unwrap();
     assert_eq!(running.publisher.durable().borrow().position, all[all.len() - 1].0);
-    assert!(running.publisher.publish(FeedItem::Epoch(INFO)).await.is_err());
+    assert!(running.publisher.publish(FeedItem::Epoch(INFO, None)).await.is_err());
 }
 
 #[tokio::test]
@@ -189,7 +189,7 @@ async fn a_new_epoch_ends_the_readers_of_the_old_and_removes_it() {
     running.durable(all[all.len() - 1].0).await;
     let mut reader = running.reader(all[all.len() - 1].0);
     let next = EpochInfo { epoch: Epoch(2), timeline: 3, start_lsn: Lsn(0x100), ..INFO };
-    running.publisher.publish(FeedItem::Epoch(next)).await.unwrap();
+    running.publisher.publish(FeedItem::Epoch(next, Some("it was\nasked for".into()))).await.unwrap();
     assert_eq!(reader.next().await, Err(ReadError::OtherEpoch { current: Some(next.epoch) }));
     running.publish(blocks(&all, 100)).await;
     let mut reader = running.store.reader(next.epoch, Position::new(next.start_lsn, 0)).unwrap();
@@ -198,6 +198,22 @@ async fn a_new_epoch_ends_the_readers_of_the_old_and_removes_it() {
     assert!(!dir.path().join(INFO.epoch.to_string()).exists());
     let running = Running::open(config(dir.path())).await;
     assert_eq!(running.store.recovered().unwrap().epoch, next);
+    assert_eq!(running.store.reset_reason().as_deref(), Some("it was asked for"));
+}
+
+#[tokio::test]
+async fn a_reader_that_is_behind_receives_what_the_old_epoch_had() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = records(&transactions(10));
+    let mut running = Running::begin(config(dir.path())).await;
+    let mut reader = running.reader(START);
+    let next = EpochInfo { epoch: Epoch(2), start_lsn: Lsn(0x100), ..INFO };
+    running.publish(blocks(&all, 100)).await;
+    running.publisher.publish(FeedItem::Epoch(next, None)).await.unwrap();
+    let mut head = running.store.head();
+    head.wait_for(|head| head.epoch == Some(next.epoch)).await.unwrap();
+    assert_eq!(read(&mut reader, all.len()).await, all);
+    assert_eq!(reader.next().await, Err(ReadError::OtherEpoch { current: Some(next.epoch) }));
 }
 
 #[tokio::test]

@@ -85,7 +85,7 @@ async fn a_writer_with_a_full_disk_stops_when_told() {
     while fs::write(disk.path().join(format!("ballast-{ballast}")), vec![0; 4096]).is_ok() {
         ballast += 1;
     }
-    running.publisher.publish(FeedItem::Epoch(INFO)).await.unwrap();
+    running.publisher.publish(FeedItem::Epoch(INFO, None)).await.unwrap();
     running.publisher.durable().wait_for(|durable| durable.disk_full).await.unwrap();
     running.stop.cancel();
     running.ended().await.unwrap();

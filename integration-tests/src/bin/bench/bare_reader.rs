@@ -17,7 +17,12 @@ pub(crate) fn alive(received_lsn: Lsn) -> StandbyStatus {
 pub(crate) async fn open(url: &str, slot: &str, publication: &str) -> Result<(WalReader, WalWriter, u8)> {
     let connection = ReplicationConnection::connect(&ConnectConfig::from_url(url)?).await?;
     let version = tidegate_postgres::protocol_version(connection.server_version());
-    let options = StreamOptions { slot: slot.to_owned(), publication: publication.to_owned(), start_lsn: Lsn::ZERO };
+    let options = StreamOptions {
+        slot: slot.to_owned(),
+        publication: publication.to_owned(),
+        start_lsn: Lsn::ZERO,
+        in_progress: true,
+    };
     let (reader, writer) = connection.start(&options).await?;
     Ok((reader, writer, version))
 }

@@ -99,8 +99,9 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "sources.<name>.on_discontinuity",
         Kind::Choice(&["reset", "stop"]),
         Some("reset"),
-        "What to do when changes may have been missed, as when the slot was dropped: `reset` tells every subscriber and \
-         starts a new history; `stop` waits for a person.",
+        "What to do when changes may have been missed, as when the slot was dropped, or when a transaction cannot be \
+         delivered (a row beyond PostgreSQL's limit of 1 GiB, text that is not valid in its encoding): `reset` tells every \
+         subscriber and starts a new history, behind that transaction if there is one; `stop` waits for a person.",
     ),
     opt(
         "sources.<name>.memory.transactions",

@@ -324,3 +324,28 @@ fn progress_waits_for_what_must_come_again() {
     let error = assembler.progress(Lsn(101)).expect_err("the server is past it");
     assert!(matches!(error, CaptureError::Discontinuity(Discontinuity::Diverged)));
 }
+
+#[test]
+fn a_row_that_cannot_be_encoded_is_found_with_its_transaction_when_that_is_sent_whole() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut assembler = assembler(dir.path(), 0);
+    assembler.names.insert(TABLE, TableName::new("public", "note"));
+    let row = |relation_oid| {
+        let mut out = BytesMut::from(&b"I"[..]);
+        out.put_u32(relation_oid);
+        out.put_slice(b"N\0\x01t\0\0\0\x01\xff");
+        out.freeze()
+    };
+    let at = |place| Undeliverable { xid: 77, commit_lsn: Lsn(90), place, reason: "why".to_owned() };
+    let mut decoder = Decoder::new(2);
+    assert_eq!(assembler.undeliverable("why".to_owned()), None);
+    let begin = Message::Begin { final_lsn: Lsn(90), commit_time_us: 0, xid: 77 };
+    assert!(assembler.handle(begin).is_ok());
+    assert_eq!(assembler.undeliverable("why".to_owned()), Some(at(Place::Unknown)));
+    let refused = assembler.handle(decoder.decode(&row(TABLE)).expect("well-formed")).expect_err("not UTF-8");
+    assert!(refused.is_about_a_row());
+    assert_eq!(assembler.undeliverable("why".to_owned()), Some(at(Place::In(TableName::new("public", "note")))));
+    assembler.names.insert(OTHER_TABLE, TableName::new("public", "other"));
+    assert!(assembler.handle(decoder.decode(&row(OTHER_TABLE)).expect("well-formed")).is_ok());
+    assert_eq!(assembler.undeliverable("why".to_owned()), Some(at(Place::After(TableName::new("public", "other")))));
+}

@@ -31,6 +31,7 @@ pub(super) fn findings(facts: &ServerFacts, slot_exists: bool) -> Vec<Finding> {
         let in_use = format!("all {} walsenders are at work", facts.max_wal_senders);
         findings.push(Finding::error("senders_used_up", in_use, "raise max_wal_senders and restart PostgreSQL"));
     }
+    findings.extend(encoding(facts));
     findings.extend(limits(facts));
     findings
 }
@@ -56,6 +57,22 @@ fn privileges(facts: &ServerFacts) -> Option<Finding> {
         None => format!("run ALTER ROLE {role} REPLICATION as a superuser"),
     };
     Some(Finding::error("replication_privilege", format!("role {role} may not replicate"), mend))
+}
+
+fn encoding(facts: &ServerFacts) -> Option<Finding> {
+    if facts.encoding != "SQL_ASCII" {
+        return None;
+    }
+    Some(Finding::warning(
+        "sql_ascii",
+        format!(
+            "the encoding of database {} is SQL_ASCII, which lets any bytes in: a transaction with text that is not UTF-8 \
+             cannot be delivered, and resets every subscriber or stops the source, as on_discontinuity says",
+            facts.database
+        ),
+        "convert the database to UTF8 (dump it, correct what is not UTF-8, restore it), or make sure that every client \
+         writes UTF-8",
+    ))
 }
 
 fn limits(facts: &ServerFacts) -> Vec<Finding> {
@@ -114,6 +131,7 @@ pub(super) mod tests {
             can_replicate: true,
             can_create: true,
             database: "shop".to_owned(),
+            encoding: "UTF8".to_owned(),
             system_identifier: Some(1),
             timeline: Some(1),
             current_wal_flush_lsn: Lsn(1),
@@ -142,6 +160,7 @@ pub(super) mod tests {
         assert_eq!(codes(&ServerFacts { used_wal_senders: 10, ..ready() }), ["senders_used_up"]);
         assert_eq!(codes(&ServerFacts { max_slot_wal_keep_size_mib: None, ..ready() }), ["wal_keep_unlimited"]);
         assert_eq!(codes(&ServerFacts { max_slot_wal_keep_size_mib: Some(64), ..ready() }), ["wal_keep_small"]);
+        assert_eq!(codes(&ServerFacts { encoding: "SQL_ASCII".to_owned(), ..ready() }), ["sql_ascii"]);
         assert_eq!(codes(&ServerFacts { wal_sender_timeout_ms: 0, ..ready() }), ["wal_sender_timeout"]);
         assert_eq!(codes(&ServerFacts { idle_replication_slot_timeout_s: 9, ..ready() }), ["slot_idle_timeout"]);
     }

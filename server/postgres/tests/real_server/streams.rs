@@ -52,7 +52,8 @@ pub(crate) async fn check_stream(server: &Server, config: &ConnectConfig) {
 
 async fn start(connection: ReplicationConnection, start_lsn: Lsn) -> (WalReader, WalWriter, Decoder) {
     let decoder = Decoder::new(protocol_version(connection.server_version()));
-    let options = StreamOptions { slot: "shop".to_owned(), publication: "shop".to_owned(), start_lsn };
+    let options =
+        StreamOptions { slot: "shop".to_owned(), publication: "shop".to_owned(), start_lsn, in_progress: true };
     let (reader, writer) = connection.start(&options).await.expect("a stream");
     (reader, writer, decoder)
 }
@@ -212,7 +213,12 @@ async fn the_state_of_slots_is_told_apart() {
     let server = Server::start(&[]);
     server.sql(SHOP).await;
     let session = server.session().await;
-    let options = StreamOptions { slot: "shop".to_owned(), publication: "shop".to_owned(), start_lsn: Lsn::ZERO };
+    let options = StreamOptions {
+        slot: "shop".to_owned(),
+        publication: "shop".to_owned(),
+        start_lsn: Lsn::ZERO,
+        in_progress: true,
+    };
     let connect = async || ReplicationConnection::connect(&server.config()).await.expect("a replication connection");
 
     let missing = connect().await.start(&options).await.expect_err("no slot yet");
@@ -274,7 +280,12 @@ async fn lost_wal_is_named() {
     let slot = slot_status(&server.session().await, "shop").await.expect("a status").expect("a slot");
     assert!(slot.is_lost() && slot.wal_status == Some(WalStatus::Lost), "{slot:?}");
     assert_eq!(slot.invalidation_reason.as_deref(), Some("wal_removed"));
-    let options = StreamOptions { slot: "shop".to_owned(), publication: "shop".to_owned(), start_lsn: Lsn::ZERO };
+    let options = StreamOptions {
+        slot: "shop".to_owned(),
+        publication: "shop".to_owned(),
+        start_lsn: Lsn::ZERO,
+        in_progress: true,
+    };
     let error = connection.start(&options).await.expect_err("lost");
     assert!(matches!(error, ReplicationError::SlotInvalidated { .. }), "{error:?}");
 }

@@ -52,7 +52,7 @@ impl Running {
     /// Opens with an epoch begun.
     pub(crate) async fn begin(config: StoreConfig) -> Self {
         let mut running = Self::open(config).await;
-        running.publisher.publish(FeedItem::Epoch(INFO)).await.unwrap();
+        running.publisher.publish(FeedItem::Epoch(INFO, None)).await.unwrap();
         let mut head = running.store.head();
         head.wait_for(|head| head.epoch == Some(INFO.epoch)).await.unwrap();
         running
