@@ -15,4 +15,5 @@ mod idle;
 mod large_transaction;
 mod operations;
 mod promotion;
+mod row_text;
 mod slow_subscriber;

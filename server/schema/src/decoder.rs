@@ -1,8 +1,8 @@
 //! The way back: a row message becomes PostgreSQL's text of each column, to read rows again by key and to compare them.
 //!
 //! Invariant: PostgreSQL reads the text as the value that was encoded, and encoding the text gives the same bytes. It is
-//! also the very text that was encoded, but for three things: a timestamptz is in UTC, bytea is in hex, and of a few
-//! floats PostgreSQL prints a digit more (1e23 is its 9.999999999999999e+22). Bytes from outside never panic.
+//! also the very text that PostgreSQL writes in sessions of ours; a timestamptz of another time zone is in UTC, and bytea
+//! in escape format in hex. Bytes from outside never panic.
 //!
 //! Deliberately not here: why a column is absent. It is NULL, or the row is a projection, or the change says that the
 //! column is unchanged; the caller knows.

@@ -24,6 +24,7 @@ mod decoder;
 mod descriptor;
 mod descriptors;
 mod encoder;
+mod float;
 mod name;
 mod range;
 mod row_type;

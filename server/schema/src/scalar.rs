@@ -4,13 +4,13 @@
 //! have written the text. Those that start with `print` are the way back: they append PostgreSQL's text, and return None
 //! where the field holds no such value. What has been appended by then is for the caller to cut off.
 
-use std::fmt::{Display, LowerExp, Write};
-use std::ops::Range;
+use std::fmt::Write;
 use std::str::FromStr;
 
 use bytes::BytesMut;
 
 use crate::ScalarKind;
+use crate::float::{print_float4, print_float8};
 use crate::timestamp::{print_timestamptz, put_timestamptz};
 use crate::wire::{self, Field, Piece, WireType};
 
@@ -172,41 +172,11 @@ pub(crate) fn print_scalar(out: &mut String, kind: ScalarKind, field: &Field<'_>
         ScalarKind::Int32 => write!(out, "{}", i32::try_from(varint()?.cast_signed()).ok()?).ok()?,
         ScalarKind::Int64 => write!(out, "{}", varint()?.cast_signed()).ok()?,
         ScalarKind::Uint32 => write!(out, "{}", u32::try_from(varint()?).ok()?).ok()?,
-        ScalarKind::Float => {
-            let value = f32::from_le_bytes(value.try_into().ok()?);
-            print_float(out, value, value.into(), 1e-4_f32.into()..1e6)?;
-        }
-        ScalarKind::Double => {
-            let value = f64::from_le_bytes(value.try_into().ok()?);
-            print_float(out, value, value, 1e-4..1e15)?;
-        }
+        ScalarKind::Float => print_float4(out, f32::from_le_bytes(value.try_into().ok()?))?,
+        ScalarKind::Double => print_float8(out, f64::from_le_bytes(value.try_into().ok()?))?,
         ScalarKind::Bytes => print_bytea(out, value),
         ScalarKind::Text => out.push_str(str::from_utf8(value).ok()?),
         ScalarKind::Timestamptz => print_timestamptz(out, value)?,
-    }
-    Some(())
-}
-
-/// Appends the fewest digits that are read back as the same number, without an exponent where it is in `plain`, as
-/// PostgreSQL does (`float8out`). PostgreSQL prints a digit more where the shortest decimal lies exactly between two
-/// floats, and is rounded to this one since its mantissa is even: 1e23 is its 9.999999999999999e+22.
-fn print_float(out: &mut String, shortest: impl Display + LowerExp, value: f64, plain: Range<f64>) -> Option<()> {
-    if value.is_infinite() {
-        out.push_str(if value > 0.0 { "Infinity" } else { "-Infinity" });
-        return Some(());
-    }
-    if value == 0.0 || value.is_nan() || plain.contains(&value.abs()) {
-        return write!(out, "{shortest}").ok();
-    }
-    let start = out.len();
-    write!(out, "{shortest:e}").ok()?;
-    // From 1e23 and 1e-7 to 1e+23 and 1e-07.
-    let exponent = start + out[start..].find('e')? + 1;
-    if !out[exponent..].starts_with('-') {
-        out.insert(exponent, '+');
-    }
-    if out.len() - exponent == 2 {
-        out.insert(exponent + 1, '0');
     }
     Some(())
 }

@@ -264,6 +264,9 @@ fn floats_are_printed_as_postgresql_does() {
         ["9.999999999999999e-05", "9.9999e-05"],
         ["5e-324", "1e-45"],
         ["1.7976931348623157e+308", "3.4028235e+38"],
+        // The shortest decimal lies between two floats; two decimals are as near.
+        ["9.999999999999999e+22", "-440070.12"],
+        ["2.1758409095947462e+15", "7.2408096e+07"],
     ] {
         let row = encode(&columns, &[Some(double), Some(single)]).expect("valid");
         assert_eq!(decode(&decoder, &row), Ok(vec![Some(double.to_owned()), Some(single.to_owned())]));
