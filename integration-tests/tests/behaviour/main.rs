@@ -17,5 +17,6 @@ mod large_transaction;
 mod large_value;
 mod operations;
 mod promotion;
+mod row_text;
 mod slow_subscriber;
 mod undeliverable;

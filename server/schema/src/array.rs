@@ -6,11 +6,13 @@
 //!
 //! Invariant: nothing but a rectangular array of at most six dimensions is accepted.
 
+use std::fmt::Write;
+
 use bytes::BytesMut;
 
 use crate::ScalarKind;
-use crate::scalar::{number_wire_type, put_number, put_scalar};
-use crate::wire::{self, Piece};
+use crate::scalar::{number_wire_type, print_scalar, put_number, put_scalar};
+use crate::wire::{self, Field, Fields, Piece, WireType};
 
 /// PostgreSQL's `MAXDIM`.
 const DIMENSIONS_MAX: usize = 6;
@@ -141,6 +143,53 @@ impl Shape {
         }
         wire::end_len_field(out, layout);
     }
+
+    /// The shape of so many elements, at least one, from their encoded `ArrayLayout`; None where that is none of theirs.
+    fn of_layout(layout: Option<&[u8]>, count: usize) -> Option<Self> {
+        let mut shape = Shape { lower_bounds: [1; DIMENSIONS_MAX], ..Shape::default() };
+        let Some(layout) = layout else {
+            shape.dimension_count = 1;
+            shape.lengths[0] = u32::try_from(count).ok()?;
+            return Some(shape);
+        };
+        let mut bound_count = 0;
+        for field in Fields::new(layout) {
+            let field = field.ok()?;
+            for value in unpacked(field.value, WireType::Varint) {
+                let value = u32::try_from(wire::read_varint(value?.value).ok()?.0).ok()?;
+                match (field.number, field.wire_type) {
+                    (LAYOUT_DIMENSIONS, WireType::Len) => {
+                        *shape.lengths.get_mut(shape.dimension_count)? = value;
+                        shape.dimension_count += 1;
+                    }
+                    (LAYOUT_LOWER_BOUNDS, WireType::Len) => {
+                        let zigzag = (value >> 1).cast_signed() ^ -(value & 1).cast_signed();
+                        *shape.lower_bounds.get_mut(bound_count)? = zigzag;
+                        bound_count += 1;
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        let lengths = &shape.lengths[..shape.dimension_count];
+        let product = lengths.iter().try_fold(1_usize, |product, &length| product.checked_mul(length as usize));
+        let agrees = shape.dimension_count > 0 && product == Some(count);
+        (agrees && (bound_count == 0 || bound_count == shape.dimension_count)).then_some(shape)
+    }
+
+    /// Appends the subscripts, where they do not start at 1.
+    fn print_bounds(&self, out: &mut String) -> Option<()> {
+        let lower_bounds = &self.lower_bounds[..self.dimension_count];
+        if lower_bounds.iter().all(|&bound| bound == 1) {
+            return Some(());
+        }
+        for (&lower, &length) in lower_bounds.iter().zip(&self.lengths) {
+            let upper = i32::try_from(i64::from(lower) + i64::from(length) - 1).ok()?;
+            write!(out, "[{lower}:{upper}]").ok()?;
+        }
+        out.push('=');
+        Some(())
+    }
 }
 
 /// Hands out each element in row-major order; None where the text is not an array or `each` says so.
@@ -256,6 +305,125 @@ impl Bounds {
             self.count == shape.dimension_count && (0..self.count).all(|at| length(at) == i64::from(shape.lengths[at]));
         shape.lower_bounds = self.lower;
         agrees.then_some(shape)
+    }
+}
+
+/// Appends the text of an encoded array; None where it is none, or an element is malformed.
+pub(crate) fn print_array(out: &mut String, element: ScalarKind, delimiter: u8, message: &[u8]) -> Option<()> {
+    let (mut packed, mut nulls, mut layout, mut count) = (&b""[..], &b""[..], None, 0);
+    let wire_type = number_wire_type(element);
+    for field in Fields::new(message) {
+        let field = field.ok()?;
+        match (field.number, field.wire_type) {
+            (VALUES, WireType::Len) if wire_type.is_none() => count += 1,
+            (VALUES, WireType::Len) if packed.is_empty() => packed = field.value,
+            (NULLS, WireType::Len) if nulls.is_empty() => nulls = field.value,
+            (LAYOUT, WireType::Len) if layout.is_none() => layout = Some(field.value),
+            _ => return None,
+        }
+    }
+    if let Some(wire_type) = wire_type {
+        count = unpacked(packed, wire_type).try_fold(0, |count, field| field.map(|_| count + 1))?;
+    }
+    if count == 0 {
+        out.push_str("{}");
+        return (nulls.is_empty() && layout.is_none()).then_some(());
+    }
+    let shape = Shape::of_layout(layout, count)?;
+    shape.print_bounds(out)?;
+    let mut printer = Printer { out, element, delimiter, shape, nulls, index: 0, scratch: String::new() };
+    match wire_type {
+        Some(wire_type) => unpacked(packed, wire_type).try_for_each(|field| printer.print(&field?))?,
+        None => {
+            let values = Fields::new(message).filter_map(Result::ok).filter(|field| field.number == VALUES);
+            values.into_iter().try_for_each(|field| printer.print(&field))?;
+        }
+    }
+    (0..shape.dimension_count).for_each(|_| printer.out.push('}'));
+    printer.nulls.is_empty().then_some(())
+}
+
+/// The values of a packed field, as if each were a field of its own; None, and then the end, where one is cut off.
+fn unpacked(mut packed: &[u8], wire_type: WireType) -> impl Iterator<Item = Option<Field<'_>>> {
+    std::iter::from_fn(move || {
+        if packed.is_empty() {
+            return None;
+        }
+        let len = match wire_type {
+            WireType::Varint => wire::read_varint(packed).ok().map(|(_, len)| len),
+            WireType::Fixed32 => Some(4),
+            WireType::Fixed64 => Some(8),
+            WireType::Len => None,
+        };
+        let (value, rest) = len.and_then(|len| packed.split_at_checked(len)).unzip();
+        packed = rest.unwrap_or_default();
+        Some(value.map(|value| Field { number: VALUES, wire_type, whole: value, value }))
+    })
+}
+
+/// Prints elements in row-major order.
+struct Printer<'a> {
+    out: &'a mut String,
+    element: ScalarKind,
+    delimiter: u8,
+    shape: Shape,
+    /// The packed indexes that are still to come.
+    nulls: &'a [u8],
+    /// Of the next element.
+    index: usize,
+    scratch: String,
+}
+
+impl Printer<'_> {
+    fn print(&mut self, field: &Field<'_>) -> Option<()> {
+        self.print_braces();
+        let null = wire::read_varint(self.nulls).ok().filter(|&(index, _)| index == self.index as u64);
+        self.index += 1;
+        if let Some((_, len)) = null {
+            self.nulls = &self.nulls[len..];
+            self.out.push_str("NULL");
+            return Some(());
+        }
+        self.scratch.clear();
+        print_scalar(&mut self.scratch, self.element, field)?;
+        self.print_quoted();
+        Some(())
+    }
+
+    /// What stands before the element: the braces of the levels that end and start there.
+    fn print_braces(&mut self) {
+        let mut span = 1;
+        let inner = self.shape.lengths[1..self.shape.dimension_count].iter().rev();
+        let starts = |length: &&u32| {
+            span *= **length as usize;
+            self.index.is_multiple_of(span)
+        };
+        let mut levels = inner.take_while(starts).count();
+        if self.index == 0 {
+            levels += 1;
+        } else {
+            (0..levels).for_each(|_| self.out.push('}'));
+            self.out.push(char::from(self.delimiter));
+        }
+        (0..levels).for_each(|_| self.out.push('{'));
+    }
+
+    fn print_quoted(&mut self) {
+        let text = self.scratch.as_str();
+        let special =
+            |byte: u8| byte == self.delimiter || matches!(byte, b'"' | b'\\' | b'{' | b'}' | b' ' | b'\t'..=b'\r');
+        if !text.is_empty() && !text.eq_ignore_ascii_case("NULL") && !text.bytes().any(special) {
+            self.out.push_str(text);
+            return;
+        }
+        self.out.push('"');
+        for c in text.chars() {
+            if matches!(c, '"' | '\\') {
+                self.out.push('\\');
+            }
+            self.out.push(c);
+        }
+        self.out.push('"');
     }
 }
 

@@ -240,6 +240,25 @@ impl FieldProto {
     }
 }
 
+impl FieldProto {
+    /// The encoding of the column's values: the way back from [`FieldProto::of`]. `delimiter` stands between the
+    /// elements of an array, which the descriptor does not tell. None where the field is no column's.
+    pub(crate) fn codec(&self, delimiter: u8) -> Option<ValueKind> {
+        let mut kinds = ScalarKind::ALL.into_iter();
+        let Some(message) = &self.type_name else {
+            return kinds.find(|&kind| self.r#type == Some(scalar_type(kind).into())).map(ValueKind::Scalar);
+        };
+        match message.strip_prefix(".tidegate.v1.")? {
+            "Timestamptz" => Some(ValueKind::Scalar(ScalarKind::Timestamptz)),
+            "Range" => Some(ValueKind::Range),
+            array => {
+                let element = kinds.find(|&kind| array_message(kind) == array)?;
+                Some(ValueKind::Array { element, delimiter })
+            }
+        }
+    }
+}
+
 fn scalar_type(kind: ScalarKind) -> prost_types::field_descriptor_proto::Type {
     use prost_types::field_descriptor_proto::Type;
     match kind {

@@ -77,27 +77,21 @@ pub struct RowEncoder {
     columns: Box<[Column]>,
 }
 
-/// What encoding needs of a column, close together.
+/// What the codec needs of a column, close together.
 #[derive(Clone, Debug)]
-struct Column {
-    field: u32,
-    codec: ValueKind,
+pub(crate) struct Column {
+    pub(crate) field: u32,
+    pub(crate) codec: ValueKind,
     /// Only for errors.
-    name: Box<str>,
-    type_name: Box<str>,
+    pub(crate) name: Box<str>,
+    pub(crate) type_name: Box<str>,
 }
 
 impl RowEncoder {
     /// An encoder for tuples with these columns.
     #[must_use]
     pub fn new(columns: &[ColumnSpec]) -> Self {
-        let column = |spec: &ColumnSpec| Column {
-            field: spec.field,
-            codec: spec.codec,
-            name: spec.name.as_str().into(),
-            type_name: spec.type_name.as_str().into(),
-        };
-        RowEncoder { columns: columns.iter().map(column).collect() }
+        RowEncoder { columns: columns.iter().map(Column::of).collect() }
     }
 
     /// Appends the row message of a tuple to `out`; `values` stand in column order.
@@ -135,6 +129,15 @@ impl RowEncoder {
 }
 
 impl Column {
+    pub(crate) fn of(spec: &ColumnSpec) -> Self {
+        Column {
+            field: spec.field,
+            codec: spec.codec,
+            name: spec.name.as_str().into(),
+            type_name: spec.type_name.as_str().into(),
+        }
+    }
+
     #[inline]
     fn put(&self, text: &[u8], out: &mut BytesMut) -> Option<()> {
         match self.codec {

@@ -6,6 +6,7 @@
 //!                ▼                                        ▼
 //! tuple ──▶ RowEncoder ──row bytes──▶ changelog ──▶ RowType (project) ──▶ subscribers
 //!                                                         │
+//!                                                         ├──▶ RowDecoder ──▶ PostgreSQL's text again
 //!                                                         └──▶ Descriptors ──▶ reflection, JSON
 //! ```
 //!
@@ -19,9 +20,11 @@
 pub mod wire;
 
 mod array;
+mod decoder;
 mod descriptor;
 mod descriptors;
 mod encoder;
+mod float;
 mod name;
 mod range;
 mod row_type;
@@ -29,6 +32,7 @@ mod scalar;
 mod timestamp;
 mod value_kind;
 
+pub use decoder::{DecodeError, RowDecoder, RowText};
 pub use descriptor::{ColumnSpec, RowTypeSpec, is_field_number};
 pub use descriptors::Descriptors;
 pub use encoder::{EncodeError, RowEncoder, Value};

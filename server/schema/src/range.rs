@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use bytes::BytesMut;
 
-use crate::wire;
+use crate::wire::{self, Fields, WireType};
 
 /// The field numbers of `tidegate.v1.Range`.
 const LOWER: u32 = 1;
@@ -91,6 +91,53 @@ fn read_bound(text: &str) -> Option<(Option<Cow<'_, str>>, &str)> {
             rest = &special[1 + escaped.len_utf8()..];
         }
     }
+}
+
+/// Appends the text of an encoded `Range`; None where it is none.
+pub(crate) fn print_range(out: &mut String, message: &[u8]) -> Option<()> {
+    let (mut lower, mut upper, mut brackets, mut empty) = (None, None, None, None);
+    for field in Fields::new(message) {
+        let field = field.ok()?;
+        let part = match (field.number, field.wire_type) {
+            (LOWER, WireType::Len) => &mut lower,
+            (UPPER, WireType::Len) => &mut upper,
+            (BOUNDS, WireType::Len) => &mut brackets,
+            (EMPTY, WireType::Varint) if field.value == [1] => &mut empty,
+            _ => return None,
+        };
+        if part.replace(str::from_utf8(field.value).ok()?).is_some() {
+            return None;
+        }
+    }
+    match (empty, lower, upper, brackets.map(str::as_bytes)) {
+        (Some(_), None, None, None) => out.push_str("empty"),
+        (None, lower, upper, Some([opening @ (b'[' | b'('), closing @ (b']' | b')')])) => {
+            out.push(char::from(*opening));
+            print_bound(out, lower);
+            out.push(',');
+            print_bound(out, upper);
+            out.push(char::from(*closing));
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn print_bound(out: &mut String, bound: Option<&str>) {
+    let Some(bound) = bound else { return };
+    let special = |c| matches!(c, '"' | '\\' | '(' | ')' | '[' | ']' | ',' | ' ' | '\t'..='\r');
+    if !bound.is_empty() && !bound.contains(special) {
+        out.push_str(bound);
+        return;
+    }
+    out.push('"');
+    for c in bound.chars() {
+        if matches!(c, '"' | '\\') {
+            out.push(c);
+        }
+        out.push(c);
+    }
+    out.push('"');
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! A row type as readers of the changelog see it: its columns by name, and projection of encoded rows.
 //!
 //! Invariant: the columns' names, and their field numbers, differ. Deliberately no access to values: rows pass through
-//! as bytes, and who wants values decodes them by descriptor.
+//! as bytes, and who wants values decodes them, by descriptor or with a [`crate::RowDecoder`].
 
 use std::collections::HashMap;
 
@@ -16,8 +16,8 @@ use crate::wire::{Fields, WireError};
 /// Why a row type, or a row, cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    /// Two columns share a name or a field number, or a number is none.
-    #[error("row type {row_type}: column \"{column}\" has no name or field number of its own")]
+    /// Two columns share a name or a field number, or a number is none, or the descriptor lacks the column.
+    #[error("row type {row_type}: column \"{column}\" has no name, field number or descriptor of its own")]
     Column {
         /// The row type.
         row_type: u32,

@@ -1,15 +1,18 @@
 //! One element of PostgreSQL's text: numbers, booleans, bytea, text.
 //!
-//! Every function appends to a message that is being written, and returns None where PostgreSQL would not have written
-//! the text; what has been appended by then is for the caller to cut off.
+//! Functions that start with `put` append to a message that is being written, and return None where PostgreSQL would not
+//! have written the text. Those that start with `print` are the way back: they append PostgreSQL's text, and return None
+//! where the field holds no such value. What has been appended by then is for the caller to cut off.
 
+use std::fmt::Write;
 use std::str::FromStr;
 
 use bytes::BytesMut;
 
 use crate::ScalarKind;
-use crate::timestamp::put_timestamptz;
-use crate::wire::{self, Piece, WireType};
+use crate::float::{print_float4, print_float8};
+use crate::timestamp::{print_timestamptz, put_timestamptz};
+use crate::wire::{self, Field, Piece, WireType};
 
 /// Appends a field that holds the value, zero included.
 #[inline]
@@ -151,6 +154,38 @@ fn put_escaped_bytea(out: &mut BytesMut, field: u32, mut text: &[u8]) -> Option<
     out.extend_from_slice(text);
     wire::end_len_field(out, open);
     Some(())
+}
+
+/// Appends the text of a field's value.
+pub(crate) fn print_scalar(out: &mut String, kind: ScalarKind, field: &Field<'_>) -> Option<()> {
+    if field.wire_type != number_wire_type(kind).unwrap_or(WireType::Len) {
+        return None;
+    }
+    let value = field.value;
+    let varint = || wire::read_varint(value).ok().map(|(value, _)| value);
+    match kind {
+        ScalarKind::Bool => match varint()? {
+            0 => out.push('f'),
+            1 => out.push('t'),
+            _ => return None,
+        },
+        ScalarKind::Int32 => write!(out, "{}", i32::try_from(varint()?.cast_signed()).ok()?).ok()?,
+        ScalarKind::Int64 => write!(out, "{}", varint()?.cast_signed()).ok()?,
+        ScalarKind::Uint32 => write!(out, "{}", u32::try_from(varint()?).ok()?).ok()?,
+        ScalarKind::Float => print_float4(out, f32::from_le_bytes(value.try_into().ok()?))?,
+        ScalarKind::Double => print_float8(out, f64::from_le_bytes(value.try_into().ok()?))?,
+        ScalarKind::Bytes => print_bytea(out, value),
+        ScalarKind::Text => out.push_str(str::from_utf8(value).ok()?),
+        ScalarKind::Timestamptz => print_timestamptz(out, value)?,
+    }
+    Some(())
+}
+
+fn print_bytea(out: &mut String, value: &[u8]) {
+    let digit = |nibble: u8| char::from(b"0123456789abcdef"[usize::from(nibble)]);
+    out.reserve(2 + 2 * value.len());
+    out.push_str("\\x");
+    out.extend(value.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]));
 }
 
 #[cfg(test)]

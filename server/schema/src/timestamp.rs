@@ -3,9 +3,11 @@
 //! The form is `2024-02-29 12:34:56.789012+00`, with ` BC` behind it where it applies, or `infinity` or `-infinity`
 //! (PostgreSQL manual, section 8.5.2). Sessions pin TimeZone to UTC; another offset is understood all the same.
 
+use std::fmt::Write;
+
 use bytes::BytesMut;
 
-use crate::wire::{self, Piece, WireType};
+use crate::wire::{self, Fields, Piece, WireType};
 
 /// A well-formed timestamptz.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,10 @@ const TIMESTAMP_SECONDS: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_4
 /// The field numbers of `tidegate.v1.Timestamptz`.
 const TIME: u32 = 1;
 const TEXT: u32 = 2;
+
+/// The field numbers of `google.protobuf.Timestamp`.
+const SECONDS: u32 = 1;
+const NANOS: u32 = 2;
 
 impl Timestamptz {
     /// Reads PostgreSQL's text; None where PostgreSQL would not have written it.
@@ -70,11 +76,11 @@ pub(crate) fn put_timestamptz(out: &mut BytesMut, field: u32, text: &[u8]) -> Op
         Timestamptz::Time { seconds, nanos } => {
             let mut time = Piece::<20>::new();
             if seconds != 0 {
-                time.put_tag(1, WireType::Varint);
+                time.put_tag(SECONDS, WireType::Varint);
                 time.put_varint(seconds.cast_unsigned());
             }
             if nanos != 0 {
-                time.put_tag(2, WireType::Varint);
+                time.put_tag(NANOS, WireType::Varint);
                 time.put_varint(u64::from(nanos));
             }
             let time = time.as_slice();
@@ -91,6 +97,50 @@ pub(crate) fn put_timestamptz(out: &mut BytesMut, field: u32, text: &[u8]) -> Op
             wire::put_len_field(out, TEXT, text);
         }
     }
+    Some(())
+}
+
+/// Appends the text, in UTC, of an encoded `Timestamptz`; None where it is none that was made from PostgreSQL's text.
+pub(crate) fn print_timestamptz(out: &mut String, message: &[u8]) -> Option<()> {
+    let mut fields = Fields::new(message);
+    let field = fields.next()?.ok()?;
+    if field.wire_type != WireType::Len || fields.next().is_some() {
+        return None;
+    }
+    match field.number {
+        TIME => print_time(out, field.value),
+        TEXT if Timestamptz::parse(field.value) == Some(Timestamptz::Text) => {
+            out.push_str(str::from_utf8(field.value).ok()?);
+            Some(())
+        }
+        _ => None,
+    }
+}
+
+fn print_time(out: &mut String, message: &[u8]) -> Option<()> {
+    let (mut seconds, mut nanos) = (0, 0);
+    for field in Fields::new(message) {
+        let field = field.ok()?;
+        let target = match (field.number, field.wire_type) {
+            (SECONDS, WireType::Varint) => &mut seconds,
+            (NANOS, WireType::Varint) => &mut nanos,
+            _ => return None,
+        };
+        *target = wire::read_varint(field.value).ok()?.0.cast_signed();
+    }
+    // PostgreSQL counts microseconds.
+    if !TIMESTAMP_SECONDS.contains(&seconds) || !(0..1_000_000_000).contains(&nanos) || nanos % 1_000 != 0 {
+        return None;
+    }
+    let (year, month, day) = date_from_epoch(seconds.div_euclid(86_400));
+    let second = seconds.rem_euclid(86_400);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    write!(out, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}").ok()?;
+    if nanos != 0 {
+        write!(out, ".{:06}", nanos / 1_000).ok()?;
+        out.truncate(out.trim_end_matches('0').len());
+    }
+    out.push_str("+00");
     Some(())
 }
 
@@ -175,6 +225,19 @@ fn days_from_epoch(year: i64, month: u32, day: u32) -> i64 {
     let day_of_year = (153 * month_from_march + 2) / 5 + i64::from(day) - 1;
     let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
     era * 146_097 + day_of_era - 719_468
+}
+
+/// Year, month and day from the days since 1970-01-01 (ibid., `civil_from_days`).
+fn date_from_epoch(days: i64) -> (i64, i64, i64) {
+    let days = days + 719_468;
+    let era = days.div_euclid(146_097);
+    let day_of_era = days.rem_euclid(146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = (month_from_march + 2) % 12 + 1;
+    (era * 400 + year_of_era + i64::from(month <= 2), month, day)
 }
 
 #[cfg(test)]

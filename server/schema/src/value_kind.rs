@@ -97,6 +97,19 @@ impl ValueKind {
 }
 
 impl ScalarKind {
+    /// Every kind.
+    pub const ALL: [ScalarKind; 9] = [
+        ScalarKind::Bool,
+        ScalarKind::Int32,
+        ScalarKind::Int64,
+        ScalarKind::Uint32,
+        ScalarKind::Float,
+        ScalarKind::Double,
+        ScalarKind::Bytes,
+        ScalarKind::Text,
+        ScalarKind::Timestamptz,
+    ];
+
     /// The kind of an element; [`ScalarKind::Text`] for all that are not listed.
     fn of(type_oid: u32) -> Self {
         match type_oid {

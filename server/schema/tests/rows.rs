@@ -269,17 +269,7 @@ fn field_numbers_that_protobuf_keeps_are_refused() {
 
 /// Every encoding that a column can have.
 fn kinds() -> impl Strategy<Value = ValueKind> {
-    let scalar = prop::sample::select(vec![
-        ScalarKind::Bool,
-        ScalarKind::Int32,
-        ScalarKind::Int64,
-        ScalarKind::Uint32,
-        ScalarKind::Float,
-        ScalarKind::Double,
-        ScalarKind::Bytes,
-        ScalarKind::Text,
-        ScalarKind::Timestamptz,
-    ]);
+    let scalar = prop::sample::select(ScalarKind::ALL.to_vec());
     let array = (scalar.clone(), prop::sample::select(vec![b',', b';']));
     prop_oneof![
         scalar.prop_map(ValueKind::Scalar),
