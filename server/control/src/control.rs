@@ -5,14 +5,16 @@ use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 use tidegate_model::SourceName;
 use tokio::{
     sync::{Mutex, MutexGuard},
-    time::timeout,
+    time::{error::Elapsed, timeout},
 };
-use tokio_postgres::Client;
+use tokio_postgres::{Client, types::ToSql};
 
 use crate::{ControlError, RowTypeNumbers, RowTypeRequest, migrate::migrate, row_types};
 
 /// A query may wait this long, behind another node's for instance.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Opening may wait this long, for another node that migrates the schema.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Opens a connection. Who supplies it also drives the connection's task.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, ControlError>> + Send>> + Send + Sync>;
@@ -28,10 +30,11 @@ impl Control {
     /// Connects and brings the schema up to date.
     ///
     /// # Errors
-    /// The database cannot be reached, or the schema not be created.
+    /// The database cannot be reached, does not answer, or the schema cannot be created.
+    #[tracing::instrument(level = "debug", name = "open control database", skip_all)]
     pub async fn open(connector: Connector) -> Result<Self, ControlError> {
         let mut client = connector().await?;
-        migrate(&mut client).await?;
+        timeout(OPEN_TIMEOUT, migrate(&mut client)).await.map_err(|_| ControlError::Silent(OPEN_TIMEOUT))??;
         Ok(Control { connector, client: Arc::new(Mutex::new(Some(client))) })
     }
 
@@ -39,6 +42,7 @@ impl Control {
     ///
     /// # Errors
     /// The database cannot be reached; or the table has used up its field numbers.
+    #[tracing::instrument(level = "debug", name = "number a row type", skip_all, fields(%source, table = %request.name))]
     pub async fn row_type(
         &self,
         source: &SourceName,
@@ -46,14 +50,8 @@ impl Control {
     ) -> Result<RowTypeNumbers, ControlError> {
         let mut guard = self.connected().await?;
         let client = guard.as_mut().expect("connected() leaves a client");
-        match timeout(ANSWER_TIMEOUT, row_types::allocate(client, source, request)).await {
-            Ok(numbers) => numbers,
-            Err(_elapsed) => {
-                // The connection may be gone without a word: the next call opens another.
-                *guard = None;
-                Err(ControlError::Connect(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
-            }
-        }
+        let answer = timeout(ANSWER_TIMEOUT, row_types::allocate(client, source, request)).await;
+        in_time(guard, answer)
     }
 
     /// The publication that the source was last captured through; None at the first time.
@@ -61,12 +59,11 @@ impl Control {
     /// # Errors
     /// The database cannot be reached.
     pub async fn publication_oid(&self, source: &SourceName) -> Result<Option<u32>, ControlError> {
+        const SQL: &str = "SELECT publication_oid FROM tidegate.source WHERE name = $1";
         let guard = self.connected().await?;
         let client = guard.as_ref().expect("connected() leaves a client");
-        let row = client
-            .query_opt("SELECT publication_oid FROM tidegate.source WHERE name = $1", &[&source.as_str()])
-            .await?;
-        Ok(row.and_then(|row| row.get(0)))
+        let answer = timeout(ANSWER_TIMEOUT, client.query_opt(SQL, &[&source.as_str()])).await;
+        Ok(in_time(guard, answer)?.and_then(|row| row.get(0)))
     }
 
     /// Records the publication that the source is captured through.
@@ -74,17 +71,10 @@ impl Control {
     /// # Errors
     /// The database cannot be reached.
     pub async fn set_publication_oid(&self, source: &SourceName, oid: u32) -> Result<(), ControlError> {
-        let guard = self.connected().await?;
-        let client = guard.as_ref().expect("connected() leaves a client");
-        client
-            .execute(
-                "INSERT INTO tidegate.source (name, publication_oid) VALUES ($1, $2)
+        const SQL: &str = "INSERT INTO tidegate.source (name, publication_oid) VALUES ($1, $2)
                  ON CONFLICT (name) DO UPDATE SET publication_oid = excluded.publication_oid
-                 WHERE source.publication_oid IS DISTINCT FROM excluded.publication_oid",
-                &[&source.as_str(), &oid],
-            )
-            .await?;
-        Ok(())
+                 WHERE source.publication_oid IS DISTINCT FROM excluded.publication_oid";
+        self.execute(SQL, &[&source.as_str(), &oid]).await
     }
 
     /// Forgets a source that is dropped for good, its numbers included.
@@ -92,10 +82,14 @@ impl Control {
     /// # Errors
     /// The database cannot be reached.
     pub async fn drop_source(&self, source: &SourceName) -> Result<(), ControlError> {
+        self.execute("DELETE FROM tidegate.source WHERE name = $1", &[&source.as_str()]).await
+    }
+
+    async fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), ControlError> {
         let guard = self.connected().await?;
         let client = guard.as_ref().expect("connected() leaves a client");
-        client.execute("DELETE FROM tidegate.source WHERE name = $1", &[&source.as_str()]).await?;
-        Ok(())
+        let answer = timeout(ANSWER_TIMEOUT, client.execute(sql, parameters)).await;
+        in_time(guard, answer).map(drop)
     }
 
     async fn connected(&self) -> Result<MutexGuard<'_, Option<Client>>, ControlError> {
@@ -105,4 +99,18 @@ impl Control {
         }
         Ok(guard)
     }
+}
+
+/// The answer. Where there is none, the connection may be gone without a word, so the next call opens another.
+fn in_time<T, E: Into<ControlError>>(
+    mut guard: MutexGuard<'_, Option<Client>>,
+    answer: Result<Result<T, E>, Elapsed>,
+) -> Result<T, ControlError> {
+    answer.map_or_else(
+        |_| {
+            *guard = None;
+            Err(ControlError::Silent(ANSWER_TIMEOUT))
+        },
+        |answer| answer.map_err(Into::into),
+    )
 }
