@@ -98,7 +98,9 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::from(3),
         Err(error) => {
-            eprintln!("tidegate: {error:#}");
+            if !error.is::<Logged>() {
+                eprintln!("tidegate: {error:#}");
+            }
             ExitCode::from(if error.downcast_ref::<ConfigError>().is_some() { 2 } else { 1 })
         }
     }
@@ -135,11 +137,22 @@ async fn run_until(command: Command, stop: CancellationToken) -> anyhow::Result<
 async fn serve_command(args: &ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
     let telemetry = telemetry::start(&config.log)?;
-    let listeners = serve::Listeners::bind(&config.listen, "listen").await?;
-    let served = serve::run(config, listeners, stop).await;
+    let served = async {
+        let listeners = serve::Listeners::bind(&config.listen, "listen").await?;
+        serve::run(config, listeners, stop).await
+    };
+    let served = served.await.map_err(|error| {
+        tracing::error!(error = format!("{error:#}"), "the server has ended");
+        Logged.into()
+    });
     telemetry.shutdown().await;
     served
 }
+
+/// The failure stands in the log, in the form that the log has; printing it again would break lines for machines.
+#[derive(Debug, thiserror::Error)]
+#[error("the server has ended; the log says why")]
+struct Logged;
 
 /// A reader can be left at any moment: nothing needs to be tidied up.
 async fn unless_stopped(

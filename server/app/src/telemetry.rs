@@ -33,6 +33,11 @@ pub(crate) fn start(log: &Log) -> anyhow::Result<Telemetry> {
             .with_filter(filter_fn(|metadata| metadata.target().starts_with("tidegate")))
     });
     tracing_subscriber::registry().with(spans).with(lines.with_filter(filter)).try_init()?;
+    // What panics has a line of the log's form too.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "this is a bug in Tidegate, please report it");
+    }));
     Ok(Telemetry { traces })
 }
 
