@@ -98,7 +98,9 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::from(3),
         Err(error) => {
-            if !error.is::<Logged>() {
+            if telemetry::lines_are_json() {
+                tracing::error!(error = format!("{error:#}"), "tidegate has failed");
+            } else {
                 eprintln!("tidegate: {error:#}");
             }
             ExitCode::from(if error.downcast_ref::<ConfigError>().is_some() { 2 } else { 1 })
@@ -141,18 +143,10 @@ async fn serve_command(args: &ServeArgs, stop: CancellationToken) -> anyhow::Res
         let listeners = serve::Listeners::bind(&config.listen, "listen").await?;
         serve::run(config, listeners, stop).await
     };
-    let served = served.await.map_err(|error| {
-        tracing::error!(error = format!("{error:#}"), "the server has ended");
-        Logged.into()
-    });
+    let served = served.await;
     telemetry.shutdown().await;
     served
 }
-
-/// The failure stands in the log, in the form that the log has; printing it again would break lines for machines.
-#[derive(Debug, thiserror::Error)]
-#[error("the server has ended; the log says why")]
-struct Logged;
 
 /// A reader can be left at any moment: nothing needs to be tidied up.
 async fn unless_stopped(
