@@ -14,7 +14,7 @@ ifeq ($(TIDEGATE_PG),)
 unexport TIDEGATE_PG
 endif
 
-.PHONY: help demo test check bench test-matrix fmt postgres grpcurl cargo-deny
+.PHONY: help demo test check bench test-matrix fmt postgres grpcurl pgbouncer cargo-deny
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,7 +23,7 @@ demo: postgres ## a temporary PostgreSQL, a small shop, its changes as they come
 	cargo build --workspace --bins
 	@$(TARGET)/debug/tidegate demo $(DEMO_ARGS)
 
-test: postgres grpcurl ## every test, against one version of PostgreSQL; TIDEGATE_PG=18 chooses it
+test: postgres grpcurl pgbouncer ## every test, against one version of PostgreSQL; TIDEGATE_PG=18 chooses it
 	cargo build --workspace --all-targets
 	cargo test --workspace
 
@@ -38,7 +38,7 @@ bench: postgres ## every benchmark case in release, or CASE=drain|drain-small|la
 	cargo build --release --workspace --bins
 	@$(TARGET)/release/bench $(CASE)
 
-test-matrix: grpcurl ## the tests against PostgreSQL 14, 15, 16, 17 and 18
+test-matrix: grpcurl pgbouncer ## the tests against PostgreSQL 14, 15, 16, 17 and 18
 	cargo build --workspace --all-targets
 	@for version in $(VERSIONS); do \
 	  $(SETUP)/postgres.sh $$version && echo "== PostgreSQL $$version" && \
@@ -53,6 +53,9 @@ postgres: ## server programs of PostgreSQL, where there are none
 
 grpcurl: ## grpcurl, for the tests
 	@$(SETUP)/grpcurl.sh
+
+pgbouncer: ## PgBouncer, for one test; where it cannot be had, that test is skipped
+	@$(SETUP)/pgbouncer.sh
 
 cargo-deny: ## cargo-deny, for `make check`
 	@$(SETUP)/cargo-deny.sh

@@ -91,6 +91,14 @@ impl Cluster {
         Ok(fs::write(path, text)?)
     }
 
+    /// Puts these lines into the place of pg_hba.conf's; they hold from the next reload.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn allow(&self, lines: &str) -> Result<()> {
+        Ok(fs::write(self.data().join("pg_hba.conf"), lines)?)
+    }
+
     /// Starts it again, on the same port, and waits until it answers.
     ///
     /// # Errors

@@ -71,6 +71,15 @@ impl Database {
         })
     }
 
+    /// The server's major version.
+    ///
+    /// # Errors
+    /// The query fails.
+    pub async fn server_version(&self) -> Result<u32> {
+        let text = self.text("select current_setting('server_version_num')").await?.context("a version")?;
+        Ok(text.parse::<u32>()? / 10_000)
+    }
+
     /// The client, for anything else.
     #[must_use]
     pub fn client(&self) -> &Client {

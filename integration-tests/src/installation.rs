@@ -44,11 +44,16 @@ impl Installation {
     #[must_use]
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.bin.join(program));
+        self.unprivileged(&mut command);
+        command.current_dir("/").env_remove("PGDATA");
+        command
+    }
+
+    /// Makes the command run as the user that PostgreSQL runs as, where that is not us.
+    pub(crate) fn unprivileged(&self, command: &mut Command) {
         if let Some((uid, gid)) = self.user {
             command.uid(uid).gid(gid);
         }
-        command.current_dir("/").env_remove("PGDATA");
-        command
     }
 
     /// Gives a folder to the user that the servers run as.

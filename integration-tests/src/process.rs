@@ -75,10 +75,16 @@ impl Process {
         bail!("process {} did not end after {signal:?}; it printed:\n{}", self.id(), self.log_tail())
     }
 
+    /// All that it printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
     /// The end of what it printed.
     #[must_use]
     pub fn log_tail(&self) -> String {
-        let text = String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned();
+        let text = self.log();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
     }

@@ -30,7 +30,7 @@ pub enum OnDiscontinuity {
 /// What the configuration file says.
 #[derive(Clone, Debug)]
 pub struct ServerConfig {
-    /// Of the database to capture.
+    /// Of the database to capture, or `file:` and the path of the file that holds it.
     pub url: String,
     /// Slot and publication.
     pub slot: String,
@@ -44,6 +44,23 @@ pub struct ServerConfig {
     pub source_lines: Vec<String>,
     /// Lines to add to the whole.
     pub lines: Vec<String>,
+    /// Further sources: name and URL; slot and publication are named after the source.
+    pub more_sources: Vec<(String, String)>,
+    /// Environment variables of the process.
+    pub environment: Vec<(String, String)>,
+    /// Serve, and speak to it, with TLS.
+    pub tls: Option<ServerTls>,
+}
+
+/// PEM files.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    /// Of the server.
+    pub certificate: PathBuf,
+    /// Of the server.
+    pub key: PathBuf,
+    /// Who vouches for it: what clients are given.
+    pub authority: PathBuf,
 }
 
 impl ServerConfig {
@@ -59,6 +76,9 @@ impl ServerConfig {
             data_dir: None,
             source_lines: Vec::new(),
             lines: Vec::new(),
+            more_sources: Vec::new(),
+            environment: Vec::new(),
+            tls: None,
         }
     }
 }
@@ -105,13 +125,13 @@ impl Server {
         std::fs::write(self.config_file(), self.yaml())?;
         let mut command = Command::new(&self.program);
         unconfigured(&mut command).args(["serve", "--config", &self.config_file()]);
+        command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command, self.scratch.path(), "tidegate")?;
-        let endpoint = self.endpoint();
         loop {
             if let Some(status) = process.ended()? {
                 bail!("tidegate ended with {status}; it printed:\n{}", process.log_tail());
             }
-            if let Ok(client) = Client::connect(&endpoint).await
+            if let Ok(client) = self.client().await
                 && client.sources().await.is_ok()
             {
                 self.process = Some(process);
@@ -178,6 +198,23 @@ impl Server {
         Ok(std::fs::write(&run, lines.join("\n") + "\n")?)
     }
 
+    /// Waits until it ends by itself with an error; returns all that it has printed.
+    ///
+    /// # Errors
+    /// It goes on running, or ends as if nothing had happened.
+    pub async fn failed(&mut self) -> Result<String> {
+        let mut process = self.process.take().context("the server does not run")?;
+        let start = std::time::Instant::now();
+        loop {
+            if let Some(status) = process.ended()? {
+                ensure!(!status.success(), "it ended without an error");
+                return Ok(process.log());
+            }
+            ensure!(start.elapsed() < crate::DEADLINE, "it goes on running; it printed:\n{}", process.log_tail());
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
     /// Its process.
     ///
     /// # Errors
@@ -203,10 +240,23 @@ impl Server {
         &self.config.slot
     }
 
-    /// `http://…` of the gRPC port.
+    /// `http://…` of the gRPC port; with TLS, `https://…`.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://{}", self.address())
+        let scheme = if self.config.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.address())
+    }
+
+    /// Its TLS files.
+    #[must_use]
+    pub fn tls(&self) -> Option<&ServerTls> {
+        self.config.tls.as_ref()
+    }
+
+    /// A path in the server's own folder, which goes with it.
+    #[must_use]
+    pub fn scratch(&self, name: &str) -> PathBuf {
+        self.scratch.join(name)
     }
 
     /// Address and port of gRPC.
@@ -220,16 +270,29 @@ impl Server {
     /// # Errors
     /// The server does not answer.
     pub async fn client(&self) -> Result<Client> {
-        Ok(Client::connect(self.endpoint()).await?)
+        let builder = Client::builder(self.endpoint());
+        let builder = match &self.config.tls {
+            Some(tls) => builder.certificate_authority(std::fs::read(&tls.authority)?),
+            None => builder,
+        };
+        Ok(builder.connect().await?)
     }
 
-    /// The state of its only source.
+    /// The state of its source, or of the first where there are several.
     ///
     /// # Errors
     /// The server does not answer.
     pub async fn status(&self) -> Result<SourceStatus> {
+        self.status_of(SOURCE).await
+    }
+
+    /// The state of a source.
+    ///
+    /// # Errors
+    /// The server does not answer, or has no such source.
+    pub async fn status_of(&self, source: &str) -> Result<SourceStatus> {
         let sources = self.client().await?.sources().await?;
-        sources.into_iter().next().context("no source")
+        sources.into_iter().find(|status| status.name == source).with_context(|| format!("no source {source}"))
     }
 
     /// Waits until its source is in a state.
@@ -237,10 +300,18 @@ impl Server {
     /// # Errors
     /// It is not within the deadline; the error holds what the server printed.
     pub async fn until_state(&self, state: SourceState) -> Result<SourceStatus> {
-        let what = format!("the source to be {state:?}");
+        self.until(SOURCE, &format!("{state:?}"), |status| status.state() == state).await
+    }
+
+    /// Waits until something holds of a source.
+    ///
+    /// # Errors
+    /// It does not within the deadline; the error holds what the server printed.
+    pub async fn until(&self, source: &str, what: &str, holds: impl Fn(&SourceStatus) -> bool) -> Result<SourceStatus> {
+        let what = format!("source {source}: {what}");
         let asked = within(&what, || async {
-            let status = self.status().await?;
-            Ok((status.state() == state).then_some(status))
+            let status = self.status_of(source).await?;
+            Ok(holds(&status).then_some(status))
         });
         let log = || self.process.as_ref().map_or_else(String::new, Process::log_tail);
         asked.await.with_context(|| format!("the server printed:\n{}", log()))
@@ -306,7 +377,18 @@ impl Server {
         for line in &config.lines {
             yaml.push_str(&format!("{line}\n"));
         }
-        yaml.push_str(&format!("sources:\n  {SOURCE}:\n    url: '{}'\n    slot: {}\n", config.url, config.slot));
+        if let Some(tls) = &config.tls {
+            yaml.push_str(&format!("tls: {{certificate: {:?}, key: {:?}}}\n", tls.certificate, tls.key));
+        }
+        let url = match config.url.strip_prefix("file:") {
+            Some(file) => format!("url_file: '{file}'"),
+            None => format!("url: '{}'", config.url),
+        };
+        yaml.push_str("sources:\n");
+        for (name, url) in &config.more_sources {
+            yaml.push_str(&format!("  {name}:\n    url: '{url}'\n"));
+        }
+        yaml.push_str(&format!("  {SOURCE}:\n    {url}\n    slot: {}\n", config.slot));
         yaml.push_str(&format!("    publication: {}\n    on_discontinuity: {policy}\n", config.slot));
         for line in &config.source_lines {
             yaml.push_str(&format!("    {line}\n"));

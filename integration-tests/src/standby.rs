@@ -15,15 +15,41 @@ impl Cluster {
     /// # Errors
     /// Copying or starting fails.
     pub async fn standby(&mut self) -> Result<Cluster> {
+        let files = self.copied().await?;
+        self.standby_of(files, &[]).await
+    }
+
+    /// The same, without the slots: the standby takes over those that are made for failover (17 and newer). `slot` is the
+    /// physical one that it streams from.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn standby_that_syncs_slots(&mut self, slot: &str) -> Result<Cluster> {
+        let files = self.copied().await?;
+        let slots = files.join("data/pg_replslot");
+        fs::remove_dir_all(&slots)?;
+        fs::create_dir(&slots)?;
+        self.installation.own(&slots)?;
+        let settings = [("primary_slot_name", slot), ("sync_replication_slots", "on"), ("hot_standby_feedback", "on")];
+        self.standby_of(files, &settings).await
+    }
+
+    /// Stops this server for a moment and copies its files.
+    async fn copied(&mut self) -> Result<Scratch> {
         self.stop(Stop::Fast).await?;
         let scratch = Scratch::new()?;
         cluster::copy(&self.data(), &scratch.join("data"))?;
         self.launch().await?;
+        Ok(scratch)
+    }
+
+    async fn standby_of(&self, scratch: Scratch, settings: &[(&str, &str)]) -> Result<Cluster> {
         let mut standby = Cluster::stopped(self.installation.clone(), scratch)?;
         let signal = standby.data().join("standby.signal");
         fs::write(&signal, "")?;
         standby.installation.own(&signal)?;
-        let primary = format!("host=127.0.0.1 port={} user=postgres", self.port);
+        let primary = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", self.port);
+        standby.configure(settings)?;
         standby.configure(&[("primary_conninfo", &primary), ("hot_standby", "on")])?;
         standby.launch().await?;
         Ok(standby)

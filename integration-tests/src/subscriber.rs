@@ -27,6 +27,8 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Recorder {
     endpoint: String,
+    source: String,
+    client: Option<Client>,
     tables: Vec<String>,
     token: Option<Token>,
     open: Option<Transaction>,
@@ -40,12 +42,28 @@ impl Recorder {
     pub fn new(endpoint: String) -> Self {
         Recorder {
             endpoint,
+            source: String::new(),
+            client: None,
             tables: Vec::new(),
             token: None,
             open: None,
             history: History::default(),
             committed: watch::Sender::new(0),
         }
+    }
+
+    /// Of this source; needed where the server has several.
+    #[must_use]
+    pub fn of_source(mut self, source: &str) -> Self {
+        source.clone_into(&mut self.source);
+        self
+    }
+
+    /// Through this client, such as one with TLS.
+    #[must_use]
+    pub fn through(mut self, client: Client) -> Self {
+        self.client = Some(client);
+        self
     }
 
     /// Of these tables only.
@@ -87,9 +105,13 @@ impl Recorder {
     /// # Errors
     /// As above.
     pub async fn until(&mut self, mut arrived: impl FnMut(&Transaction) -> bool) -> Result<Ended> {
-        let client = connected(&self.endpoint).await?;
+        let client = match &self.client {
+            Some(client) => client.clone(),
+            None => connected(&self.endpoint).await?,
+        };
         let start = self.token.clone().map_or(Start::Earliest, Start::Token);
-        let mut events = client.subscribe(Subscription::tables(self.tables.clone()).from(start));
+        let subscription = Subscription::tables(self.tables.clone()).source(self.source.clone()).from(start);
+        let mut events = client.subscribe(subscription);
         // What a dropped subscription had received of a transaction comes again.
         self.open = None;
         while let Some(event) = events.next().await {

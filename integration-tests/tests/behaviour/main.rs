@@ -5,18 +5,26 @@
 //! stops, freezes or restores the server starts its own.
 
 mod bad_input;
+mod control_database;
 mod control_rollback;
 mod crash;
 mod demo;
 mod discontinuity;
 mod disk_full;
+mod failed_fsync;
+mod failover_slot;
 mod frozen_server;
 mod grpcurl;
 mod idle;
 mod large_transaction;
 mod large_value;
 mod operations;
+mod pooler;
 mod promotion;
+mod rotated_password;
 mod row_text;
+mod server_tls;
+mod several_sources;
 mod slow_subscriber;
+mod telemetry;
 mod undeliverable;

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use serde_json::Value;
-use tidegate_client::{Event, Start, Subscription};
+use tidegate_client::{Event, Start, Subscription, SubscriptionStatus};
 use tidegate_integration_tests::{Cluster, Database, Ended, Recorder, Server, ServerConfig};
 
 async fn served(name: &str) -> Result<(Database, Server)> {
@@ -46,6 +46,34 @@ async fn status_and_metrics_tell_where_a_source_stands() -> Result<()> {
         let line = line.with_context(|| format!("no metric about {word} in\n{metrics}"))?;
         ensure!(line.contains("source=\"shop\""), "{line} names no source");
     }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn status_tells_what_each_subscription_has_acknowledged_and_its_credit() -> Result<()> {
+    let (database, server) = served("acknowledged").await?;
+    let client = server.client().await?;
+    let mut events = client.subscribe(Subscription::tables(["marker"]).from(Start::Earliest));
+    database.mark("here").await?;
+    let token = loop {
+        let event = events.next().await.transpose()?.context("the stream ended")?;
+        if let Event::Commit { token } = event {
+            break token;
+        }
+    };
+    let position = token.position().to_string();
+    let before = server.status().await?.subscriptions;
+    ensure!(before.len() == 1 && before[0].acked_position != position, "{before:?}");
+    events.ack(&token);
+    let mut reading = tokio::task::JoinSet::new();
+    reading.spawn(async move { while events.next().await.is_some() {} });
+    let acked = |of: &SubscriptionStatus| of.acked_position == position && of.credit_bytes > 0;
+    let all = server.until("shop", "acknowledged", |status| status.subscriptions.iter().any(acked)).await?;
+    ensure!(all.subscriptions[0].position >= position, "{all:?}");
+    let printed = server.command(&["status"]).await?;
+    ensure!(printed.contains(&format!("acknowledged {position}, credit ")), "{printed}");
+    reading.shutdown().await;
+    server.until("shop", "without subscriptions", |status| status.subscriptions.is_empty()).await?;
     Ok(())
 }
 

@@ -134,10 +134,11 @@ impl ClientBuilder {
     /// Connects.
     ///
     /// # Errors
-    /// The address or the TLS settings are malformed, or nobody answers there.
+    /// The address or the TLS settings are malformed, or nobody answers there who speaks our protocol.
     pub async fn connect(self) -> Result<Client, ClientError> {
         let dialer = self.dialer()?;
         let channel = dialer.dial(Some(self.call_timeout)).await?;
+        dialer.greet(channel.clone()).await?;
         Ok(Client { dialer, channel })
     }
 

@@ -12,7 +12,9 @@ use std::{
 
 use futures_util::Stream;
 use prost::Message;
-use tidegate_proto::v1::{SessionRequest, SessionResponse, Subscribe, session_request};
+use tidegate_proto::v1::{
+    ListSourcesRequest, SessionRequest, SessionResponse, Subscribe, catalog_client::CatalogClient, session_request,
+};
 use tokio::{
     sync::mpsc,
     time::{Instant, Sleep, sleep, timeout},
@@ -27,7 +29,7 @@ use tonic::{
 };
 use tonic_prost::ProstEncoder;
 
-use crate::ClientError;
+use crate::{ClientError, error::innermost};
 
 /// Requests that wait to be sent. When it is full, grants add up where they are and go out with the next message.
 const REQUESTS_MAX: usize = 16;
@@ -58,6 +60,21 @@ impl Dialer {
                 connected.map_err(|cause| ClientError::Connect { endpoint: self.address.to_string(), cause })
             }
             Err(_) => Err(self.late()),
+        }
+    }
+
+    /// Makes sure that gRPC is spoken at the other end: a connection is open before the first byte has passed, also to a
+    /// server that takes only TLS. Whatever a server answers, it has answered.
+    pub(crate) async fn greet(&self, channel: Channel) -> Result<(), ClientError> {
+        match CatalogClient::new(channel).list_sources(ListSourcesRequest {}).await {
+            Ok(_) => Ok(()),
+            Err(status) => match std::error::Error::source(&status) {
+                None => Ok(()),
+                Some(cause) => {
+                    let (endpoint, cause) = (self.address.to_string(), innermost(cause));
+                    Err(ClientError::NotUnderstood { endpoint, cause })
+                }
+            },
         }
     }
 

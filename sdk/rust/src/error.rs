@@ -35,12 +35,22 @@ pub enum ClientError {
         cause: tonic::transport::Error,
     },
     /// Nobody answers there, or not in our protocol.
-    #[error("cannot connect to {endpoint} ({}); is the server running and reachable there?", innermost(.cause))]
+    #[error("cannot connect to {endpoint} ({}); {}", innermost(.cause), advice(.cause))]
     Connect {
         /// As it was given.
         endpoint: String,
         /// What the network said.
         cause: tonic::transport::Error,
+    },
+    /// Something answers there, but not in our protocol.
+    #[error(
+        "{endpoint} does not answer as a Tidegate server does ({cause}); check the port, and where the server has TLS, write https://"
+    )]
+    NotUnderstood {
+        /// As it was given.
+        endpoint: String,
+        /// How the connection ended.
+        cause: String,
     },
     /// The connection did not open in time.
     #[error("{endpoint} did not answer within {} s; is it reachable, and a Tidegate server?", .after.as_secs())]
@@ -193,6 +203,7 @@ impl ClientError {
     pub fn retry(&self) -> Retry {
         match self {
             ClientError::Connect { .. }
+            | ClientError::NotUnderstood { .. }
             | ClientError::ConnectTimeout { .. }
             | ClientError::Silent { .. }
             | ClientError::Closed
@@ -270,12 +281,28 @@ fn retry_by_code(code: Code) -> Retry {
 }
 
 /// The innermost cause, which says more than tonic's "transport error".
-fn innermost(error: &tonic::transport::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
     cause.to_string()
+}
+
+/// The next step. TLS errors reach us as text only.
+fn advice(error: &tonic::transport::Error) -> &'static str {
+    let cause = innermost(error);
+    if cause.contains("UnknownIssuer") {
+        "the server's certificate is not from the certificate authority that was given (certificate_authority, --tls-ca)"
+    } else if cause.contains("not valid for") || cause.contains("NotValidForName") {
+        "the server's certificate bears another name; connect by that, or give it (server_name, --tls-server-name)"
+    } else if cause.contains("CertificateRequired") || cause.contains("BadCertificate") {
+        "the server asks for a certificate of this client; give one (identity, --tls-cert and --tls-key)"
+    } else if cause.contains("InvalidContentType") {
+        "the server has no TLS there; write http://"
+    } else {
+        "is the server running and reachable there?"
+    }
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ mod row_type;
 mod subscription;
 mod transactions;
 
-pub use catalog::{SourceState, SourceStatus};
+pub use catalog::{SourceState, SourceStatus, SubscriptionStatus};
 pub use changes::{Changes, EventBatch};
 pub use client::{Client, ClientBuilder};
 pub use error::{ClientError, Retry, RowError, Violation};

@@ -24,7 +24,7 @@ use std::{
     time::Duration,
 };
 use tidegate_model::{SourceName, TablePatterns};
-use tidegate_postgres::ConnectConfig;
+use tidegate_postgres::{ConnectConfig, ConnectError};
 
 use layers::Layers;
 pub(crate) use problem::ConfigError;
@@ -301,16 +301,9 @@ fn check_exposure(grpc: SocketAddr, insecure: bool, tls: Option<&Tls>, problems:
 
 impl Url {
     fn check(self, path: &str, problems: &mut Vec<Problem>) -> Option<ConnectConfig> {
-        let url = match (self.url, self.url_file) {
-            (Some(url), None) => url,
-            (None, Some(file)) => match std::fs::read_to_string(&file) {
-                Ok(text) => SecretString::from(text.trim()),
-                Err(error) => {
-                    let reason = format!("cannot read {}: {error}", file.display());
-                    problems.push(Problem::invalid(format!("{path}.url_file"), reason));
-                    return None;
-                }
-            },
+        let (place, connect) = match (self.url, self.url_file) {
+            (Some(url), None) => ("url", ConnectConfig::from_url(url.expose_secret())),
+            (None, Some(file)) => ("url_file", ConnectConfig::from_url_file(&file)),
             (Some(_), Some(_)) => {
                 problems.push(Problem::invalid(path, "both url and url_file are set; keep one"));
                 return None;
@@ -321,13 +314,8 @@ impl Url {
                 return None;
             }
         };
-        match ConnectConfig::from_url(url.expose_secret()) {
-            Ok(connect) => Some(connect),
-            Err(error) => {
-                problems.push(Problem::invalid(format!("{path}.url"), error.to_string()));
-                None
-            }
-        }
+        let invalid = |error: ConnectError| Problem::invalid(format!("{path}.{place}"), error.to_string());
+        connect.map_err(|error| problems.push(invalid(error))).ok()
     }
 }
 

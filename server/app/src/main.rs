@@ -98,7 +98,11 @@ fn main() -> ExitCode {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Findings) => ExitCode::from(3),
         Err(error) => {
-            eprintln!("tidegate: {error:#}");
+            if telemetry::lines_are_json() {
+                tracing::error!(error = format!("{error:#}"), "tidegate has failed");
+            } else {
+                eprintln!("tidegate: {error:#}");
+            }
             ExitCode::from(if error.downcast_ref::<ConfigError>().is_some() { 2 } else { 1 })
         }
     }
@@ -135,8 +139,11 @@ async fn run_until(command: Command, stop: CancellationToken) -> anyhow::Result<
 async fn serve_command(args: &ServeArgs, stop: CancellationToken) -> anyhow::Result<()> {
     let config = Config::load(args.config.as_deref())?;
     let telemetry = telemetry::start(&config.log)?;
-    let listeners = serve::Listeners::bind(&config.listen, "listen").await?;
-    let served = serve::run(config, listeners, stop).await;
+    let served = async {
+        let listeners = serve::Listeners::bind(&config.listen, "listen").await?;
+        serve::run(config, listeners, stop).await
+    };
+    let served = served.await;
     telemetry.shutdown().await;
     served
 }

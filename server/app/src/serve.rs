@@ -95,6 +95,7 @@ pub(crate) async fn run(config: Config, listeners: Listeners, stop: Cancellation
         failure = server.failure() => Some(failure),
     };
     if let Some(error) = &failure {
+        // Said again at the end, before which the stop may be cut short.
         tracing::error!(error = format!("{error:#}"), "stopping, since a part has failed");
     }
     server.end(config.shutdown_deadline).await;

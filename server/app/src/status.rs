@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use tidegate_client::{SourceState, SourceStatus};
+use tidegate_client::{SourceState, SourceStatus, SubscriptionStatus};
 
 use crate::remote::RemoteArgs;
 
@@ -44,6 +44,11 @@ fn table(sources: &[SourceStatus]) -> String {
         text.push_str(&line(row.each_ref().map(String::as_str)));
         if !source.detail.is_empty() {
             text.push_str(&format!("  {}\n", source.detail));
+        }
+        for SubscriptionStatus { subscription, position, acked_position, credit_bytes } in &source.subscriptions {
+            text.push_str(&format!(
+                "  subscription {subscription}: delivered {position}, acknowledged {acked_position}, credit {credit_bytes} B\n"
+            ));
         }
     }
     text
@@ -109,10 +114,20 @@ fn json(sources: &[SourceStatus]) -> String {
                 "server_version": source.server_version,
                 "slot": source.slot,
                 "publication": source.publication,
+                "subscriptions": source.subscriptions.iter().map(subscription).collect::<Vec<_>>(),
             })
         })
         .collect();
     format!("{:#}\n", json!({ "sources": sources }))
+}
+
+fn subscription(of: &SubscriptionStatus) -> Value {
+    json!({
+        "subscription": of.subscription,
+        "position": of.position,
+        "acked_position": of.acked_position,
+        "credit_bytes": of.credit_bytes,
+    })
 }
 
 #[cfg(test)]

@@ -4,10 +4,17 @@
 
 use opentelemetry::trace::TracerProvider;
 use opentelemetry_sdk::{Resource, trace::SdkTracerProvider};
-use std::io::IsTerminal;
+use std::{io::IsTerminal, sync::OnceLock};
 use tracing_subscriber::{EnvFilter, Layer, filter::filter_fn, layer::SubscriberExt, util::SubscriberInitExt};
 
 use crate::config::{Log, LogFormat};
+
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
+
+/// Is every line of standard error a JSON object? Then nothing but the log may be printed there.
+pub(crate) fn lines_are_json() -> bool {
+    FORMAT.get() == Some(&LogFormat::Json)
+}
 
 /// Sends what is buffered when it is shut down.
 pub(crate) struct Telemetry {
@@ -33,6 +40,12 @@ pub(crate) fn start(log: &Log) -> anyhow::Result<Telemetry> {
             .with_filter(filter_fn(|metadata| metadata.target().starts_with("tidegate")))
     });
     tracing_subscriber::registry().with(spans).with(lines.with_filter(filter)).try_init()?;
+    FORMAT.set(log.format).ok();
+    // What panics has a line of the log's form too.
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        tracing::error!(%panic, %backtrace, "this is a bug in Tidegate, please report it");
+    }));
     Ok(Telemetry { traces })
 }
 

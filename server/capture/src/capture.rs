@@ -164,6 +164,7 @@ impl<P: Publish> Capture<P> {
     }
 
     /// Connects, and settles which epoch what comes belongs to.
+    #[tracing::instrument(level = "debug", name = "connect", skip_all, fields(source = %self.config.source))]
     async fn prepare(&mut self) -> Result<Connection, CaptureError> {
         let session = Session::connect(&self.config.connect).await?;
         let server_version = prepare::check_settings(&session).await?;

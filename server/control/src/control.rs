@@ -7,12 +7,14 @@ use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
 };
-use tokio_postgres::Client;
+use tokio_postgres::{Client, types::ToSql};
 
 use crate::{ControlError, RowTypeNumbers, RowTypeRequest, migrate::migrate, row_types};
 
 /// A query may wait this long, behind another node's for instance.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Opening may wait this long, for another node that migrates the schema.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Opens a connection. Who supplies it also drives the connection's task.
 pub type Connector = Arc<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Client, ControlError>> + Send>> + Send + Sync>;
@@ -37,10 +39,11 @@ impl Control {
     /// Connects and brings the schema up to date.
     ///
     /// # Errors
-    /// The database cannot be reached, or the schema not be created.
+    /// The database cannot be reached, does not answer, or the schema cannot be created.
+    #[tracing::instrument(level = "debug", name = "open control database", skip_all)]
     pub async fn open(connector: Connector) -> Result<Self, ControlError> {
         let mut client = connector().await?;
-        migrate(&mut client).await?;
+        timeout(OPEN_TIMEOUT, migrate(&mut client)).await.map_err(|_| ControlError::Silent(OPEN_TIMEOUT))??;
         Ok(Control { connector, client: Arc::new(Mutex::new(Some(client))) })
     }
 
@@ -48,21 +51,13 @@ impl Control {
     ///
     /// # Errors
     /// The database cannot be reached; or the table has used up its field numbers.
+    #[tracing::instrument(level = "debug", name = "number a row type", skip_all, fields(%source, table = %request.name))]
     pub async fn row_type(
         &self,
         source: &SourceName,
         request: &RowTypeRequest,
     ) -> Result<RowTypeNumbers, ControlError> {
-        let mut guard = self.connected().await?;
-        let client = guard.as_mut().expect("connected() leaves a client");
-        match timeout(ANSWER_TIMEOUT, row_types::allocate(client, source, request)).await {
-            Ok(numbers) => numbers,
-            Err(_elapsed) => {
-                // The connection may be gone without a word: the next call opens another.
-                *guard = None;
-                Err(ControlError::Connect(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
-            }
-        }
+        self.ask(async |client| row_types::allocate(client, source, request).await).await
     }
 
     /// The publication that the source was last captured through; None at the first time.
@@ -70,14 +65,8 @@ impl Control {
     /// # Errors
     /// The database cannot be reached.
     pub async fn publication(&self, source: &SourceName) -> Result<Option<KnownPublication>, ControlError> {
-        let guard = self.connected().await?;
-        let client = guard.as_ref().expect("connected() leaves a client");
-        let row = client
-            .query_opt(
-                "SELECT publication_oid, publication_content FROM tidegate.source WHERE name = $1",
-                &[&source.as_str()],
-            )
-            .await?;
+        const SQL: &str = "SELECT publication_oid, publication_content FROM tidegate.source WHERE name = $1";
+        let row = self.ask(async |client| Ok(client.query_opt(SQL, &[&source.as_str()]).await?)).await?;
         let known =
             |row: tokio_postgres::Row| Some(KnownPublication { oid: row.get::<_, Option<_>>(0)?, content: row.get(1) });
         Ok(row.and_then(known))
@@ -88,19 +77,12 @@ impl Control {
     /// # Errors
     /// The database cannot be reached.
     pub async fn set_publication(&self, source: &SourceName, (oid, content): (u32, &str)) -> Result<(), ControlError> {
-        let guard = self.connected().await?;
-        let client = guard.as_ref().expect("connected() leaves a client");
-        client
-            .execute(
-                "INSERT INTO tidegate.source (name, publication_oid, publication_content) VALUES ($1, $2, $3)
-                 ON CONFLICT (name) DO UPDATE
-                 SET (publication_oid, publication_content) = (excluded.publication_oid, excluded.publication_content)
-                 WHERE (source.publication_oid, source.publication_content)
-                       IS DISTINCT FROM (excluded.publication_oid, excluded.publication_content)",
-                &[&source.as_str(), &oid, &content],
-            )
-            .await?;
-        Ok(())
+        const SQL: &str = "INSERT INTO tidegate.source (name, publication_oid, publication_content) VALUES ($1, $2, $3)
+             ON CONFLICT (name) DO UPDATE
+             SET (publication_oid, publication_content) = (excluded.publication_oid, excluded.publication_content)
+             WHERE (source.publication_oid, source.publication_content)
+                   IS DISTINCT FROM (excluded.publication_oid, excluded.publication_content)";
+        self.execute(SQL, &[&source.as_str(), &oid, &content]).await
     }
 
     /// Forgets a source that is dropped for good, its numbers included.
@@ -108,10 +90,25 @@ impl Control {
     /// # Errors
     /// The database cannot be reached.
     pub async fn drop_source(&self, source: &SourceName) -> Result<(), ControlError> {
-        let guard = self.connected().await?;
-        let client = guard.as_ref().expect("connected() leaves a client");
-        client.execute("DELETE FROM tidegate.source WHERE name = $1", &[&source.as_str()]).await?;
-        Ok(())
+        self.execute("DELETE FROM tidegate.source WHERE name = $1", &[&source.as_str()]).await
+    }
+
+    async fn execute(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), ControlError> {
+        self.ask(async |client| Ok(client.execute(sql, parameters).await.map(drop)?)).await
+    }
+
+    /// Asks, and waits so long. Without an answer the connection may be gone without a word: the next question opens another.
+    async fn ask<T>(
+        &self,
+        question: impl AsyncFnOnce(&mut Client) -> Result<T, ControlError>,
+    ) -> Result<T, ControlError> {
+        let mut guard = self.connected().await?;
+        let client = guard.as_mut().expect("connected() leaves a client");
+        let answer = timeout(ANSWER_TIMEOUT, question(client)).await;
+        answer.unwrap_or_else(|_| {
+            *guard = None;
+            Err(ControlError::Silent(ANSWER_TIMEOUT))
+        })
     }
 
     async fn connected(&self) -> Result<MutexGuard<'_, Option<Client>>, ControlError> {

@@ -10,6 +10,9 @@ pub enum ControlError {
     /// It cannot be reached.
     #[error("control database: cannot connect: {0}; check control.url and that the server runs")]
     Connect(String),
+    /// It takes connections and does not answer.
+    #[error("control database: no answer within {} s; look for locks in schema tidegate, or an overload", .0.as_secs())]
+    Silent(Duration),
     /// It answered with an error, or the connection broke.
     #[error("control database: {}", describe(.0))]
     Database(#[from] tokio_postgres::Error),
@@ -31,9 +34,10 @@ impl ControlError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            ControlError::Connect(_) | ControlError::Database(_) | ControlError::Migration(_) => {
-                Retry::After(Duration::from_secs(2))
-            }
+            ControlError::Connect(_)
+            | ControlError::Silent(_)
+            | ControlError::Database(_)
+            | ControlError::Migration(_) => Retry::After(Duration::from_secs(2)),
             ControlError::FieldsExhausted { .. } => Retry::Never,
         }
     }

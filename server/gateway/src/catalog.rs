@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     gateway::Shared,
     near::near,
+    open_subscriptions::Whereabouts,
     source::{Source, SourceState},
     status::GatewayError,
     time::timestamp,
@@ -101,5 +102,15 @@ fn source_status(source: &Source) -> v1::SourceStatus {
         server_version: status.server_version,
         slot: status.slot.clone(),
         publication: status.publication.clone(),
+        subscriptions: source.subscriptions.list().into_iter().map(subscription_status).collect(),
+    }
+}
+
+fn subscription_status(at: Whereabouts) -> v1::SubscriptionStatus {
+    v1::SubscriptionStatus {
+        subscription: at.subscription,
+        position: at.position.to_string(),
+        acked_position: at.acked.to_string(),
+        credit_bytes: at.credit_bytes,
     }
 }

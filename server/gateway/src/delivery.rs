@@ -306,6 +306,11 @@ impl Delivery {
         self.credit_bytes > 0
     }
 
+    /// What may still be sent.
+    pub(crate) fn credit_bytes(&self) -> i64 {
+        self.credit_bytes
+    }
+
     /// Adds credit. Returns what there would be, where that is over the limit; then nothing is added.
     pub(crate) fn grant(&mut self, credit_bytes: u64, limit: u64) -> Result<(), u64> {
         let granted = i128::from(self.credit_bytes) + i128::from(credit_bytes);

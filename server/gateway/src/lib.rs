@@ -23,6 +23,7 @@ mod source;
 mod service;
 mod session;
 
+mod open_subscriptions;
 mod opening;
 mod selection;
 

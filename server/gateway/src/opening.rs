@@ -80,6 +80,7 @@ impl Opening {
     }
 
     /// Opens it. Waits some seconds for a source that has never been connected.
+    #[tracing::instrument(level = "debug", name = "subscribe", skip_all, fields(source = self.source))]
     pub(crate) async fn open(self, shared: Arc<Shared>) -> Result<Opened, Refusal> {
         let start = Start::parse(self.start)?;
         let source = shared.sources.get(&self.source)?;

@@ -35,6 +35,7 @@ use crate::{
     frame::Outbox,
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
+    open_subscriptions::{Entry, Whereabouts},
     opening::{Opened, Opening, Refusal, refusal},
     progress::progress,
     selection::Plan,
@@ -109,7 +110,7 @@ struct Open {
     queued: bool,
     /// Progress was sent since the last turn of the clock, so that catching up is told at once, but not for each block.
     told_caught_up: bool,
-    acked: Position,
+    entry: Entry,
     _counted: OpenSubscription,
 }
 
@@ -290,8 +291,10 @@ impl Session {
             (Arrived::Opened(Ok(opened)), State::Opening { credit_bytes }) => {
                 let delivery = Delivery::new(subscription, opened.after, *credit_bytes);
                 let event = opened_event(&opened);
+                let (position, credit_bytes) = (opened.after, delivery.credit_bytes());
+                let start = Whereabouts { subscription, position, acked: position, credit_bytes };
                 found.state = State::Open(Box::new(Open {
-                    acked: opened.after,
+                    entry: opened.source.subscriptions.add(start),
                     source: opened.source,
                     plan: opened.plan,
                     delivery,
@@ -448,6 +451,7 @@ impl Session {
             }
             Some(State::Open(open)) => {
                 open.delivery.grant(grant.credit_bytes, limit).map_err(overflow)?;
+                open.entry.note(open.delivery.position(), open.delivery.credit_bytes());
                 if open.reader.is_none() || !(open.delivery.has_credit() || open.delivery.holds_block()) {
                     return Ok(());
                 }
@@ -460,7 +464,8 @@ impl Session {
     fn ack(&mut self, ack: &v1::Ack) -> Result<(), GatewayError> {
         let position = ack.position.parse().map_err(GatewayError::AckPosition)?;
         if let Some(open) = open_of(&mut self.subscriptions, ack.subscription) {
-            open.acked = open.acked.max(position);
+            open.entry.note(open.delivery.position(), open.delivery.credit_bytes());
+            open.entry.ack(position);
         } else if !self.subscriptions.contains_key(&ack.subscription) {
             self.not_open(ack.subscription);
         }
@@ -479,6 +484,7 @@ impl Session {
             return;
         }
         open.told_caught_up = if_caught_up;
+        open.entry.note(delivery.position(), delivery.credit_bytes());
         self.send(subscription, Event::Progress(now));
     }
 

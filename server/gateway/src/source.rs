@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::{
     metrics::SourceMetrics,
     near::near,
+    open_subscriptions::OpenSubscriptions,
     selection::{Plan, PlanKey},
     status::GatewayError,
 };
@@ -106,13 +107,14 @@ impl SourceStatus {
 pub(crate) struct Source {
     pub(crate) handle: SourceHandle,
     pub(crate) metrics: Arc<SourceMetrics>,
+    pub(crate) subscriptions: OpenSubscriptions,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
 
 impl Source {
     pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
-        Source { handle, metrics, plans: Mutex::default() }
+        Source { handle, metrics, subscriptions: OpenSubscriptions::default(), plans: Mutex::default() }
     }
 
     pub(crate) fn name(&self) -> &SourceName {

@@ -21,6 +21,18 @@ pub enum TlsMode {
     VerifyFull,
 }
 
+/// Whether a log-in by SCRAM is bound to the TLS connection, which keeps out who sits in between even where certificates are
+/// not verified; libpq's `channel_binding`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChannelBinding {
+    /// Never.
+    Disable,
+    /// Where the server can. libpq's default, and ours.
+    Prefer,
+    /// Always: a log-in of any other kind is refused.
+    Require,
+}
+
 /// Where a server is and how to log in.
 #[derive(Clone)]
 pub struct ConnectConfig {
@@ -34,6 +46,8 @@ pub struct ConnectConfig {
     pub user: String,
     /// Password, where the server asks for one.
     pub password: Option<SecretString>,
+    /// Must the log-in be bound to the TLS connection?
+    pub channel_binding: ChannelBinding,
     /// Encryption; does not apply to unix sockets.
     pub tls: TlsMode,
     /// PEM file of the authorities that the server's certificate must come from.
@@ -44,6 +58,9 @@ pub struct ConnectConfig {
     pub client_key: Option<PathBuf>,
     /// Shown in `pg_stat_activity` and `pg_stat_replication`.
     pub application_name: String,
+    /// The file that all but `application_name` was read from. It is read again at each connection, so that a rotated password
+    /// is taken up.
+    pub url_file: Option<PathBuf>,
     /// For resolving, connecting, TLS and log-in together.
     pub connect_timeout: Duration,
 }
@@ -56,11 +73,13 @@ impl Default for ConnectConfig {
             database: "postgres".to_owned(),
             user: "postgres".to_owned(),
             password: None,
+            channel_binding: ChannelBinding::Prefer,
             tls: TlsMode::Prefer,
             root_certificate: None,
             client_certificate: None,
             client_key: None,
             application_name: "tidegate".to_owned(),
+            url_file: None,
             connect_timeout: Duration::from_secs(10),
         }
     }
@@ -88,11 +107,13 @@ impl fmt::Debug for ConnectConfig {
             .field("database", &self.database)
             .field("user", &self.user)
             .field("password", &self.password.as_ref().map(|_| "***"))
+            .field("channel_binding", &self.channel_binding)
             .field("tls", &self.tls)
             .field("root_certificate", &self.root_certificate)
             .field("client_certificate", &self.client_certificate)
             .field("client_key", &self.client_key)
             .field("application_name", &self.application_name)
+            .field("url_file", &self.url_file)
             .field("connect_timeout", &self.connect_timeout)
             .finish()
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: kinds are told apart by SQLSTATE and by the server's routine, never by messages, which are translated.
 
-use std::{io, time::Duration};
+use std::{io, path::PathBuf, time::Duration};
 
 use postgres_protocol::message::backend::ErrorFields;
 use tidegate_model::Retry;
@@ -82,6 +82,14 @@ pub enum ConnectError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// The file that holds the connection string.
+    #[error("url_file {}: {problem}", path.display())]
+    UrlFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Nobody answers there.
     #[error("cannot reach PostgreSQL at {address}: {source}")]
     Unreachable {
@@ -111,6 +119,17 @@ pub enum ConnectError {
         address: String,
         /// What is wrong.
         problem: String,
+    },
+    /// The log-in is not bound to the TLS connection.
+    #[error(
+        "channel_binding=require, but the log-in at {address} is not bound to the TLS connection: {problem}; use TLS and a \
+         scram-sha-256 password, or channel_binding=prefer"
+    )]
+    ChannelBinding {
+        /// `host:port/database`.
+        address: String,
+        /// Why not.
+        problem: &'static str,
     },
     /// The server asks for a password and none is configured.
     #[error("PostgreSQL asks for the password of role '{user}', and none is configured")]
@@ -200,11 +219,12 @@ impl ConnectError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            ConnectError::Unreachable { .. } | ConnectError::Timeout { .. } => SOON,
+            ConnectError::Unreachable { .. } | ConnectError::Timeout { .. } | ConnectError::UrlFile { .. } => SOON,
             ConnectError::TooManyConnections { .. } | ConnectError::Protocol { .. } => LATER,
             // Someone has to act, but on the server, and what they do should take effect without a restart here.
             ConnectError::Authentication { .. }
             | ConnectError::ReplicationForbidden { .. }
+            | ConnectError::ChannelBinding { .. }
             | ConnectError::TlsNotOffered { .. }
             | ConnectError::Tls { .. }
             | ConnectError::Pooler { .. }

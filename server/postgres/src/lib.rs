@@ -26,6 +26,7 @@ pub mod pgoutput;
 pub mod preflight;
 
 mod catalog;
+mod channel_binding;
 mod config;
 mod error;
 mod pause;
@@ -44,7 +45,7 @@ mod wire;
 pub use catalog::{
     CatalogColumn, Persistence, TableInfo, TableKind, TypeInfo, TypeShape, relation_columns, tables, type_info,
 };
-pub use config::{ConnectConfig, TlsMode};
+pub use config::{ChannelBinding, ConnectConfig, TlsMode};
 pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
 pub use publication::{
     NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_set_tables,

@@ -62,6 +62,10 @@ impl Finding {
     pub fn of_connect_error(error: &ConnectError) -> Self {
         let (code, mend) = match error {
             ConnectError::Config { .. } => ("connection_config", "correct the source's url"),
+            ConnectError::UrlFile { .. } => ("connection_config", "correct the file, or its path"),
+            ConnectError::ChannelBinding { .. } => {
+                ("channel_binding", "check ssl and password_encryption on the server, and its pg_hba.conf")
+            }
             ConnectError::Unreachable { .. } | ConnectError::Timeout { .. } => {
                 ("unreachable", "check host, port, listen_addresses and firewalls; is the server running?")
             }

@@ -84,6 +84,7 @@ impl ReplicationConnection {
     }
 
     async fn connect_unbounded(config: &ConnectConfig) -> Result<Self, ConnectError> {
+        let config = &*config.current().await?;
         let socket = Socket::open(config).await?;
         let mut wire = Wire::log_in(config, socket).await?;
         let protocol = |problem: String| ConnectError::Protocol { address: config.address(), problem };

@@ -4,10 +4,16 @@
 
 use secrecy::ExposeSecret;
 use tokio::{task::JoinSet, time::timeout};
-use tokio_postgres::{Client, NoTls, config::SslMode};
+use tokio_postgres::{
+    Client,
+    config::{ChannelBinding as Binding, SslMode, SslNegotiation},
+};
 
 use crate::{
-    ConnectConfig, ConnectError, ServerError, pins, replication::OLDEST_VERSION, socket::Socket, wire::parse_version,
+    ChannelBinding, ConnectConfig, ConnectError, ServerError, pins,
+    replication::OLDEST_VERSION,
+    socket::{AsItIs, Socket},
+    wire::parse_version,
 };
 
 /// A session. Statements run one after the other, also when they are sent at the same time.
@@ -32,16 +38,24 @@ impl Session {
     }
 
     async fn connect_unbounded(config: &ConnectConfig) -> Result<Session, ConnectError> {
+        let given = config;
+        let config = &*config.current().await?;
         let mut login = tokio_postgres::Config::new();
         login.user(&config.user).dbname(&config.database).application_name(&config.application_name);
-        // The socket is encrypted already where it should be.
-        login.options(pins::options()).ssl_mode(SslMode::Disable);
+        login.options(pins::options()).channel_binding(match config.channel_binding {
+            ChannelBinding::Disable => Binding::Disable,
+            ChannelBinding::Prefer => Binding::Prefer,
+            ChannelBinding::Require => Binding::Require,
+        });
         if let Some(password) = &config.password {
             login.password(password.expose_secret());
         }
         let socket = Socket::open(config).await?;
+        // The socket is encrypted already where it should be; the client library need only know.
+        login.ssl_mode(if socket.is_encrypted() { SslMode::Require } else { SslMode::Disable });
+        login.ssl_negotiation(SslNegotiation::Direct);
         let refused = |error: tokio_postgres::Error| refused(config, &error);
-        let (client, connection) = login.connect_raw(socket, NoTls).await.map_err(refused)?;
+        let (client, connection) = login.connect_raw(socket, AsItIs).await.map_err(refused)?;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             if let Err(error) = connection.await {
@@ -56,7 +70,7 @@ impl Session {
         if server_version < OLDEST_VERSION {
             return Err(ConnectError::TooOld { version: server_version });
         }
-        Ok(Session { client, config: config.clone(), server_version, _connection: tasks })
+        Ok(Session { client, config: given.clone(), server_version, _connection: tasks })
     }
 
     /// The client to run statements with.
@@ -104,6 +118,10 @@ fn refused(config: &ConnectConfig, error: &tokio_postgres::Error) -> ConnectErro
         // Where the server asks for a password that is not configured, the client library has no kind of its own for it.
         None if config.password.is_none() && cause.is_some_and(|cause| cause.to_string().contains("password")) => {
             ConnectError::PasswordMissing { user: config.user.clone() }
+        }
+        // Nor for a log-in that is not bound to the TLS connection.
+        None if cause.is_some_and(|cause| cause.to_string().contains("channel binding")) => {
+            ConnectError::ChannelBinding { address: config.address(), problem: "the server did not ask for it" }
         }
         None => ConnectError::Protocol {
             address: config.address(),

@@ -4,6 +4,7 @@
 //! without a buffer, so that nobody can slip plain bytes in front of the encrypted ones.
 
 use std::{
+    future::Ready,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -16,9 +17,10 @@ use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::{TcpStream, UnixStream},
 };
+use tokio_postgres::tls::{ChannelBinding, TlsConnect};
 use tokio_rustls::client::TlsStream;
 
-use crate::{ConnectConfig, ConnectError, TlsMode, tls};
+use crate::{ConnectConfig, ConnectError, TlsMode, channel_binding::server_end_point, tls};
 
 /// A silent peer is probed after this time, and given up after three probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -35,6 +37,18 @@ pub(crate) enum Socket {
 }
 
 impl Socket {
+    /// Is there TLS around it?
+    pub(crate) fn is_encrypted(&self) -> bool {
+        matches!(self, Socket::Tls(_))
+    }
+
+    /// What a log-in can be bound to; None without TLS, or where the certificate's signature has no hash to go by.
+    pub(crate) fn end_point(&self) -> Option<Vec<u8>> {
+        let Socket::Tls(stream) = self else { return None };
+        let certificates = stream.get_ref().1.peer_certificates()?;
+        server_end_point(certificates.first()?)
+    }
+
     /// Connects and, as `sslmode` says, encrypts. Not bounded in time: the caller is.
     ///
     /// # Errors
@@ -58,6 +72,25 @@ impl Socket {
                 }
             }
         }
+    }
+}
+
+/// Lets the client library have an encrypted socket as it is.
+pub(crate) struct AsItIs;
+
+impl TlsConnect<Socket> for AsItIs {
+    type Stream = Socket;
+    type Error = io::Error;
+    type Future = Ready<io::Result<Socket>>;
+
+    fn connect(self, socket: Socket) -> Self::Future {
+        std::future::ready(Ok(socket))
+    }
+}
+
+impl tokio_postgres::tls::TlsStream for Socket {
+    fn channel_binding(&self) -> ChannelBinding {
+        self.end_point().map_or_else(ChannelBinding::none, ChannelBinding::tls_server_end_point)
     }
 }
 

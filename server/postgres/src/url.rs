@@ -3,18 +3,24 @@
 //! Invariant: an unknown or unusable parameter is an error, never ignored; no error shows a value that may be a password.
 //! It deliberately reads neither environment variables nor password files: configuration has one place.
 
-use std::{path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    borrow::Cow,
+    fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use secrecy::SecretString;
 
-use crate::{ConnectConfig, ConnectError, TlsMode};
+use crate::{ChannelBinding, ConnectConfig, ConnectError, TlsMode};
 
 impl ConnectConfig {
     /// Reads `postgres://user:password@host:port/database?sslmode=…` or `host=… port=… …`.
     ///
     /// Parameters: host, port, dbname, user, password, sslmode, sslrootcert, sslcert, sslkey, application_name,
-    /// connect_timeout (seconds). Missing ones are as in libpq: localhost, 5432, the user's name as the database,
-    /// sslmode prefer.
+    /// channel_binding, connect_timeout (seconds). Missing ones are as in libpq: localhost, 5432, the user's name as the database,
+    /// sslmode and channel_binding prefer.
     ///
     /// # Errors
     /// [`ConnectError::Config`] with what is wrong and what would be right.
@@ -29,6 +35,44 @@ impl ConnectConfig {
             settings.config.database.clone_from(&settings.config.user);
         }
         Ok(settings.config)
+    }
+
+    /// Reads the same from a file, which is read again at each connection.
+    ///
+    /// # Errors
+    /// [`ConnectError::UrlFile`], and [`ConnectError::Config`].
+    pub fn from_url_file(path: &Path) -> Result<Self, ConnectError> {
+        Self::of_file(path, fs::read_to_string(path))
+    }
+
+    /// What holds now: with a file, what it says now.
+    ///
+    /// # Errors
+    /// [`ConnectError::UrlFile`]: it cannot be read, or it has come to name another database, whose changes would be taken
+    /// for this one's.
+    pub(crate) async fn current(&self) -> Result<Cow<'_, Self>, ConnectError> {
+        let Some(path) = &self.url_file else { return Ok(Cow::Borrowed(self)) };
+        let unusable = |problem: String| ConnectError::UrlFile { path: path.clone(), problem };
+        let text = tokio::fs::read_to_string(path).await;
+        let read = Self::of_file(path, text).map_err(|error| match error {
+            ConnectError::Config { problem } => unusable(problem),
+            error => error,
+        })?;
+        if read.database != self.database {
+            let (before, now) = (&self.database, &read.database);
+            let problem =
+                format!("it names database '{now}' instead of '{before}'; if that is meant, restart the server");
+            return Err(unusable(problem));
+        }
+        let application_name = self.application_name.clone();
+        Ok(Cow::Owned(ConnectConfig { application_name, ..read }))
+    }
+
+    fn of_file(path: &Path, text: io::Result<String>) -> Result<Self, ConnectError> {
+        match text {
+            Ok(text) => Ok(ConnectConfig { url_file: Some(path.to_owned()), ..Self::from_url(&text)? }),
+            Err(error) => Err(ConnectError::UrlFile { path: path.to_owned(), problem: error.to_string() }),
+        }
     }
 }
 
@@ -101,6 +145,7 @@ impl Settings {
             "user" => value.clone_into(&mut config.user),
             "password" => config.password = Some(SecretString::from(value)),
             "sslmode" => config.tls = tls_mode(value)?,
+            "channel_binding" => config.channel_binding = channel_binding(value)?,
             "sslrootcert" => config.root_certificate = Some(PathBuf::from(value)),
             "sslcert" => config.client_certificate = Some(PathBuf::from(value)),
             "sslkey" => config.client_key = Some(PathBuf::from(value)),
@@ -112,7 +157,7 @@ impl Settings {
             _ => {
                 return Err(refused(format!(
                     "unknown parameter '{key}'; known are host, port, dbname, user, password, sslmode, sslrootcert, \
-                     sslcert, sslkey, application_name, connect_timeout"
+                     sslcert, sslkey, channel_binding, application_name, connect_timeout"
                 )));
             }
         }
@@ -130,6 +175,15 @@ fn tls_mode(value: &str) -> Result<TlsMode, ConnectError> {
         _ => Err(refused(format!(
             "sslmode '{value}' is not known; use disable, prefer, require, verify-ca or verify-full"
         ))),
+    }
+}
+
+fn channel_binding(value: &str) -> Result<ChannelBinding, ConnectError> {
+    match value {
+        "disable" => Ok(ChannelBinding::Disable),
+        "prefer" => Ok(ChannelBinding::Prefer),
+        "require" => Ok(ChannelBinding::Require),
+        _ => Err(refused(format!("channel_binding '{value}' is not known; use disable, prefer or require"))),
     }
 }
 

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use postgres_protocol::{
     authentication::{
         md5_hash,
-        sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256},
+        sasl::{ChannelBinding as Binding, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256},
     },
     message::{
         backend::{DataRowBody, ErrorResponseBody, Message},
@@ -21,7 +21,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_postgres::fallible_iterator::FallibleIterator;
 
-use crate::{ConnectConfig, ConnectError, ReplicationError, ServerError, pins, socket::Socket};
+use crate::{ChannelBinding, ConnectConfig, ConnectError, ReplicationError, ServerError, pins, socket::Socket};
 
 /// A row of a simple query: texts, or NULL.
 pub(crate) type Row = Vec<Option<String>>;
@@ -95,9 +95,18 @@ impl Wire {
 
     /// Answers the server's questions until it is content.
     async fn authenticate(&mut self, config: &ConnectConfig) -> Result<(), ConnectError> {
+        let mut bound = config.channel_binding != ChannelBinding::Require;
+        let unbound = |problem| Err(ConnectError::ChannelBinding { address: config.address(), problem });
         loop {
             match self.message().await.map_err(failed(config))? {
-                Message::AuthenticationOk => return Ok(()),
+                Message::AuthenticationOk if bound => return Ok(()),
+                Message::AuthenticationOk
+                | Message::AuthenticationCleartextPassword
+                | Message::AuthenticationMd5Password(_)
+                    if !bound =>
+                {
+                    return unbound("the server did not ask for it");
+                }
                 Message::AuthenticationCleartextPassword => {
                     let answer = password(config)?.expose_secret().as_bytes().to_vec();
                     self.send(|out| frontend::password_message(&answer, out)).await.map_err(failed(config))?;
@@ -114,7 +123,16 @@ impl Wire {
                     if !offered.contains(&SCRAM_SHA_256) {
                         return Err(unexpected(config, "asks for a log-in other than SCRAM-SHA-256"));
                     }
-                    self.scram(config).await?;
+                    let end_point =
+                        self.socket.end_point().filter(|_| config.channel_binding != ChannelBinding::Disable);
+                    let (mechanism, binding) = match (end_point, offered.contains(&SCRAM_SHA_256_PLUS)) {
+                        (Some(hash), true) => (SCRAM_SHA_256_PLUS, Binding::tls_server_end_point(hash)),
+                        _ if !bound => return unbound("the connection or the server cannot"),
+                        (Some(_), false) => (SCRAM_SHA_256, Binding::unrequested()),
+                        (None, _) => (SCRAM_SHA_256, Binding::unsupported()),
+                    };
+                    self.scram(config, mechanism, binding).await?;
+                    bound = true;
                 }
                 Message::ErrorResponse(body) => {
                     return Err(ConnectError::from_server(&config.user, server_error(&body)));
@@ -126,10 +144,10 @@ impl Wire {
     }
 
     /// SCRAM-SHA-256 (RFC 7677), which proves that the server knows the password too.
-    async fn scram(&mut self, config: &ConnectConfig) -> Result<(), ConnectError> {
+    async fn scram(&mut self, config: &ConnectConfig, mechanism: &str, binding: Binding) -> Result<(), ConnectError> {
         let secret = password(config)?.expose_secret().as_bytes();
-        let mut scram = ScramSha256::new(secret, ChannelBinding::unsupported());
-        self.send(|out| frontend::sasl_initial_response(SCRAM_SHA_256, scram.message(), out))
+        let mut scram = ScramSha256::new(secret, binding);
+        self.send(|out| frontend::sasl_initial_response(mechanism, scram.message(), out))
             .await
             .map_err(failed(config))?;
         match self.message().await.map_err(failed(config))? {

@@ -67,7 +67,12 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "Database in which Tidegate keeps what it must remember, in the schema `tidegate`. Default: the only source. \
          Required with several sources.",
     ),
-    opt("control.url_file", Kind::Path, None, "File that holds the same, such as a mounted secret."),
+    opt(
+        "control.url_file",
+        Kind::Path,
+        None,
+        "File that holds the same, such as a mounted secret. It is read again at each connection, so a rotated password needs no restart.",
+    ),
     opt(
         "sources.<name>.url",
         Kind::Secret,
@@ -75,7 +80,12 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "The database to capture: `postgres://user:password@host:port/database?sslmode=verify-full&sslrootcert=…`. \
          `<name>` is yours to choose: `a-z`, `0-9` and `_`.",
     ),
-    opt("sources.<name>.url_file", Kind::Path, None, "File that holds the same, such as a mounted secret."),
+    opt(
+        "sources.<name>.url_file",
+        Kind::Path,
+        None,
+        "File that holds the same, such as a mounted secret. It is read again at each connection, so a rotated password needs no restart.",
+    ),
     opt(
         "sources.<name>.tables",
         Kind::List,

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use secrecy::SecretString;
 use tempfile::TempDir;
-use tidegate_postgres::{ConnectConfig, ConnectError, ReplicationConnection, Session, TlsMode};
+use tidegate_postgres::{ChannelBinding, ConnectConfig, ConnectError, ReplicationConnection, Session, TlsMode};
 
 use crate::launcher::Server;
 
@@ -143,6 +143,40 @@ async fn each_sslmode_verifies_as_much_as_it_promises() {
         let refused = connects(&config(mode, host, Some(root))).await.expect_err("an impostor");
         assert!(matches!(refused, ConnectError::Tls { .. }), "{mode:?} {host}: {refused:?}");
     }
+}
+
+#[tokio::test]
+async fn a_log_in_is_bound_to_the_tls_connection_where_that_is_required() {
+    let authority = Authority::new();
+    let server = server_with_tls(&authority).await;
+    server.sql("SET password_encryption = 'md5'; CREATE ROLE m LOGIN REPLICATION PASSWORD 'secret'").await;
+    server.sql("CREATE ROLE t LOGIN REPLICATION").await;
+    server.allow(
+        "local all postgres trust\nhost all s all scram-sha-256\nhostssl all m all md5\nhostssl all t all trust\n",
+    );
+    let config = |user: &str, tls: TlsMode, channel_binding: ChannelBinding| ConnectConfig {
+        host: "localhost".to_owned(),
+        user: user.to_owned(),
+        password: Some(SecretString::from("secret")),
+        tls,
+        channel_binding,
+        ..server.config()
+    };
+    for binding in [ChannelBinding::Disable, ChannelBinding::Prefer, ChannelBinding::Require] {
+        connects(&config("s", TlsMode::Require, binding)).await.expect("over TLS");
+    }
+    let required = |user, tls| config(user, tls, ChannelBinding::Require);
+    // Without TLS, with another kind of log-in, and with none.
+    let unbound = [required("s", TlsMode::Disable), required("m", TlsMode::Require), required("t", TlsMode::Require)];
+    for config in unbound {
+        let refused = connects(&config).await.expect_err("nothing to bind to");
+        assert!(matches!(refused, ConnectError::ChannelBinding { .. }), "{}: {refused:?}", config.user);
+        let session = Session::connect(&config).await.expect_err("nothing to bind to");
+        assert!(matches!(session, ConnectError::ChannelBinding { .. }), "{}: {session:?}", config.user);
+    }
+    let plain = config("s", TlsMode::Disable, ChannelBinding::Prefer);
+    Session::connect(&plain).await.expect("without TLS, preferring is enough");
+    ReplicationConnection::connect(&plain).await.expect("without TLS, preferring is enough");
 }
 
 #[tokio::test]
