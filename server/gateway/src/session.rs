@@ -24,7 +24,7 @@ use futures_util::{
     future::{AbortHandle, abortable},
     stream::FuturesUnordered,
 };
-use tidegate_model::{Block, Position};
+use tidegate_model::Block;
 use tidegate_proto::v1::{self, session_request::Request, session_response::Event};
 use tidegate_store::{ReadError, Reader};
 use tokio::time::Instant;
