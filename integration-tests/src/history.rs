@@ -112,9 +112,10 @@ impl History {
 }
 
 impl Transaction {
-    /// A message outside of transactions.
+    /// A message outside of transactions, whose record starts at `message_lsn`.
     #[must_use]
-    pub fn message(lsn: u64, what: String) -> Self {
+    pub fn message(message_lsn: u64, what: String) -> Self {
+        let lsn = message_lsn + 1;
         let ordinal = MESSAGE_ORDINAL;
         let change = Change { position: position(lsn, ordinal), ordinal, what, row: Row::None, old: Row::None };
         Transaction { lsn, commit_time_us: 0, xid: 0, changes: vec![change] }

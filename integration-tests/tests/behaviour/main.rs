@@ -26,5 +26,6 @@ mod row_text;
 mod server_tls;
 mod several_sources;
 mod slow_subscriber;
+mod synchronous_standby;
 mod telemetry;
 mod undeliverable;

@@ -63,6 +63,8 @@ async fn rows(changes: &mut Changes) -> Result<usize> {
                 Event::Opened { .. }
                 | Event::RowType(_)
                 | Event::Begin { .. }
+                | Event::SnapshotBegin { .. }
+                | Event::SnapshotEnd { .. }
                 | Event::Commit { .. }
                 | Event::Progress { .. }
                 | Event::Reset { .. }

@@ -127,7 +127,12 @@ impl Changes {
         match &received.response.event {
             Some(session_response::Event::Changes(_)) => self.unread_bytes = received.bytes,
             // The server may accept and then fail again and again: only these show that the subscription moves.
-            Some(session_response::Event::Commit(_) | session_response::Event::Progress(_)) => self.backoff.succeeded(),
+            Some(
+                session_response::Event::Commit(_)
+                | session_response::Event::Progress(_)
+                | session_response::Event::SnapshotBegin(_)
+                | session_response::Event::SnapshotEnd(_),
+            ) => self.backoff.succeeded(),
             Some(_) | None => {}
         }
         match self.continuity.message(received.response, &mut self.queue) {

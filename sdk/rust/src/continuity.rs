@@ -7,6 +7,9 @@
 //!    └──── connection ────┴─ lost: what was Within is aborted ──┘
 //! ```
 //!
+//! A chunk of a snapshot is like a transaction, but for its position, which its reads share. Going on in the middle of a
+//! snapshot takes nothing but the token.
+//!
 //! Invariant: with the changes before each Abort left out, every transaction behind the start is delivered whole, once
 //! and in order, or the stream ends in an error or a Reset. The token never lies within a transaction. Pure: no I/O, no
 //! clock, no randomness; `changes.rs` moves bytes and time.
@@ -48,6 +51,8 @@ pub(crate) struct Continuity {
     /// What this connection has stated last; ZERO when it is new.
     heard: Position,
     phase: Phase,
+    /// The snapshot that it follows, once something of that has come.
+    snapshot: Option<u32>,
     draining: bool,
     row_types: HashMap<(u32, u32), Arc<RowType>>,
     /// The row type of the last change: neighbouring changes mostly share it.
@@ -75,7 +80,7 @@ struct Cut {
 impl Continuity {
     pub(crate) fn new(subscription: Subscription) -> Self {
         let token = match subscription.start() {
-            Start::Now | Start::Earliest => None,
+            Start::Now | Start::Earliest | Start::Snapshot => None,
             Start::Token(token) => Some(token.clone()),
         };
         Continuity {
@@ -83,6 +88,7 @@ impl Continuity {
             token,
             heard: Position::ZERO,
             phase: Phase::Opening,
+            snapshot: None,
             draining: false,
             row_types: HashMap::new(),
             recent: None,
@@ -133,8 +139,16 @@ impl Continuity {
             Message::Begin(begin) => self.begin(begin, out)?,
             Message::Changes(batch) => self.changes(selection, batch, out)?,
             Message::Commit(commit) => return self.commit(&commit, out),
-            Message::SnapshotBegin(_) => return Err(self.unexpected("SnapshotBegin").into()),
-            Message::SnapshotEnd(_) => return Err(self.unexpected("SnapshotEnd").into()),
+            Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position, tables }) => {
+                if let Some(token) = self.snapshot_mark(snapshot, &position, "SnapshotBegin")? {
+                    out.push_back(Event::SnapshotBegin { snapshot, tables, token });
+                }
+            }
+            Message::SnapshotEnd(end) => {
+                if let Some(token) = self.snapshot_mark(end.snapshot, &end.position, "SnapshotEnd")? {
+                    out.push_back(Event::SnapshotEnd { snapshot: end.snapshot, token });
+                }
+            }
             Message::Progress(progress) => self.progress(&progress, out)?,
             Message::Reset(reset) => {
                 self.disconnected(out);
@@ -199,17 +213,48 @@ impl Continuity {
     fn begin(&mut self, begin: v1::Begin, out: &mut VecDeque<Event>) -> Result<(), Violation> {
         let (Phase::Between, Some(token)) = (self.phase, &self.token) else { return Err(self.unexpected("Begin")) };
         let position = position(&begin.position)?;
-        let point = position.as_resume_point();
-        if self.heard != Position::ZERO && point <= self.heard.as_resume_point() {
+        if self.heard != Position::ZERO && position.as_resume_point() <= self.heard.as_resume_point() {
             return Err(Violation::Order { position, after: self.heard });
         }
-        if point <= token.position().as_resume_point() {
+        if position.is_of_snapshot() != (begin.snapshot != 0) {
+            return Err(Violation::Ordinal(position));
+        }
+        if position.as_resume_point() <= token.position().as_resume_point() {
             self.phase = Phase::Skipping { begin: position };
             return Ok(());
         }
         self.phase = Phase::Within { begin: position };
         let commit_time = begin.commit_time.unwrap_or_default();
-        out.push_back(Event::Begin { position, commit_time, xid: begin.xid, origin: begin.origin });
+        let v1::Begin { xid, origin, snapshot, .. } = begin;
+        self.follow(snapshot)?;
+        out.push_back(Event::Begin { position, commit_time, xid, origin, snapshot });
+        Ok(())
+    }
+
+    /// The token at a snapshot's mark; None where it was delivered before.
+    fn snapshot_mark(&mut self, snapshot: u32, position: &str, mark: &'static str) -> Result<Option<Token>, Violation> {
+        let (Phase::Between, Some(token)) = (self.phase, &self.token) else { return Err(self.unexpected(mark)) };
+        let position = self::position(position)?;
+        if self.heard != Position::ZERO && position.as_resume_point() <= self.heard.as_resume_point() {
+            return Err(Violation::Order { position, after: self.heard });
+        }
+        if !position.is_of_snapshot() {
+            return Err(Violation::Ordinal(position));
+        }
+        let delivered = position <= token.position().as_resume_point();
+        self.heard = position;
+        if delivered {
+            return Ok(None);
+        }
+        self.follow(snapshot)?;
+        self.advance(position).map(Some)
+    }
+
+    /// A subscription has one snapshot at most.
+    fn follow(&mut self, snapshot: u32) -> Result<(), Violation> {
+        if snapshot != 0 && *self.snapshot.get_or_insert(snapshot) != snapshot {
+            return Err(Violation::Snapshot(snapshot));
+        }
         Ok(())
     }
 
@@ -253,6 +298,11 @@ impl Continuity {
 
     fn change(&mut self, begin: Position, selection: u32, change: v1::Change) -> Result<Change, Violation> {
         let op = v1::change::Op::try_from(change.op).ok().and_then(Op::from_proto);
+        let op = op.ok_or(Violation::Unknown("Op"))?;
+        let position = Position { lsn: begin.lsn, ordinal: change.ordinal };
+        if begin.is_of_snapshot() != (op == Op::Read) || (begin.is_of_snapshot() && position != begin) {
+            return Err(Violation::Ordinal(position));
+        }
         let old_kind = v1::change::OldKind::try_from(change.old_kind).map_err(|_| Violation::Unknown("OldKind"))?;
         let row_type = match change.row_type {
             0 => None,
@@ -265,8 +315,8 @@ impl Continuity {
         });
         let truncate = change.truncate.map(|t| Truncate { cascade: t.cascade, restart_identity: t.restart_identity });
         Ok(Change {
-            position: Position { lsn: begin.lsn, ordinal: change.ordinal },
-            op: op.ok_or(Violation::Unknown("Op"))?,
+            position,
+            op,
             selection,
             row_type,
             row: change.row,
@@ -470,6 +520,8 @@ mod tests {
             Event::Begin { position, .. } => format!("begin {position}"),
             Event::Change(change) => format!("{} {}", change.op, change.position),
             Event::Commit { token } => format!("commit {}", token.position()),
+            Event::SnapshotBegin { token, .. } => format!("snapshot begin {}", token.position()),
+            Event::SnapshotEnd { token, .. } => format!("snapshot end {}", token.position()),
             Event::Abort => "abort".into(),
             Event::Progress { token, .. } => format!("progress {}", token.position()),
             Event::Reset { reason, .. } => format!("reset {reason:?}"),
@@ -591,6 +643,75 @@ mod tests {
     fn progress_within_a_transaction_stays_before_it() {
         assert_eq!(feed(&mut within(), vec![progress("0/4:0")]).0, ["progress 0/4:0"]);
         assert!(matches!(violates(&mut within(), progress("0/5:1")), Violation::Order { .. }));
+    }
+
+    const CHUNK: &str = "0/5:2147483649";
+
+    fn snapshot_begin(snapshot: u32, position: &str) -> Message {
+        Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position: position.into(), tables: vec!["a".into()] })
+    }
+
+    fn snapshot_end(position: &str) -> Message {
+        Message::SnapshotEnd(v1::SnapshotEnd { snapshot: 3, position: position.into(), abandoned: String::new() })
+    }
+
+    fn chunk(snapshot: u32) -> Message {
+        Message::Begin(v1::Begin { position: CHUNK.into(), snapshot, ..Default::default() })
+    }
+
+    fn read() -> v1::Change {
+        v1::Change { op: v1::change::Op::Read as i32, ..insert((1 << 31) + 1) }
+    }
+
+    /// Opened, with a snapshot begun and one of its chunks within.
+    fn within_chunk() -> Continuity {
+        let mut continuity = between();
+        let messages = vec![snapshot_begin(3, "0/5:2147483648"), chunk(3), changes(&[read(), read()])];
+        feed(&mut continuity, messages).1.expect("a snapshot");
+        continuity
+    }
+
+    #[test]
+    fn a_snapshot_goes_on_in_the_middle_by_its_token() {
+        let subscription = Subscription::tables(["a"]).from(Start::Snapshot);
+        let mut continuity = Continuity::new(subscription);
+        assert_eq!(asked(&continuity), "at 2");
+        let messages = vec![
+            opened("0/1:0"),
+            Message::RowType(orders()),
+            snapshot_begin(3, "0/5:2147483648"),
+            chunk(3),
+            changes(&[read(), read()]),
+        ];
+        let (events, _) = feed(&mut continuity, messages);
+        let read_at = format!("read {CHUNK}");
+        assert_eq!(events[2..], ["snapshot begin 0/5:2147483648", &format!("begin {CHUNK}"), &read_at, &read_at]);
+        continuity.disconnected(&mut VecDeque::new());
+        assert_eq!(asked(&continuity), format!("{PREFIX}.0/5:2147483648"));
+
+        // A server may repeat what was delivered.
+        let again = vec![opened("0/1:0"), snapshot_begin(3, "0/5:2147483648"), chunk(3), changes(&[read()])];
+        let end = vec![commit(CHUNK), snapshot_end("0/5:2147483650"), begin("0/6:0")];
+        let (events, _) = feed(&mut continuity, [again, end].concat());
+        let chunk = [format!("begin {CHUNK}"), read_at, format!("commit {CHUNK}")];
+        assert_eq!(events[1..4], chunk);
+        assert_eq!(events[4..], ["snapshot end 0/5:2147483650", "begin 0/6:0"]);
+        assert_eq!(asked(&continuity), format!("{PREFIX}.0/5:2147483650"));
+    }
+
+    #[test]
+    fn what_does_not_fit_into_a_snapshot_is_a_violation() {
+        assert!(matches!(violates(&mut within(), changes(&[read()])), Violation::Ordinal(_)));
+        assert!(matches!(violates(&mut within_chunk(), changes(&[insert(1)])), Violation::Ordinal(_)));
+        let elsewhere = v1::Change { ordinal: (1 << 31) + 2, ..read() };
+        assert!(matches!(violates(&mut within_chunk(), changes(&[elsewhere])), Violation::Ordinal(_)));
+        assert!(matches!(violates(&mut between(), chunk(0)), Violation::Ordinal(_)));
+        assert!(matches!(violates(&mut between(), snapshot_begin(3, "0/5:1")), Violation::Ordinal(_)));
+        assert!(matches!(violates(&mut within(), snapshot_end("0/5:2147483650")), Violation::Unexpected { .. }));
+        let mut continuity = within_chunk();
+        feed(&mut continuity, vec![commit(CHUNK)]).1.expect("commits");
+        assert!(matches!(violates(&mut continuity, snapshot_end(CHUNK)), Violation::Order { .. }));
+        assert_eq!(violates(&mut continuity, snapshot_begin(4, "0/6:2147483648")), Violation::Snapshot(4));
     }
 
     #[test]
@@ -792,6 +913,7 @@ mod tests {
                 Event::Begin { position, .. } => self.seen.push((position, Vec::new())),
                 Event::Change(change) => self.seen.last_mut().expect("begun").1.push(change.row),
                 Event::Commit { .. } => self.committed = self.seen.len(),
+                Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } => panic!("no snapshot"),
                 Event::Abort => self.seen.truncate(self.committed),
                 Event::Opened { .. } | Event::RowType(_) | Event::Progress { .. } => {}
                 Event::Drain { .. } | Event::Interrupted { .. } => {}

@@ -155,6 +155,12 @@ pub enum Violation {
         /// What had come before.
         after: Position,
     },
+    /// A position of a snapshot where a transaction's belongs, or the other way round.
+    #[error("position {0} does not fit to what it stands for")]
+    Ordinal(Position),
+    /// Something of a snapshot that the subscription did not start from.
+    #[error("snapshot {0} is not the one that the subscription follows")]
+    Snapshot(u32),
     /// Delivery starts later than asked, which would leave a gap.
     #[error("delivery starts after {position} where {asked} was asked for")]
     Gap {

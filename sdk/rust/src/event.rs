@@ -26,9 +26,9 @@ pub enum Event {
     },
     /// How rows of a table are encoded from here on: a table that is new to the subscription, or has changed.
     RowType(Arc<RowType>),
-    /// A transaction starts.
+    /// A transaction starts, or a chunk of a snapshot.
     Begin {
-        /// Its commit's end LSN, ordinal 0.
+        /// Its commit's end LSN, ordinal 0. A chunk has a position of its own, which its reads share.
         position: Position,
         /// When it was committed.
         commit_time: Timestamp,
@@ -36,12 +36,31 @@ pub enum Event {
         xid: u32,
         /// Replication origin, where it was replicated into the source; else empty.
         origin: String,
+        /// Of a chunk of a snapshot, whose changes are all [`Op::Read`]: the snapshot's number. 0 for transactions.
+        snapshot: u32,
     },
     /// A change of the transaction that has begun.
     Change(Change),
     /// The transaction is complete.
     Commit {
         /// Resume here once the transaction is processed.
+        token: Token,
+    },
+    /// A snapshot begins: until its end, chunks of rows that were there already come amid the transactions.
+    SnapshotBegin {
+        /// Its number.
+        snapshot: u32,
+        /// Its tables as `schema.table`, quoted where PostgreSQL would.
+        tables: Vec<String>,
+        /// Resume here.
+        token: Token,
+    },
+    /// The snapshot is complete: with reads, inserts and updates taken as upserts by key, and deletes as such, what the
+    /// program holds is exact here and after each commit that follows.
+    SnapshotEnd {
+        /// Its number.
+        snapshot: u32,
+        /// Resume here once all before is processed.
         token: Token,
     },
     /// The connection was lost within a transaction: discard the changes since the last Begin; they come again.
@@ -333,6 +352,19 @@ impl Change {
             return Ok(None);
         }
         row_type.json(&row_type.dynamic(bytes)?, |column| column.key).map(Some)
+    }
+
+    /// The key of the old row as JSON; None where there is no old row, or the table has no key. (The old row of an update is
+    /// sent where its key has changed, or all of it, if the replica identity is FULL.)
+    ///
+    /// # Errors
+    /// The row type or the bytes are not usable.
+    pub fn old_key_json(&self) -> Result<Option<Map<String, Value>>, RowError> {
+        let Some(row_type) = self.row_type.as_deref() else { return Ok(None) };
+        if self.old_kind == OldKind::None || !row_type.columns().iter().any(|column| column.key) {
+            return Ok(None);
+        }
+        row_type.json(&row_type.dynamic(&self.old)?, |column| column.key).map(Some)
     }
 
     /// Names of the columns that the update left as they were and whose values are not sent.

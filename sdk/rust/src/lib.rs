@@ -14,12 +14,62 @@
 //!         Event::Abort => println!("forget the changes since the last Begin; they come again"),
 //!         Event::Reset { detail, .. } => println!("start over: {detail}"),
 //!         Event::Opened { .. } | Event::RowType(_) | Event::Begin { .. } | Event::Progress { .. } => {}
+//!         Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } => {}
 //!         Event::Drain { .. } | Event::Interrupted { .. } => {}
 //!     }
 //! }
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # The rows that are there already
+//!
+//! With [`Start::Snapshot`] they come as [`Op::Read`], amid the changes. Reads, inserts and updates are upserts by key, deletes
+//! are deletes; at [`Event::SnapshotEnd`] the copy is exact, and so it is after every commit that follows:
+//!
+//! ```no_run
+//! use std::collections::HashMap;
+//!
+//! use futures_util::StreamExt;
+//! use tidegate_client::{Client, Op, Start, Subscription};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::connect("http://127.0.0.1:7171").await?;
+//! let orders = Subscription::tables(["public.orders"]).from(Start::Snapshot);
+//! let mut transactions = client.subscribe(orders).transactions(64 << 20);
+//! let mut copy: HashMap<String, serde_json::Map<String, serde_json::Value>> = HashMap::new();
+//! while let Some(transaction) = transactions.next().await {
+//!     for change in transaction?.changes {
+//!         let text = |key: serde_json::Map<_, _>| serde_json::Value::from(key).to_string();
+//!         let key = change.key_json()?.map(text).unwrap_or_default();
+//!         // Where an update has changed the key, its old row says what it was.
+//!         let old_key = change.old_key_json()?.map_or_else(|| key.clone(), text);
+//!         let row = change.row_json()?.unwrap_or_default();
+//!         let before = copy.remove(&old_key);
+//!         match change.op {
+//!             Op::Read | Op::Insert => {
+//!                 copy.insert(key, row);
+//!             }
+//!             Op::Update => {
+//!                 // Columns that are not sent, since they are as they were (TOAST), stay.
+//!                 let mut merged = before.unwrap_or_default();
+//!                 merged.extend(row);
+//!                 copy.insert(key, merged);
+//!             }
+//!             Op::Truncate => copy.clear(),
+//!             Op::Delete | Op::Message => {}
+//!         }
+//!     }
+//!     if transactions.snapshot().is_none() {
+//!         println!("exact: {} orders", copy.len());
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Event::Reset`] ends it: drop the copy, and subscribe again from a snapshot. Else keep the copy and its token together, and
+//! [`Start::Token`] goes on, also in the middle of the snapshot.
 //!
 //! Whoever wants whole transactions instead of their parts takes [`Changes::transactions`].
 //!
@@ -46,6 +96,7 @@ mod event;
 mod json;
 mod position;
 mod row_type;
+mod snapshots;
 mod subscription;
 mod transactions;
 
@@ -56,6 +107,7 @@ pub use error::{ClientError, Retry, RowError, Violation};
 pub use event::{Change, Event, LogicalMessage, OldKind, Op, ResetReason, Truncate, UnknownOp};
 pub use position::{Position, PositionError, Token, TokenError};
 pub use row_type::{Column, ReplicaIdentity, RowType};
+pub use snapshots::{SnapshotState, SnapshotStatus, SnapshotTable, StartedSnapshot};
 pub use subscription::{Start, Subscription};
 pub use transactions::{Transaction, Transactions};
 

@@ -7,6 +7,8 @@ use std::{fmt, str::FromStr, sync::Arc};
 
 /// From this ordinal on, a position is a message outside of transactions, not a transaction's change.
 const MESSAGE_ORDINAL: u32 = 1 << 30;
+/// From this ordinal on, a position is a chunk or a mark of a snapshot.
+const SNAPSHOT_ORDINAL: u32 = 1 << 31;
 
 /// A place in the order of a source's changes, printed `16/B374D848:3`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -25,6 +27,11 @@ impl Position {
     /// it means its end.
     pub(crate) fn as_resume_point(self) -> Self {
         if self.ordinal < MESSAGE_ORDINAL { Position { lsn: self.lsn, ordinal: MESSAGE_ORDINAL - 1 } } else { self }
+    }
+
+    /// Is it a snapshot's, not a transaction's or message's?
+    pub(crate) fn is_of_snapshot(self) -> bool {
+        self.ordinal >= SNAPSHOT_ORDINAL
     }
 
     /// May a transaction, or message, that began here end there?

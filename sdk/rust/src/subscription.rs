@@ -19,6 +19,9 @@ pub enum Start {
     Now,
     /// With the oldest change that the server keeps.
     Earliest,
+    /// With the rows that the tables have now, as [`Op::Read`] amid changes, between
+    /// [`Event::SnapshotBegin`](crate::Event::SnapshotBegin) and [`Event::SnapshotEnd`](crate::Event::SnapshotEnd).
+    Snapshot,
     /// Behind what was received before.
     Token(Token),
 }
@@ -130,6 +133,7 @@ impl Subscription {
         let from = match start {
             Start::Now => v1::start::From::At(v1::start::Point::Now as i32),
             Start::Earliest => v1::start::From::At(v1::start::Point::Earliest as i32),
+            Start::Snapshot => v1::start::From::At(v1::start::Point::Snapshot as i32),
             Start::Token(token) => v1::start::From::Token(token.to_string()),
         };
         let what = |tables| v1::Selection { what: Some(v1::selection::What::Tables(tables)) };

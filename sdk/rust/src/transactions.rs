@@ -13,7 +13,7 @@ use prost_types::Timestamp;
 
 use crate::{Change, Changes, ClientError, Event, Position, Token};
 
-/// A transaction, or a message outside of transactions.
+/// A transaction, a message outside of transactions, or a chunk of a snapshot.
 #[derive(Clone, Debug)]
 pub struct Transaction {
     /// Its commit's end LSN, ordinal 0.
@@ -24,6 +24,8 @@ pub struct Transaction {
     pub xid: u32,
     /// Replication origin, where it was replicated into the source; else empty.
     pub origin: String,
+    /// Of a chunk, whose changes are all [`Op::Read`](crate::Op::Read): the snapshot's number. 0 for transactions.
+    pub snapshot: u32,
     /// Its changes, in order.
     pub changes: Vec<Change>,
     /// Resume here once it is processed.
@@ -66,6 +68,13 @@ impl Transactions {
         self.assembly.token.as_ref()
     }
 
+    /// The snapshot that has begun and, with what has been handed out and asked for, not yet ended: None from its end on, when
+    /// the state is exact. A stream that goes on in the middle knows it from the first chunk on.
+    #[must_use]
+    pub fn snapshot(&self) -> Option<u32> {
+        self.assembly.snapshot
+    }
+
     /// As [`Changes::ack`].
     pub fn ack(&mut self, token: &Token) {
         self.changes.ack(token);
@@ -102,6 +111,7 @@ impl Stream for Transactions {
 struct Assembly {
     limit_bytes: usize,
     open: Open,
+    snapshot: Option<u32>,
     token: Option<Token>,
 }
 
@@ -112,19 +122,20 @@ struct Open {
     commit_time: Timestamp,
     xid: u32,
     origin: String,
+    snapshot: u32,
     changes: Vec<Change>,
     byte_count: usize,
 }
 
 impl Assembly {
     fn new(limit_bytes: usize) -> Self {
-        Assembly { limit_bytes, open: Open::default(), token: None }
+        Assembly { limit_bytes, open: Open::default(), snapshot: None, token: None }
     }
 
     fn take(&mut self, event: Event) -> Result<Option<Transaction>, ClientError> {
         match event {
-            Event::Begin { position, commit_time, xid, origin } => {
-                self.open = Open { position, commit_time, xid, origin, ..Open::default() };
+            Event::Begin { position, commit_time, xid, origin, snapshot } => {
+                self.open = Open { position, commit_time, xid, origin, snapshot, ..Open::default() };
             }
             Event::Change(change) => {
                 self.open.byte_count += change.byte_count();
@@ -136,9 +147,14 @@ impl Assembly {
             }
             Event::Commit { token } => {
                 self.token = Some(token.clone());
-                let Open { position, commit_time, xid, origin, changes, .. } = std::mem::take(&mut self.open);
-                return Ok(Some(Transaction { position, commit_time, xid, origin, changes, token }));
+                let Open { position, commit_time, xid, origin, snapshot, changes, .. } = std::mem::take(&mut self.open);
+                if snapshot != 0 {
+                    self.snapshot = Some(snapshot);
+                }
+                return Ok(Some(Transaction { position, commit_time, xid, origin, snapshot, changes, token }));
             }
+            Event::SnapshotBegin { snapshot, token, .. } => (self.snapshot, self.token) = (Some(snapshot), Some(token)),
+            Event::SnapshotEnd { token, .. } => (self.snapshot, self.token) = (None, Some(token)),
             Event::Abort => self.open = Open::default(),
             Event::Opened { token, .. } | Event::Progress { token, .. } => self.token = Some(token),
             Event::Reset { reason, detail } => return Err(ClientError::Reset { reason, detail }),
@@ -171,7 +187,7 @@ mod tests {
 
     fn begin() -> Event {
         let position = Position { lsn: 7, ordinal: 0 };
-        Event::Begin { position, commit_time: Timestamp::default(), xid: 9, origin: String::new() }
+        Event::Begin { position, commit_time: Timestamp::default(), xid: 9, origin: String::new(), snapshot: 0 }
     }
 
     fn token(ordinal: u32) -> Token {
@@ -212,6 +228,15 @@ mod tests {
         assembly.take(begin()).expect("begins");
         let error = assembly.take(change(1, 2 << 20)).expect_err("too large");
         assert!(error.to_string().contains("raise the limit"), "{error}");
+    }
+
+    #[test]
+    fn it_tells_whether_a_snapshot_goes_on() {
+        let mut assembly = opened();
+        assembly.take(Event::SnapshotBegin { snapshot: 3, tables: vec![], token: token(1) }).expect("begins");
+        assert_eq!((assembly.snapshot, assembly.token.clone()), (Some(3), Some(token(1))));
+        assembly.take(Event::SnapshotEnd { snapshot: 3, token: token(2) }).expect("ends");
+        assert_eq!((assembly.snapshot, assembly.token), (None, Some(token(2))));
     }
 
     #[test]

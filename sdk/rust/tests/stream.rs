@@ -158,6 +158,25 @@ fn progress(position: &str) -> Act {
     Act::Say(Mark::Progress(v1::Progress { position: position.into(), ..Default::default() }))
 }
 
+fn snapshot_begin(position: &str) -> Act {
+    let tables = vec!["public.orders".to_owned()];
+    Act::Say(Mark::SnapshotBegin(v1::SnapshotBegin { snapshot: 7, position: position.into(), tables }))
+}
+
+fn snapshot_end(position: &str) -> Act {
+    let (position, abandoned) = (position.to_owned(), String::new());
+    Act::Say(Mark::SnapshotEnd(v1::SnapshotEnd { snapshot: 7, position, abandoned }))
+}
+
+/// A chunk of reads, without its commit.
+fn chunk(position: &str, count: usize) -> [Act; 2] {
+    let ordinal = position.parse::<Position>().expect("a position").ordinal;
+    let mut reads = batch(&vec![ordinal; count]);
+    reads.changes.iter_mut().for_each(|change| change.set_op(v1::change::Op::Read));
+    let begin = v1::Begin { position: position.into(), snapshot: 7, ..Default::default() };
+    [Act::Say(Mark::Begin(begin)), Act::Say(Mark::Changes(reads))]
+}
+
 fn broken() -> Act {
     Act::Fail(Status::unavailable("broken"))
 }
@@ -178,6 +197,8 @@ fn short(event: &Event) -> String {
         Event::Begin { position, .. } => format!("begin {position}"),
         Event::Change(change) => format!("{} {}", change.op, change.position),
         Event::Commit { token } => format!("commit {}", token.position()),
+        Event::SnapshotBegin { token, .. } => format!("snapshot begin {}", token.position()),
+        Event::SnapshotEnd { token, .. } => format!("snapshot end {}", token.position()),
         Event::Abort => "abort".into(),
         Event::Progress { token, .. } => format!("progress {}", token.position()),
         Event::Reset { reason, .. } => format!("reset {reason:?}"),
@@ -214,6 +235,30 @@ async fn a_connection_lost_within_a_transaction_is_resumed_before_it() {
     let earliest = v1::start::From::At(v1::start::Point::Earliest as i32);
     assert_eq!(stage.start().await.1, earliest);
     assert_eq!(stage.start().await.1, from_token("0/5:1"));
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_on_in_the_middle_after_a_lost_connection() {
+    let (begin, first, second) = ("0/5:2147483648", "0/5:2147483649", "0/7:2147483648");
+    let mut before = vec![opened("0/1:0"), row_type(), snapshot_begin(begin)];
+    before.extend(chunk(first, 2));
+    before.push(commit(first));
+    before.extend(chunk(second, 2));
+    before.push(broken());
+    let mut after = vec![opened(first), row_type()];
+    after.extend(chunk(second, 2));
+    after.extend([commit(second), snapshot_end("0/7:2147483649"), Act::Hang]);
+    let mut stage = Stage::new(vec![before, after]).await;
+    let mut changes = stage.client.subscribe(Subscription::tables(["public.orders"]).from(Start::Snapshot));
+    let events = until(&mut changes, "interrupted").await;
+    let read = |position: &str| format!("read {position}");
+    assert_eq!(events[2], format!("snapshot begin {begin}"));
+    assert_eq!(events[4..7], [read(first), read(first), format!("commit {first}")]);
+    assert_eq!(events[8..], [read(second), read(second), "abort".into(), "interrupted".into()]);
+    let events = until(&mut changes, "snapshot end 0/7:2147483649").await;
+    assert_eq!(events[2..5], [read(second), read(second), format!("commit {second}")]);
+    assert_eq!(stage.start().await.1, v1::start::From::At(v1::start::Point::Snapshot as i32));
+    assert_eq!(stage.start().await.1, from_token(first));
 }
 
 #[tokio::test]

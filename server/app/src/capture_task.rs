@@ -17,12 +17,15 @@ use std::{
     },
     time::Duration,
 };
-use tidegate_capture::{Capture, CaptureConfig, CaptureStatus, OnDiscontinuity, Resume, State};
+use tidegate_capture::{
+    Capture, CaptureConfig, CaptureStatus, OnDiscontinuity, Resume, SnapshotConfig, SnapshotRequests, State,
+    StoredSnapshot,
+};
 use tidegate_control::{Connector, Control};
 use tidegate_feed::local::Publisher;
 use tidegate_gateway::{SourceState, SourceStatus};
 use tidegate_model::{Clock, Retry};
-use tidegate_store::{Recovered, RowTypes};
+use tidegate_store::{Recovered, SnapshotProgress, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -46,6 +49,8 @@ pub(crate) struct CaptureTask {
     pub(crate) resume: Option<Resume>,
     pub(crate) status: watch::Sender<SourceStatus>,
     pub(crate) counters: Arc<CaptureCounters>,
+    /// Where to ask for snapshots, as soon as there is a capture.
+    pub(crate) requests: watch::Sender<Option<SnapshotRequests>>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -65,23 +70,34 @@ pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf, instan
         },
         spool_dir,
         memory_budget_bytes: source.memory.transaction_bytes,
+        snapshots: SnapshotConfig {
+            readers: source.snapshots.readers.max(1),
+            rows_per_second_max: source.snapshots.rows_per_second_max,
+            lag_bytes_max: source.snapshots.lag_bytes_max,
+        },
     }
 }
 
 /// Where the store left off.
-pub(crate) fn resume(recovered: Recovered, row_types: &RowTypes) -> Resume {
+pub(crate) fn resume(recovered: Recovered, store: &Store) -> Resume {
     let Recovered { epoch, durable, delivered, last_transaction } = recovered;
-    let row_types = row_types.iter().map(|row_type| row_type.proto().clone()).collect();
-    Resume { epoch, durable, delivered, last_transaction, row_types }
+    let row_types = store.row_types().iter().map(|row_type| row_type.proto().clone()).collect();
+    let stored = |(snapshot, progress): (&u32, &SnapshotProgress)| {
+        let cursors = progress.cursors.values().cloned().collect();
+        (*snapshot, StoredSnapshot { begin: progress.begin, cursors })
+    };
+    let snapshots = store.snapshots().iter().map(stored).collect();
+    Resume { epoch, durable, delivered, last_transaction, row_types, snapshots }
 }
 
 impl CaptureTask {
     /// Captures until `stop`.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let Some(control) = self.open_control(&stop).await else { return };
-        let CaptureTask { config, publisher, resume, status, counters, clock, .. } = self;
+        let CaptureTask { config, publisher, resume, status, counters, requests, clock, .. } = self;
         let source = config.source.clone();
         let capture = Capture::new(config, control, publisher, resume, clock);
+        requests.send_replace(Some(capture.snapshots()));
         let mut progress = capture.status();
         let mut run = pin!(capture.run(stop));
         let mut watched = true;

@@ -71,6 +71,7 @@ pub(crate) struct Source {
     pub(crate) publication: String,
     pub(crate) on_discontinuity: OnDiscontinuity,
     pub(crate) memory: Memory,
+    pub(crate) snapshots: Snapshots,
 }
 
 /// What to do when continuity is lost.
@@ -93,6 +94,17 @@ pub(crate) struct Memory {
     pub(crate) feed_bytes: usize,
     #[serde(rename = "tail")]
     pub(crate) tail_bytes: usize,
+}
+
+/// How the rows that tables have already are read.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Snapshots {
+    pub(crate) readers: usize,
+    #[serde(rename = "rows_per_second")]
+    pub(crate) rows_per_second_max: u64,
+    #[serde(rename = "lag")]
+    pub(crate) lag_bytes_max: u64,
 }
 
 /// How much history each source keeps.
@@ -219,6 +231,7 @@ struct WrittenSource {
     publication: String,
     on_discontinuity: OnDiscontinuity,
     memory: Memory,
+    snapshots: Snapshots,
 }
 
 impl Written {
@@ -344,6 +357,7 @@ impl WrittenSource {
             publication: self.publication,
             on_discontinuity: self.on_discontinuity,
             memory: self.memory,
+            snapshots: self.snapshots,
         })
     }
 }
@@ -405,6 +419,7 @@ mod tests {
                 (_, value::Kind::Text) => "warn".to_owned(),
                 (_, value::Kind::Address) => "0.0.0.0:1".to_owned(),
                 (_, value::Kind::Switch) => "true".to_owned(),
+                (_, value::Kind::Count) => "4".to_owned(),
                 (_, value::Kind::Size) => "3MiB".to_owned(),
                 (_, value::Kind::Duration) => "3s".to_owned(),
                 (_, value::Kind::Choice(words)) => words[words.len() - 1].to_owned(),

@@ -3,7 +3,7 @@
 //! ```text
 //! serve ─▶ config ─▶ serve ─▶ capture_task, known_tables (a source each) ─▶ gateway, http
 //! check, source ──▶ config ─▶ the source's database
-//! tail, status ───▶ a running server, by the client library
+//! tail, status, snapshot ─▶ a running server, by the client library
 //! demo ───────────▶ own PostgreSQL + shop + serve + what tail does
 //! ```
 //!
@@ -11,6 +11,7 @@
 //! standard output, everything else to standard error.
 
 mod capture_task;
+mod captured_snapshots;
 mod check;
 mod config;
 mod control_connector;
@@ -22,6 +23,7 @@ mod remote;
 mod render;
 mod serve;
 mod signals;
+mod snapshot;
 mod source;
 mod status;
 mod tail;
@@ -52,6 +54,9 @@ enum Command {
     Tail(tail::TailArgs),
     /// Print the sources of a running server: positions, lag, retained WAL, subscribers.
     Status(status::StatusArgs),
+    /// Run snapshots of tables on a running server.
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
     /// Watch it work: a temporary PostgreSQL, a small shop, and its changes.
     Demo(demo::DemoArgs),
     /// Manage sources.
@@ -126,6 +131,7 @@ async fn run_until(command: Command, stop: CancellationToken) -> anyhow::Result<
         Command::Check(args) => return check::run(&args).await,
         Command::Tail(args) => unless_stopped(&stop, tail::run(args)).await?,
         Command::Status(args) => unless_stopped(&stop, status::run(args)).await?,
+        Command::Snapshot(command) => unless_stopped(&stop, snapshot::run(command)).await?,
         Command::Demo(args) => demo::run(&args, stop).await?,
         Command::Source(command) => source::run(&command).await?,
         Command::Config(ConfigCommand::Reference) => print!("{}", config::reference::markdown()),

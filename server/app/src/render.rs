@@ -87,6 +87,8 @@ impl<W: Write> Printer<W> {
             Event::Opened { .. }
             | Event::RowType(_)
             | Event::Commit { .. }
+            | Event::SnapshotBegin { .. }
+            | Event::SnapshotEnd { .. }
             | Event::Abort
             | Event::Progress { .. }
             | Event::Reset { .. }
@@ -322,7 +324,7 @@ mod tests {
         let commit_time = Timestamp { seconds: 1_700_000_000, nanos: 5_000 };
         let position = Position { ordinal: 0, ..change.position };
         printer
-            .print(&Event::Begin { position, commit_time, xid: 743, origin: String::new() })
+            .print(&Event::Begin { position, commit_time, xid: 743, origin: String::new(), snapshot: 0 })
             .expect("a Vec takes all");
         assert!(printer.print(&Event::Change(change)).expect("a Vec takes all"));
         String::from_utf8(printer.out).expect("UTF-8").trim_end_matches('\n').to_owned()
@@ -342,6 +344,14 @@ mod tests {
             r#""span":{"lower":"1","upper":"5","bounds":"[)"},"note":"a\u001b[31m b"},"old":null,"unchanged":[]}"#,
         );
         assert_eq!(printed(insert(), Format::Json), expected);
+    }
+
+    #[test]
+    fn a_row_of_a_snapshot_is_read() {
+        let read = Change { op: Op::Read, ..insert() };
+        let line: Value = serde_json::from_str(&printed(read.clone(), Format::Json)).expect("JSON");
+        assert_eq!((&line["op"], &line["row"]["id"]), (&json!("read"), &json!(7)));
+        assert!(printed(read, Format::Plain).contains("  read      public.orders  id=7"));
     }
 
     #[test]

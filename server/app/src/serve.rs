@@ -29,6 +29,7 @@ use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     capture_task::{CaptureCounters, CaptureTask, capture_config, resume},
+    captured_snapshots::CapturedSnapshots,
     config::{Config, Listen, Source, Tls},
     control_connector::ControlConnector,
     http::{self, Observed},
@@ -196,13 +197,15 @@ impl Server {
             ..SourceStatus::default()
         });
         let counters = Arc::new(CaptureCounters::default());
+        let (requests, requests_seen) = watch::channel(None);
         let task = CaptureTask {
             config: capture_config(source, spool_dir, &self.instance),
             connector: self.control.connector(),
             publisher,
-            resume: recovered.map(|recovered| resume(recovered, &store.row_types())),
+            resume: recovered.map(|recovered| resume(recovered, &store)),
             status,
             counters: Arc::clone(&counters),
+            requests,
             clock: Arc::clone(&self.clock),
         };
         let stop = self.stop.intake.clone();
@@ -223,7 +226,8 @@ impl Server {
             head: store.head(),
             counters,
         });
-        self.sources.push(SourceHandle { name: source.name.clone(), store, status: status_seen, tables });
+        let (name, snapshots) = (source.name.clone(), Arc::new(CapturedSnapshots(requests_seen)));
+        self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots });
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 //! `tidegate tail`: prints the changes of a running server as they come.
 //!
 //! Invariant: each change is printed once, also when the connection is lost within its transaction: what comes again has
-//! the same position. How it ends: after `--limit` changes, at a signal, or when the reader of the output leaves;
+//! the same position, and a chunk of a snapshot, whose reads share one, the same order. How it ends: after `--limit` changes, at a signal, or when the reader of the output leaves;
 //! except for the last, where to go on is said on standard error.
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::bail;
-use tidegate_client::{Changes, Event, Op, Position, Start, Subscription, Token};
+use tidegate_client::{Change, Changes, Event, Op, Position, Start, Subscription, Token};
 use tokio::time::timeout;
 
 use crate::{
@@ -37,11 +37,11 @@ pub(crate) struct TailArgs {
     /// Only these columns, besides the key.
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',')]
     columns: Vec<String>,
-    /// Only these operations: insert, update, delete, truncate, message.
+    /// Only these operations: insert, update, delete, truncate, message, and read, a row of a snapshot.
     #[arg(long = "op", value_name = "OP,…", value_delimiter = ',')]
     operations: Vec<Op>,
-    /// Where to start: now, earliest, or a token.
-    #[arg(long, value_name = "now|earliest|TOKEN", default_value = "now", value_parser = start)]
+    /// Where to start: now, earliest, snapshot (with the rows that the tables have), or a token.
+    #[arg(long, value_name = "now|earliest|snapshot|TOKEN", default_value = "now", value_parser = start)]
     from: Start,
     /// End after this many changes.
     #[arg(long, value_name = "N")]
@@ -88,7 +88,7 @@ async fn print(
     limit: u64,
     hint: &mut ResumeHint,
 ) -> anyhow::Result<()> {
-    let mut printed = Position::ZERO;
+    let mut printed = Printed::default();
     let mut count = 0;
     loop {
         let Some(mut batch) = changes.next_batch().await? else { return Ok(()) };
@@ -96,9 +96,13 @@ async fn print(
             && let Some(event) = batch.next()
         {
             match &event {
-                Event::Change(change) if change.position <= printed => continue,
-                Event::Change(change) => printed = change.position,
-                Event::Opened { token, .. } | Event::Commit { token } | Event::Progress { token, .. } => {
+                Event::Change(change) if !printed.is_new(change) => continue,
+                Event::Begin { .. } => printed.begin(),
+                Event::Opened { token, .. }
+                | Event::Commit { token }
+                | Event::Progress { token, .. }
+                | Event::SnapshotBegin { token, .. }
+                | Event::SnapshotEnd { token, .. } => {
                     hint.0 = Some(token.clone());
                 }
                 Event::Interrupted { cause, retry_in } => {
@@ -109,7 +113,7 @@ async fn print(
                     bail!("continuity is lost ({reason:?}): {detail}; start again without a token");
                 }
                 Event::Drain { .. } => eprintln!("tidegate: the server is stopping; looking for it again"),
-                Event::Begin { .. } | Event::RowType(_) | Event::Abort => {}
+                Event::Change(_) | Event::RowType(_) | Event::Abort => {}
             }
             count += u64::from(printer.print(&event)?);
         }
@@ -122,6 +126,34 @@ async fn print(
             }
             return Ok(());
         }
+    }
+}
+
+/// What was printed last: a position, and how many changes at it.
+#[derive(Default)]
+struct Printed {
+    position: Position,
+    count: usize,
+    /// Changes of the open transaction or chunk that have come at its last position.
+    come: (Position, usize),
+}
+
+impl Printed {
+    /// Another transaction, or chunk, or the same again.
+    fn begin(&mut self) {
+        self.come = (Position::ZERO, 0);
+    }
+
+    /// Has the change not been printed? Then it counts as printed. Only reads share a position.
+    fn is_new(&mut self, change: &Change) -> bool {
+        let (position, count) = &mut self.come;
+        *count = if *position == change.position { *count + 1 } else { 1 };
+        *position = change.position;
+        let is_new = (*position, *count) > (self.position, self.count);
+        if is_new {
+            (self.position, self.count) = (*position, *count);
+        }
+        is_new
     }
 }
 
@@ -157,7 +189,10 @@ fn start(text: &str) -> Result<Start, String> {
     match text {
         "now" => Ok(Start::Now),
         "earliest" => Ok(Start::Earliest),
-        token => token.parse().map(Start::Token).map_err(|error| format!("not now or earliest, and a {error}")),
+        "snapshot" => Ok(Start::Snapshot),
+        token => {
+            token.parse().map(Start::Token).map_err(|error| format!("not now, earliest or snapshot, and a {error}"))
+        }
     }
 }
 
@@ -165,6 +200,7 @@ fn start(text: &str) -> Result<Start, String> {
 mod tests {
     use super::*;
     use clap::Parser;
+    use tidegate_client::OldKind;
 
     #[derive(clap::Parser)]
     struct Cli {
@@ -185,8 +221,37 @@ mod tests {
     #[test]
     fn a_start_is_now_earliest_or_a_token() {
         assert_eq!(start("earliest"), Ok(Start::Earliest));
+        assert_eq!(start("snapshot"), Ok(Start::Snapshot));
         assert!(matches!(start("1-ab-0-cd.16/B374D848:3"), Ok(Start::Token(_))));
-        assert!(start("yesterday").is_err_and(|message| message.contains("now or earliest")));
+        assert!(start("yesterday").is_err_and(|message| message.contains("now, earliest or snapshot")));
+    }
+
+    #[test]
+    fn what_comes_again_is_printed_once_also_within_a_chunk() {
+        let change = |lsn, ordinal| Change {
+            position: Position { lsn, ordinal },
+            op: Op::Read,
+            selection: 0,
+            row_type: None,
+            row: bytes::Bytes::new(),
+            old: bytes::Bytes::new(),
+            old_kind: OldKind::None,
+            unchanged: Vec::new(),
+            message: None,
+            truncate: None,
+        };
+        let mut printed = Printed::default();
+        let mut news = |changes: &[Change]| {
+            printed.begin();
+            changes.iter().map(|change| printed.is_new(change)).collect::<Vec<_>>()
+        };
+        let chunk = vec![change(5, 1 << 31); 3];
+        assert_eq!(news(&[change(5, 1), change(5, 2)]), [true, true]);
+        assert_eq!(news(&chunk[..2]), [true, true]);
+        assert_eq!(news(&chunk), [false, false, true]);
+        assert_eq!(news(&chunk), [false, false, false]);
+        assert_eq!(news(&[change(6, 1)]), [true]);
+        assert_eq!(news(&[change(6, 1), change(6, 2)]), [false, true]);
     }
 
     #[test]

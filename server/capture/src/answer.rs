@@ -54,7 +54,7 @@ pub(crate) async fn answer(
             flushed_lsn: confirmed_flush_lsn,
             applied_lsn: confirmed_flush_lsn,
             clock_us: clock.now_us(),
-            reply_requested: regular,
+            reply_requested: link.take_wants_reply() || regular,
         };
         if let Err(error) = writer.status(answer).await {
             return error.into();

@@ -11,17 +11,17 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use bytes::BytesMut;
-use tidegate_model::{Block, Lsn, MESSAGE_ORDINAL, Op, Position, Relation, TableName, TransactionId};
+use tidegate_model::{Block, BlockBuilder, Lsn, Op, Position, Relation, TableName, TransactionId};
 use tidegate_postgres::pgoutput::{Message, OldTupleKind, Tuple, TupleValue};
-use tidegate_schema::Value;
+use tidegate_schema::{ChangeParts, Extra, OldKind, Value, push_change};
 
 use crate::{
     CaptureError, Place, Undeliverable,
     continuity::Discontinuity,
     emitter::{Emitter, Ended},
-    encode::{ChangeParts, Extra, OldKind, push_change},
+    snapshot::Decoded,
     table::{Followed, TableCodec},
-    transaction::Transaction,
+    transaction::{Parts, Transaction},
 };
 
 /// Logical messages with a longer prefix are left out.
@@ -79,6 +79,8 @@ pub(crate) enum Step {
     Emit(Box<Ended>, ConfirmPoint),
     /// A message outside of transactions is out.
     Emitted(ConfirmPoint),
+    /// A transaction has come again, with these parts.
+    Again(Decoded, Parts),
 }
 
 /// When `position` is durable, PostgreSQL may be told `confirm_lsn`: the *start* of the last commit record, so that this
@@ -229,12 +231,16 @@ impl Assembler {
         Ok(Step::Done)
     }
 
-    /// Writes the next part of an ended transaction; false when it is out.
+    /// Writes the next part of an ended transaction, after `look` was shown it; false when it is out.
     ///
     /// # Errors
     /// The spool cannot be read.
-    pub(crate) fn emit_part(&mut self, ended: &mut Ended) -> Result<bool, CaptureError> {
-        self.emitter.emit_part(ended)
+    pub(crate) fn emit_part(
+        &mut self,
+        ended: &mut Ended,
+        look: impl FnOnce(&BlockBuilder),
+    ) -> Result<bool, CaptureError> {
+        self.emitter.emit_part(ended, look)
     }
 
     /// The server has sent all commits up to `server_lsn`. States so, unless something is under way or it is old news.
@@ -242,7 +248,7 @@ impl Assembler {
     /// # Errors
     /// A transaction that had to come again did not.
     pub(crate) fn progress(&mut self, server_lsn: Lsn) -> Result<Option<ConfirmPoint>, CaptureError> {
-        if self.plain.is_some() || self.current_stream.is_some() {
+        if !self.is_between_transactions() {
             return Ok(None);
         }
         if self.expected.is_some_and(|expected| server_lsn > expected.commit_end_lsn) {
@@ -254,6 +260,34 @@ impl Assembler {
         self.emitter.emit_progress(server_lsn);
         self.resume_after = Position::end_of_transaction(server_lsn);
         Ok(Some(ConfirmPoint { position: Position::new(server_lsn, 0), confirm_lsn: server_lsn }))
+    }
+
+    /// Writes a chunk of a snapshot, which must follow everything received.
+    pub(crate) fn emit_chunk(&mut self, position: Position, snapshot: u32, parts: Vec<BlockBuilder>, cursor: &[u8]) {
+        self.emitter.emit_chunk(position, snapshot, parts, cursor);
+        self.resume_after = position;
+    }
+
+    /// Writes a snapshot's begin.
+    pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
+        self.emitter.emit_snapshot_begin(position, snapshot, tables);
+        self.resume_after = position;
+    }
+
+    /// Writes a snapshot's end.
+    pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: &str) {
+        self.emitter.emit_snapshot_end(position, snapshot, abandoned);
+        self.resume_after = position;
+    }
+
+    /// Makes a row type known that was not announced by the stream.
+    pub(crate) fn describe(&mut self, table: &TableCodec) {
+        self.emitter.describe(table.row_type, table.announcement.clone());
+    }
+
+    /// Has the server sent all of what it has begun to send, as far as transactions that have committed go?
+    pub(crate) fn is_between_transactions(&self) -> bool {
+        self.plain.is_none() && self.current_stream.is_none()
     }
 
     /// A block that is large enough to be sent.
@@ -283,15 +317,19 @@ impl Assembler {
         Ok(())
     }
 
-    fn end(&mut self, transaction: Transaction, commit: Commit) -> Result<Step, CaptureError> {
+    fn end(&mut self, mut transaction: Transaction, commit: Commit) -> Result<Step, CaptureError> {
         self.compare(&transaction, &commit)?;
         let position = Position::end_of_transaction(commit.commit_end_lsn);
+        let tables = std::mem::take(&mut transaction.tables);
         if position <= self.resume_after {
             let is_news = commit.commit_end_lsn > self.known_end_lsn;
-            return match is_news && has_followed_change(transaction)? {
-                true => Err(CaptureError::Discontinuity(Discontinuity::Diverged)),
-                false => Ok(Step::Done),
-            };
+            let Commit { commit_lsn, commit_end_lsn, .. } = commit;
+            let again = Decoded { commit_lsn, commit_end_lsn, xid: transaction.xid, tables };
+            let mut parts = transaction.into_parts();
+            if is_news && has_followed_change(&mut parts)? {
+                return Err(CaptureError::Discontinuity(Discontinuity::Diverged));
+            }
+            return Ok(Step::Again(again, parts));
         }
         self.resume_after = position;
         self.known_end_lsn = commit.commit_end_lsn;
@@ -300,7 +338,8 @@ impl Assembler {
             commit_end_lsn: commit.commit_end_lsn,
             commit_time_us: commit.commit_time_us,
             xid: transaction.xid,
-            origin: transaction.origin.clone(),
+            origin: std::mem::take(&mut transaction.origin),
+            tables,
             parts: transaction.into_parts(),
             ordinal: 0,
             begun: false,
@@ -336,11 +375,11 @@ impl Assembler {
     }
 
     fn message(&mut self, message_lsn: Lsn, change: &ChangeParts<'_>) -> Step {
-        let position = Position::new(message_lsn, MESSAGE_ORDINAL);
+        let position = Position::of_message(message_lsn);
         if position <= self.resume_after {
             return Step::Done;
         }
-        self.emitter.emit_message(message_lsn, change);
+        self.emitter.emit_message(position, change);
         self.resume_after = position;
         Step::Emitted(ConfirmPoint { position, confirm_lsn: message_lsn })
     }
@@ -370,6 +409,7 @@ impl Assembler {
         } else {
             let change = ChangeParts { op: Op::Truncate, row_type, extra, ..message_change(Extra::None) };
             push_change(&change, tag, transaction);
+            transaction.tables.insert(relation_oid);
         }
         Ok(())
     }
@@ -406,6 +446,7 @@ impl Assembler {
             extra: Extra::None,
         };
         push_change(&change, tag, transaction);
+        transaction.tables.insert(relation_oid);
         self.scratch.shrink();
         Ok(())
     }
@@ -445,8 +486,7 @@ impl Scratch {
     }
 }
 
-fn has_followed_change(transaction: Transaction) -> Result<bool, CaptureError> {
-    let mut parts = transaction.into_parts();
+fn has_followed_change(parts: &mut Parts) -> Result<bool, CaptureError> {
     while let Some(part) = parts.next().map_err(CaptureError::Spool)? {
         if part.entries.iter().any(|entry| entry.op != Op::None) {
             return Ok(true);

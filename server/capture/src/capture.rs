@@ -3,21 +3,25 @@
 //! Invariant: an epoch is published before its first block; within an epoch, what one connection received is where the next
 //! one goes on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tidegate_control::Control;
 use tidegate_feed::{FeedItem, Publish};
 use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Lsn, Position, Retry, TransactionId};
 use tidegate_postgres::{
     PublicationContent, ReplicationConnection, ReplicationError, Session, StreamOptions, SystemIdentity,
-    TimelineSwitch, pgoutput::Decoder, protocol_version,
+    TimelineSwitch, pgoutput::Decoder, protocol_version, snapshot::table_plan,
 };
-use tokio::{sync::watch, task::JoinSet};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    CaptureConfig, CaptureError, CaptureStatus, Discontinuity, OnDiscontinuity, Resume, State, Undeliverable,
+    CaptureConfig, CaptureError, CaptureStatus, Discontinuity, OnDiscontinuity, Resume, State, StoredSnapshot,
+    Undeliverable,
     answer::answer,
     assembler::{Assembler, SpoolConfig},
     continuity::{Facts, Past, prove, usable_slot},
@@ -27,13 +31,17 @@ use crate::{
     prepare,
     promises::Promises,
     resolve::Resolver,
+    snapshot::{Context, Coordinator, Order, SnapshotRequests, SnapshotResume, Stage, coordinator, decode_cursor},
     stream::Streaming,
+    table::Followed,
     undeliverable::Stuck,
 };
 
 /// How long to wait before an error that nobody can retry is tried again all the same: someone may have mended it.
 const HOPELESS: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(1);
+/// Chunks and other orders that wait for the stream; each chunk is some megabytes.
+const ORDERS_MAX: usize = 4;
 
 /// Captures one source.
 pub struct Capture<P> {
@@ -50,6 +58,14 @@ pub struct Capture<P> {
     delivered: Delivered,
     /// The next connection starts a new epoch, because of this.
     broken: Option<Discontinuity>,
+    snapshots: Stage,
+    orders: mpsc::Receiver<Order>,
+    /// The current epoch, for the coordinator of snapshots.
+    current_epoch: watch::Sender<Option<Epoch>>,
+    coordinator: Option<Coordinator>,
+    requests: SnapshotRequests,
+    /// Unfinished snapshots that the changelog had at the start, until they are taken up again.
+    interrupted: BTreeMap<u32, SnapshotResume>,
     /// A transaction that cannot be delivered, at which the source is to stop.
     stuck: Option<Stuck>,
     /// The next connection reads transactions whole, to learn which one cannot be delivered.
@@ -69,6 +85,19 @@ impl<P: Publish> Capture<P> {
         let spool = SpoolConfig { dir: config.spool_dir.clone(), memory_budget_bytes: config.memory_budget_bytes };
         let status = watch::Sender::new(CaptureStatus::default());
         let past = resume.as_ref();
+        let interrupted = past.map(|resume| interrupted(&resume.snapshots)).unwrap_or_default();
+        let (orders, ordered) = mpsc::channel(ORDERS_MAX);
+        let current_epoch = watch::Sender::new(past.map(|resume| resume.epoch.epoch));
+        let context = Context {
+            source: config.source.clone(),
+            connect: config.connect.clone(),
+            publication: config.publication.clone(),
+            control: control.clone(),
+            clock: clock.clone(),
+            config: config.snapshots,
+            status: status.subscribe(),
+        };
+        let (requests, coordinator) = coordinator(context, (orders, current_epoch.subscribe()), interrupted.clone());
         Capture {
             resolver: Resolver {
                 source: config.source.clone(),
@@ -83,6 +112,12 @@ impl<P: Publish> Capture<P> {
             delivered: past.map_or(Delivered::Stored, |resume| resume.delivered),
             broken: None,
             promises: Promises { control, source: config.source.clone(), publication: config.publication.clone() },
+            snapshots: Stage::default(),
+            orders: ordered,
+            current_epoch,
+            coordinator: Some(coordinator),
+            requests,
+            interrupted,
             stuck: None,
             read_whole: false,
             config,
@@ -96,11 +131,21 @@ impl<P: Publish> Capture<P> {
         self.link.subscribe()
     }
 
+    /// Asks for snapshots, from now on.
+    pub fn snapshots(&self) -> SnapshotRequests {
+        self.requests.clone()
+    }
+
     /// Captures until told to stop; connects again by itself.
     ///
     /// # Errors
     /// The store has ended, or a transaction was handed over in part: only a restart can go on.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), CaptureError> {
+        // It ends with this function, whichever way.
+        let mut coordinating = JoinSet::new();
+        if let Some(coordinator) = self.coordinator.take() {
+            coordinating.spawn(coordinator.run(stop.clone()));
+        }
         while !stop.is_cancelled() {
             let ended = tokio::select! {
                 biased;
@@ -181,6 +226,8 @@ impl<P: Publish> Capture<P> {
             Err(error) => return Err(error),
         };
         self.promises.record(&published).await?;
+        self.restore_snapshots(&session).await?;
+        self.snapshots.connected(identity.flush_lsn);
         let known_end_lsn = match (self.last_transaction, self.epoch) {
             (Some(last), _) => last.commit_end_lsn,
             (None, Some(epoch)) => epoch.start_lsn,
@@ -257,6 +304,44 @@ impl<P: Publish> Capture<P> {
         self.publish_epoch(identity, start_lsn, Some(skipped.into())).await
     }
 
+    /// Takes up the snapshots that were interrupted by a restart: their tables are followed before anything is received.
+    async fn restore_snapshots(&mut self, session: &Session) -> Result<(), CaptureError> {
+        while let Some((&snapshot, resume)) = self.interrupted.first_key_value() {
+            let resume = resume.clone();
+            let jobs = self.resolver.control.snapshots(&self.config.source).await?;
+            let job = jobs.into_iter().find(|job| job.snapshot == snapshot && !job.state.has_ended());
+            let names = job.map(|job| job.tables).unwrap_or_default();
+            for name in &names {
+                let plan = match table_plan(session, &self.config.publication, name).await {
+                    Ok(plan) if !plan.key.is_empty() => Some(plan),
+                    Ok(_) => None,
+                    Err(error) if matches!(error.retry(), Retry::After(_)) => return Err(error.into()),
+                    Err(error) => {
+                        warn!(source = %self.config.source, snapshot, %error, "a snapshot cannot be taken up again");
+                        None
+                    }
+                };
+                let codec = match &plan {
+                    Some(plan) => self.resolver.resolve(session, &plan.relation).await?,
+                    None => Followed::No,
+                };
+                match codec {
+                    Followed::Yes(codec) => {
+                        self.assembler.describe(&codec);
+                        let table = resume.tables.iter().find(|table| table.name == *name);
+                        self.snapshots.restore(snapshot, resume.begin, (name, &codec), table);
+                    }
+                    Followed::No => self.snapshots.not_restored(snapshot, resume.begin),
+                }
+            }
+            if names.is_empty() {
+                self.snapshots.not_restored(snapshot, resume.begin);
+            }
+            self.interrupted.remove(&snapshot);
+        }
+        Ok(())
+    }
+
     async fn history(
         &self,
         replication: &mut ReplicationConnection,
@@ -310,7 +395,10 @@ impl<P: Publish> Capture<P> {
         self.last_transaction = None;
         self.delivered = Delivered::Stored;
         self.assembler.start_epoch(Position::end_of_transaction(start_lsn));
-        self.link.confirmations(|confirmations| confirmations.start_epoch(epoch.epoch, start_lsn));
+        self.link.start_epoch(epoch.epoch, start_lsn);
+        self.snapshots.start_epoch();
+        self.interrupted.clear();
+        self.current_epoch.send_replace(Some(epoch.epoch));
         self.link.update(|status| (status.received_lsn, status.server_lsn) = (start_lsn, start_lsn));
         self.publish.publish(FeedItem::Epoch(epoch, reason)).await?;
         Ok(())
@@ -358,6 +446,9 @@ impl<P: Publish> Capture<P> {
             point: None,
             last_progress: None,
             gather_until: None,
+            snapshots: &mut self.snapshots,
+            orders: &mut self.orders,
+            ask_at: None,
         };
         streaming.run(reader).await.map_err(|error| self.named(error, in_progress))
     }
@@ -376,6 +467,15 @@ impl<P: Publish> Capture<P> {
             None => error,
         }
     }
+}
+
+/// What the changelog has of unfinished snapshots, in capture's words; a damaged cursor means that the table begins anew.
+fn interrupted(stored: &BTreeMap<u32, StoredSnapshot>) -> BTreeMap<u32, SnapshotResume> {
+    let resume = |stored: &StoredSnapshot| SnapshotResume {
+        begin: stored.begin,
+        tables: stored.cursors.iter().filter_map(decode_cursor).collect(),
+    };
+    stored.iter().map(|(snapshot, stored)| (*snapshot, resume(stored))).collect()
 }
 
 /// A connection that is ready to stream.

@@ -1,10 +1,12 @@
 //! What a capture is told.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use tidegate_model::{Delivered, EpochInfo, Position, SourceName, TablePatterns, TransactionId};
 use tidegate_postgres::ConnectConfig;
 use tidegate_proto::v1;
+
+use crate::SnapshotConfig;
 
 /// How to capture a source.
 #[derive(Clone, Debug)]
@@ -25,6 +27,8 @@ pub struct CaptureConfig {
     pub spool_dir: PathBuf,
     /// Memory for transactions in progress, in bytes.
     pub memory_budget_bytes: usize,
+    /// How snapshots are read.
+    pub snapshots: SnapshotConfig,
 }
 
 /// What to do when continuity cannot be proved.
@@ -50,4 +54,15 @@ pub struct Resume {
     pub last_transaction: Option<TransactionId>,
     /// Every row type that the stored rows may have.
     pub row_types: Vec<v1::RowType>,
+    /// Snapshots that have begun and not ended, by number.
+    pub snapshots: BTreeMap<u32, StoredSnapshot>,
+}
+
+/// What the store has of a snapshot.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredSnapshot {
+    /// Where its SnapshotBegin stands.
+    pub begin: Position,
+    /// The newest cursor of each table that has one.
+    pub cursors: Vec<v1::SnapshotCursor>,
 }

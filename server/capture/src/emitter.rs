@@ -9,10 +9,11 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MAX_BLOCK_BYTES, MESSAGE_ORDINAL, Op, Position};
 use tidegate_proto::v1;
+use tidegate_schema::{ChangeParts, push_change, set_ordinal};
 
 use crate::{
     CaptureError,
-    encode::{ChangeParts, push_change, set_ordinal},
+    snapshot::TableSet,
     transaction::{PART_BYTES, Parts},
 };
 
@@ -37,6 +38,8 @@ pub(crate) struct Ended {
     pub(crate) commit_time_us: i64,
     pub(crate) xid: u32,
     pub(crate) origin: String,
+    /// Followed tables that it may have changed.
+    pub(crate) tables: TableSet,
     /// Of the change before the next one.
     pub(crate) ordinal: u32,
     /// The Begin has been written.
@@ -58,11 +61,16 @@ impl Emitter {
         self.builder = BlockBuilder::default();
     }
 
-    /// Writes the next part of a transaction, about 64 KiB at most; false when its Commit has been written.
+    /// Writes the next part of a transaction, about 64 KiB at most, after `look` was shown it; false when its Commit has been
+    /// written.
     ///
     /// # Errors
     /// The spool cannot be read, or the transaction has too many changes to count.
-    pub(crate) fn emit_part(&mut self, ended: &mut Ended) -> Result<bool, CaptureError> {
+    pub(crate) fn emit_part(
+        &mut self,
+        ended: &mut Ended,
+        look: impl FnOnce(&BlockBuilder),
+    ) -> Result<bool, CaptureError> {
         let Some(mut part) = ended.parts.next().map_err(CaptureError::SpoolRead)? else {
             if ended.begun {
                 let position = Position::new(ended.commit_end_lsn, ended.ordinal);
@@ -70,6 +78,7 @@ impl Emitter {
             }
             return Ok(false);
         };
+        look(&part);
         for at in 0..part.entries.len() {
             let entry = part.entries[at];
             if !ended.continues {
@@ -100,12 +109,11 @@ impl Emitter {
     }
 
     /// Writes a message that stands outside of transactions.
-    pub(crate) fn emit_message(&mut self, message_lsn: Lsn, change: &ChangeParts<'_>) {
-        let position = Position::new(message_lsn, MESSAGE_ORDINAL);
+    pub(crate) fn emit_message(&mut self, position: Position, change: &ChangeParts<'_>) {
         let begin = v1::Begin { position: position.to_string(), ..v1::Begin::default() };
         self.push_mark(Kind::Begin, position, &begin.encode_to_vec());
         let first = self.builder.entries.len();
-        push_change(change, message_lsn, &mut self.builder);
+        push_change(change, position.lsn, &mut self.builder);
         for at in first..self.builder.entries.len() {
             let entry = &mut self.builder.entries[at];
             entry.ordinal = MESSAGE_ORDINAL;
@@ -167,6 +175,60 @@ impl Emitter {
     }
 }
 
+/// Of snapshots.
+impl Emitter {
+    /// Writes a chunk of a snapshot: every record of it stands at `position`. `parts` are its rows as changes, each part no larger
+    /// than a transaction's; `cursor` is the encoded `v1::SnapshotCursor`.
+    pub(crate) fn emit_chunk(&mut self, position: Position, snapshot: u32, parts: Vec<BlockBuilder>, cursor: &[u8]) {
+        let mut row_type = 0;
+        for entry in parts.iter().flat_map(|part| &part.entries) {
+            if entry.row_type != row_type {
+                row_type = entry.row_type;
+                self.announce(row_type, position);
+            }
+        }
+        let begin = v1::Begin { position: position.to_string(), snapshot, ..v1::Begin::default() };
+        self.push_snapshot_mark(Kind::Begin, position, snapshot, &begin.encode_to_vec());
+        for part in parts {
+            self.push_rows(position, part);
+        }
+        self.push_snapshot_mark(Kind::SnapshotCursor, position, snapshot, cursor);
+        let commit = v1::Commit { position: position.to_string() };
+        self.push_snapshot_mark(Kind::Commit, position, snapshot, &commit.encode_to_vec());
+    }
+
+    /// A snapshot begins.
+    pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
+        let begin = v1::SnapshotBegin { snapshot, position: position.to_string(), tables };
+        self.push_snapshot_mark(Kind::SnapshotBegin, position, snapshot, &begin.encode_to_vec());
+    }
+
+    /// A snapshot ends; `abandoned` says why, where it is given up, and is empty where it is complete.
+    pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: &str) {
+        let end = v1::SnapshotEnd { snapshot, position: position.to_string(), abandoned: abandoned.to_owned() };
+        self.push_snapshot_mark(Kind::SnapshotEnd, position, snapshot, &end.encode_to_vec());
+    }
+
+    fn push_snapshot_mark(&mut self, kind: Kind, position: Position, snapshot: u32, payload: &[u8]) {
+        self.builder.push(Entry { row_type: snapshot, ..mark(kind, position) }, payload);
+    }
+
+    /// Appends the rows of a part of a chunk, all at once.
+    fn push_rows(&mut self, position: Position, mut part: BlockBuilder) {
+        if self.builder.byte_count() >= LARGE_BYTES {
+            self.full.push_back(self.builder.finish());
+        }
+        let offset = self.builder.offset();
+        for entry in &part.entries {
+            set_ordinal(&mut part.payload, entry, position.ordinal);
+            let (lsn, ordinal) = (position.lsn, position.ordinal);
+            let (start, end) = (entry.start + offset, entry.end + offset);
+            self.builder.entries.push(Entry { lsn, ordinal, start, end, ..*entry });
+        }
+        self.builder.payload.extend_from_slice(&part.payload);
+    }
+}
+
 fn mark(kind: Kind, position: Position) -> Entry {
     Entry {
         lsn: position.lsn,
@@ -184,5 +246,89 @@ fn timestamp(us: i64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: us.div_euclid(1_000_000),
         nanos: i32::try_from(us.rem_euclid(1_000_000) * 1_000).expect("less than a second"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidegate_schema::{Extra, OldKind};
+
+    const SNAPSHOT: u32 = 3;
+
+    fn rows(lens: &[usize]) -> BlockBuilder {
+        let mut part = BlockBuilder::default();
+        for len in lens {
+            let row = vec![7; *len];
+            let (old, unchanged) = (&[][..], &[][..]);
+            let extra = Extra::None;
+            let change =
+                ChangeParts { op: Op::Read, row_type: 9, row: &row, old, old_kind: OldKind::None, unchanged, extra };
+            push_change(&change, Lsn::ZERO, &mut part);
+        }
+        part
+    }
+
+    fn emitter() -> Emitter {
+        let mut emitter = Emitter::default();
+        emitter.describe(9, Bytes::from_static(b"announcement"));
+        emitter
+    }
+
+    #[test]
+    fn a_chunk_stands_at_one_position_with_its_cursor_before_its_commit() {
+        let mut emitter = emitter();
+        let position = Position::new(Lsn(80), 1 << 31);
+        emitter.emit_chunk(position, SNAPSHOT, vec![rows(&[5, 600_000]), rows(&[9])], b"cursor");
+        let block = emitter.take().expect("a chunk");
+        assert!(block.entries().iter().all(|entry| entry.position() == position));
+        let kinds: Vec<Kind> = block.entries().iter().map(|entry| entry.kind).collect();
+        let change = Kind::Change;
+        let expected = [Kind::RowType, Kind::Begin, change, change, change, change, Kind::SnapshotCursor, Kind::Commit];
+        assert_eq!(kinds, expected);
+        let marks = |kind| block.entries().iter().find(|entry| entry.kind == kind).copied().expect("it is there");
+        assert!([Kind::Begin, Kind::SnapshotCursor, Kind::Commit].iter().all(|kind| marks(*kind).row_type == SNAPSHOT));
+        assert_eq!(&block.slice(&marks(Kind::SnapshotCursor))[..], b"cursor");
+        let begin = v1::Begin::decode(block.slice(&marks(Kind::Begin))).expect("a Begin");
+        assert_eq!((begin.snapshot, begin.xid, begin.position), (SNAPSHOT, 0, position.to_string()));
+        // Neighbouring changes are a valid batch as they stand.
+        let run = &block.payload()[block.entries()[2].start as usize..block.entries()[5].end as usize];
+        let batch = v1::ChangeBatch::decode(run).expect("a ChangeBatch");
+        assert!(
+            batch
+                .changes
+                .iter()
+                .all(|change| change.ordinal == position.ordinal && change.op() == v1::change::Op::Read)
+        );
+        assert_eq!(batch.changes.iter().map(|change| change.row.len()).sum::<usize>(), 600_014);
+    }
+
+    #[test]
+    fn a_large_chunk_leaves_in_several_blocks_and_an_empty_one_keeps_its_cursor() {
+        let mut emitter = emitter();
+        let parts = (0..80).map(|_| rows(&[60_000])).collect();
+        emitter.emit_chunk(Position::new(Lsn(80), 1 << 31), SNAPSHOT, parts, b"");
+        emitter.emit_chunk(Position::new(Lsn(80), (1 << 31) + 1), SNAPSHOT, Vec::new(), b"last");
+        let blocks: Vec<Block> = std::iter::from_fn(|| emitter.take()).collect();
+        assert!(blocks.len() > 2 && blocks.iter().all(|block| block.byte_count() < MAX_BLOCK_BYTES));
+        let entries: Vec<Entry> = blocks.iter().flat_map(|block| block.entries().to_vec()).collect();
+        assert!(entries.is_sorted_by_key(Entry::position));
+        assert_eq!(entries.iter().filter(|entry| entry.kind == Kind::Change).count(), 80);
+        assert_eq!(entries.iter().filter(|entry| entry.kind == Kind::RowType).count(), 1);
+        assert_eq!(entries.iter().filter(|entry| entry.kind == Kind::SnapshotCursor).count(), 2);
+    }
+
+    #[test]
+    fn a_snapshots_marks_complete_and_name_it() {
+        let mut emitter = emitter();
+        let at = |ordinal: u32| Position::new(Lsn(80), (1 << 31) + ordinal);
+        emitter.emit_snapshot_begin(at(0), SNAPSHOT, vec!["public.orders".to_owned()]);
+        emitter.emit_snapshot_end(at(1), SNAPSHOT, "cancelled");
+        let block = emitter.take().expect("two marks");
+        assert!(block.entries().iter().all(|entry| entry.completes() && entry.row_type == SNAPSHOT));
+        let begin = v1::SnapshotBegin::decode(block.slice(&block.entries()[0])).expect("a SnapshotBegin");
+        let end = v1::SnapshotEnd::decode(block.slice(&block.entries()[1])).expect("a SnapshotEnd");
+        assert_eq!((begin.snapshot, begin.tables), (SNAPSHOT, vec!["public.orders".to_owned()]));
+        assert_eq!((end.position, end.abandoned), (at(1).to_string(), "cancelled".to_owned()));
     }
 }

@@ -5,7 +5,9 @@ use std::{io, time::Duration};
 use tidegate_control::ControlError;
 use tidegate_feed::FeedClosed;
 use tidegate_model::{Retry, TableName};
-use tidegate_postgres::{CatalogError, ConnectError, ReplicationError, pgoutput::DecodeError};
+use tidegate_postgres::{
+    CatalogError, ConnectError, ReplicationError, pgoutput::DecodeError, snapshot::SnapshotReadError,
+};
 use tidegate_schema::EncodeError;
 
 use crate::Discontinuity;
@@ -90,6 +92,17 @@ pub enum CaptureError {
         /// What it stands for.
         stored: String,
     },
+    /// A table of an interrupted snapshot could not be looked up.
+    #[error(transparent)]
+    SnapshotRead(#[from] SnapshotReadError),
+    /// A snapshot that was interrupted cannot go on.
+    #[error(
+        "snapshot {snapshot} was interrupted, and one of its tables is gone or cannot be read any more; start it again"
+    )]
+    SnapshotNotRestored {
+        /// Its number.
+        snapshot: u32,
+    },
     /// The store has ended.
     #[error(transparent)]
     FeedClosed(#[from] FeedClosed),
@@ -117,9 +130,11 @@ impl CaptureError {
             CaptureError::Connect(error) => error.retry(),
             CaptureError::Replication(error) => error.retry(),
             CaptureError::Catalog(error) => error.retry(),
+            CaptureError::SnapshotRead(error) => error.retry(),
             CaptureError::Control(error) => error.retry(),
             CaptureError::Decode(_) | CaptureError::Encode(_) | CaptureError::Protocol(_) => Retry::Never,
             CaptureError::ForeignSlot { .. }
+            | CaptureError::SnapshotNotRestored { .. }
             | CaptureError::UnknownRelation(_)
             | CaptureError::NumberReused { .. }
             | CaptureError::SpoolRead(_)

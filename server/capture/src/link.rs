@@ -1,14 +1,18 @@
 //! What the reading side and the answering side of a capture share.
 
-use std::sync::Mutex;
+use std::sync::{
+    Mutex,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
 
 use tidegate_feed::Durable;
-use tidegate_model::{Clock, Lsn};
+use tidegate_model::{Clock, Epoch, Lsn, Visibility};
 use tokio::sync::{Notify, watch};
 
 use crate::{
     assembler::ConfirmPoint,
     confirm::Confirmations,
+    snapshot::{Decoded, Unseen},
     status::{CaptureStatus, State},
 };
 
@@ -19,20 +23,77 @@ const DISK_FULL: &str = "the disk below data_dir is full: nothing is confirmed, 
 #[derive(Debug)]
 pub(crate) struct Link {
     confirmations: Mutex<Confirmations>,
+    unseen: Mutex<Unseen>,
     status: watch::Sender<CaptureStatus>,
     /// The server wants an answer now.
     pub(crate) answer_now: Notify,
+    /// We want one: where its WAL ends.
+    wants_reply: AtomicBool,
 }
 
 impl Link {
     pub(crate) fn new(status: watch::Sender<CaptureStatus>) -> Self {
-        Link { confirmations: Mutex::default(), status, answer_now: Notify::new() }
+        Link {
+            confirmations: Mutex::default(),
+            unseen: Mutex::default(),
+            status,
+            answer_now: Notify::new(),
+            wants_reply: AtomicBool::new(false),
+        }
     }
 
     /// Changes the confirmations.
     pub(crate) fn confirmations<T>(&self, change: impl FnOnce(&mut Confirmations) -> T) -> T {
         let mut guard = self.confirmations.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         change(&mut guard)
+    }
+
+    fn unseen<T>(&self, change: impl FnOnce(&mut Unseen) -> T) -> T {
+        change(&mut self.unseen.lock().unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    /// Asks the server where its WAL ends: a keepalive follows.
+    pub(crate) fn ask(&self) {
+        self.wants_reply.store(true, Relaxed);
+        self.answer_now.notify_one();
+    }
+
+    /// Was the server to be asked?
+    pub(crate) fn take_wants_reply(&self) -> bool {
+        self.wants_reply.swap(false, Relaxed)
+    }
+
+    /// Transactions that have changed the table, were decoded, and are not known to be visible.
+    pub(crate) fn writers(&self, table_oid: u32) -> Vec<u32> {
+        self.unseen(|unseen| unseen.writers(table_oid))
+    }
+
+    /// A transaction has been decoded, for the first time or again; to be told before any of it is handed to the feed.
+    pub(crate) fn decoded(&self, transaction: Decoded) {
+        self.unseen(|unseen| unseen.decoded(transaction));
+    }
+
+    /// Must a snapshot be asked what it sees, before all that is durable may be confirmed?
+    pub(crate) fn waits_for_visibility(&self) -> bool {
+        self.unseen(|unseen| !unseen.is_empty())
+    }
+
+    /// A snapshot, asked for just now, sees this.
+    pub(crate) fn seen(&self, visibility: &Visibility) {
+        let (before, now) = self.unseen(|unseen| {
+            let before = unseen.confirm_floor();
+            unseen.prune(visibility);
+            (before, unseen.confirm_floor())
+        });
+        if before != now {
+            self.answer_now.notify_one();
+        }
+    }
+
+    /// A new epoch: what was published and decoded before does not count.
+    pub(crate) fn start_epoch(&self, epoch: Epoch, start_lsn: Lsn) {
+        self.confirmations(|confirmations| confirmations.start_epoch(epoch, start_lsn));
+        self.unseen(Unseen::start_epoch);
     }
 
     /// A block has been handed to the feed.
@@ -58,7 +119,9 @@ impl Link {
     /// What the store has made durable: what may be confirmed.
     pub(crate) fn durable(&self, durable: Durable) -> Lsn {
         let Durable { position, epoch, disk_full } = durable;
-        let confirmed_flush_lsn = self.confirmations(|confirmations| confirmations.durable(epoch, position));
+        // Asked for after the store has said what is durable: all of that was noted before.
+        let floor_lsn = self.unseen(|unseen| unseen.confirm_floor());
+        let confirmed_flush_lsn = self.confirmations(|confirmations| confirmations.durable(epoch, position, floor_lsn));
         self.status.send_if_modified(|status| {
             let state = match (status.state, disk_full) {
                 (State::Streaming, true) => State::DiskFull,

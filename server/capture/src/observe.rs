@@ -1,14 +1,17 @@
-//! Looks after slot and publication while they are read from: how much WAL PostgreSQL keeps, and what is published.
+//! Looks after slot and publication while they are read from: how much WAL PostgreSQL keeps, what is published, and which of the
+//! transactions that were decoded have become visible, so that they may be confirmed.
 
 use std::{sync::Arc, time::Duration};
 
-use tidegate_postgres::{PublicationContent, Session, slot_status};
+use tidegate_postgres::{PublicationContent, Session, slot_status, visibility};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{CaptureError, link::Link, promises::Promises};
 
 /// A table that joins the publication is not looked after before the next look.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Looks between two looks at the slot.
+const SLOT_EVERY: u32 = 5;
 
 /// Runs until the session breaks, or the publication does.
 pub(crate) async fn observe(
@@ -20,14 +23,28 @@ pub(crate) async fn observe(
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        ticks.tick().await;
-        match slot_status(&session, &slot).await {
-            Ok(Some(status)) => link.update(|shown| shown.retained_wal_bytes = status.retained_wal_bytes),
-            Ok(None) => {}
-            Err(error) => return error.into(),
-        }
-        if let Err(error) = promises.look_after(&session, &mut published).await {
-            return error;
+        for tick in 0..SLOT_EVERY {
+            ticks.tick().await;
+            let observed = if tick == 0 { observe_slot(&session, &slot, &link).await } else { Ok(()) };
+            let observed = observed.and(observe_visibility(&session, &link).await);
+            if let Err(error) = observed.and(promises.look_after(&session, &mut published).await) {
+                return error;
+            }
         }
     }
+}
+
+async fn observe_slot(session: &Session, slot: &str, link: &Link) -> Result<(), CaptureError> {
+    if let Some(status) = slot_status(session, slot).await? {
+        link.update(|shown| shown.retained_wal_bytes = status.retained_wal_bytes);
+    }
+    Ok(())
+}
+
+/// Asks only while something waits for it: an idle source is left alone.
+async fn observe_visibility(session: &Session, link: &Link) -> Result<(), CaptureError> {
+    if link.waits_for_visibility() {
+        link.seen(&visibility(session).await?);
+    }
+    Ok(())
 }

@@ -4,7 +4,10 @@
 //! The stream says the columns' names and types as they were when the change was made; the catalog, as they are now. What the
 //! catalog no longer has is encoded as text, so that a change never waits for a table that is gone.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -12,7 +15,7 @@ use tidegate_control::{ColumnRequest, Control, RowTypeRequest, UsedNumbers};
 use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
 use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info};
 use tidegate_proto::v1;
-use tidegate_schema::{ColumnSpec, RowEncoder, RowTypeSpec, TypeShape, ValueKind};
+use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, RowTypeSpec, TypeShape, ValueKind};
 
 use crate::{
     CaptureError,
@@ -60,12 +63,15 @@ impl Resolver {
         let proto = spec.to_proto();
         let announcement = Bytes::from(proto.encode_to_vec());
         self.numbers.learn(proto)?;
-        Ok(Followed::Yes(TableCodec {
+        Ok(Followed::Yes(Arc::new(TableCodec {
             row_type: spec.row_type,
+            table_oid: relation.oid,
+            key: spec.columns.iter().filter(|column| column.key).map(|column| column.field).collect(),
+            decoder: RowDecoder::new(&spec.columns),
             encoder: RowEncoder::new(&spec.columns),
             fields: numbers.fields,
             announcement,
-        }))
+        })))
     }
 }
 

@@ -3,9 +3,12 @@
 use std::{sync::Arc, time::Duration};
 
 use tidegate_feed::{FeedItem, Publish};
-use tidegate_model::{Block, Clock, Kind, Lsn, TransactionId};
-use tidegate_postgres::{Frame, Session, WalReader, pgoutput::Decoder};
-use tokio::{task::JoinSet, time::Instant};
+use tidegate_model::{Block, Clock, Kind, Lsn, Relation, TableName, TransactionId};
+use tidegate_postgres::{
+    Frame, Session, WalReader,
+    pgoutput::{Decoder, Message},
+};
+use tokio::{sync::mpsc, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -14,7 +17,9 @@ use crate::{
     emitter::Ended,
     link::Link,
     resolve::Resolver,
+    snapshot::{Begun, Decoded, Order, Stage},
     status::State,
+    table::Followed,
     undeliverable::Stuck,
 };
 
@@ -22,6 +27,8 @@ use crate::{
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 /// Or when this much WAL has gone by.
 const PROGRESS_BYTES: u64 = 16 << 20;
+/// Between two questions where the server's WAL ends.
+const ASK: Duration = Duration::from_millis(10);
 /// How long a block may gather in a backlog.
 const GATHER: Duration = Duration::from_millis(2);
 
@@ -41,6 +48,10 @@ pub(crate) struct Streaming<'a, P> {
     pub(crate) last_transaction: &'a mut Option<TransactionId>,
     /// A transaction at which capture has stopped; it streams only when it has got past it.
     pub(crate) stuck: &'a mut Option<Stuck>,
+    pub(crate) snapshots: &'a mut Stage,
+    pub(crate) orders: &'a mut mpsc::Receiver<Order>,
+    /// A chunk waits for its watermark: when the server is asked again where its WAL ends.
+    pub(crate) ask_at: Option<Instant>,
     /// The newest point whose block has not been published yet.
     pub(crate) point: Option<ConfirmPoint>,
     pub(crate) last_progress: Option<Instant>,
@@ -86,16 +97,23 @@ impl<P: Publish> Streaming<'_, P> {
 
     async fn read(&mut self, reader: &mut WalReader) -> Result<(), Interrupt> {
         let stop = self.stop.clone();
-        let gather_until = self.gather_until;
+        let (gather_until, ask_at) = (self.gather_until, self.ask_at);
+        let takes_orders = self.snapshots.takes_orders(self.assembler.received());
         let frames = tokio::select! {
             biased;
             () = stop.cancelled() => return Err(Interrupt::Stopped),
             Some(ended) = self.beside.join_next() => {
                 return Err(ended.unwrap_or(CaptureError::Protocol("a task of the capture has died")).into());
             }
+            Some(order) = self.orders.recv(), if takes_orders => return self.order(order).await,
             frames = reader.read() => frames?,
             () = async { tokio::time::sleep_until(gather_until.expect("only polled when set")).await },
                 if gather_until.is_some() => return self.hand_over_rest().await,
+            () = async { tokio::time::sleep_until(ask_at.expect("only polled when set")).await }, if ask_at.is_some() => {
+                self.ask_at = None;
+                self.ask_for_watermark();
+                return Ok(());
+            }
         };
         let mut heard = Lsn::ZERO;
         for frame in frames {
@@ -115,6 +133,7 @@ impl<P: Publish> Streaming<'_, P> {
         }
         self.link.heard(heard, &*self.clock);
         self.assembler.spill()?;
+        self.ask_for_watermark();
         // In a backlog, whoever receives a block is better served by a full one.
         if !reader.in_backlog() || self.gather_until.is_some_and(|until| until <= Instant::now()) {
             return self.hand_over_rest().await;
@@ -133,7 +152,14 @@ impl<P: Publish> Streaming<'_, P> {
     }
 
     async fn message(&mut self, data: &[u8]) -> Result<(), Interrupt> {
-        match self.assembler.handle(self.decoder.decode(data)?)? {
+        let message = self.decoder.decode(data)?;
+        // Chunks whose watermark comes before it pass first.
+        if let Message::Commit { commit_end_lsn, .. } | Message::StreamCommit { commit_end_lsn, .. } = &message {
+            self.snapshots.before_transaction(*commit_end_lsn, self.assembler);
+        } else if let Message::LogicalMessage { transactional: false, message_lsn, .. } = &message {
+            self.snapshots.passed(*message_lsn, self.assembler);
+        }
+        match self.assembler.handle(message)? {
             Step::Done => Ok(()),
             Step::Resolve(relation) => {
                 let followed = tokio::select! {
@@ -141,19 +167,42 @@ impl<P: Publish> Streaming<'_, P> {
                     () = self.stop.cancelled() => return Err(Interrupt::Stopped),
                     followed = self.resolver.resolve(self.session, &relation) => followed?,
                 };
+                if let Followed::Yes(table) = &followed {
+                    self.snapshots.set_row_type(table);
+                }
                 self.assembler.set_relation(relation.oid, followed);
                 Ok(())
             }
             Step::Emitted(point) => {
                 self.point = Some(point);
+                self.snapshots.passed(point.position.lsn, self.assembler);
                 self.hand_over_full().await
+            }
+            Step::Again(decoded, mut parts) => {
+                let (xid, commit_end_lsn) = (decoded.xid, decoded.commit_end_lsn);
+                self.link.decoded(decoded);
+                while self.snapshots.wants(commit_end_lsn)
+                    && let Some(part) = parts.next().map_err(CaptureError::Spool)?
+                {
+                    self.snapshots.part(xid, commit_end_lsn, &part);
+                }
+                self.snapshots.passed(commit_end_lsn, self.assembler);
+                Ok(())
             }
             Step::Emit(ended, point) => self.emit(*ended, point).await,
         }
     }
 
     async fn emit(&mut self, mut ended: Ended, point: ConfirmPoint) -> Result<(), Interrupt> {
-        while self.assembler.emit_part(&mut ended)? {
+        // Noted first: nothing of it may be confirmed before it is known to be visible.
+        self.link.decoded(Decoded {
+            commit_lsn: point.confirm_lsn,
+            commit_end_lsn: ended.commit_end_lsn,
+            xid: ended.xid,
+            tables: std::mem::take(&mut ended.tables),
+        });
+        let (xid, commit_end_lsn) = (ended.xid, ended.commit_end_lsn);
+        while self.assembler.emit_part(&mut ended, |part| self.snapshots.part(xid, commit_end_lsn, part))? {
             self.hand_over_full().await?;
         }
         if ended.begun {
@@ -164,10 +213,84 @@ impl<P: Publish> Streaming<'_, P> {
                 commit_time_us: ended.commit_time_us,
             });
         }
+        self.snapshots.passed(commit_end_lsn, self.assembler);
         self.hand_over_full().await
     }
 
+    /// Asks where the server's WAL ends, as long as a chunk waits for it to be passed: an idle server does not say so by itself.
+    fn ask_for_watermark(&mut self) {
+        if self.snapshots.is_waiting() && self.ask_at.is_none() {
+            self.link.ask();
+            self.ask_at = Some(Instant::now() + ASK);
+        }
+    }
+
+    /// Carries out what the coordinator of snapshots orders. Whoever wants to know what came of it may have gone.
+    async fn order(&mut self, order: Order) -> Result<(), Interrupt> {
+        match order {
+            Order::Begin { snapshot, tables, reply } => {
+                let stop = self.stop.clone();
+                let begun = tokio::select! {
+                    biased;
+                    () = stop.cancelled() => return Err(Interrupt::Stopped),
+                    begun = self.begin_snapshot(snapshot, tables) => begun,
+                };
+                reply.send(begun).ok();
+            }
+            Order::StartRead { snapshot, table_oid, reply } => {
+                reply.send(self.snapshots.start_read(snapshot, table_oid)).ok();
+            }
+            Order::AbandonRead { read } => self.snapshots.abandon_read(read),
+            Order::Chunk { read, chunk, ticket } => self.snapshots.chunk(read, *chunk, ticket, self.assembler),
+            Order::Finish { snapshot, table_oid, reply } => {
+                reply.send(self.snapshots.finish(snapshot, table_oid, self.assembler)).ok();
+            }
+            Order::End { snapshot, abandoned, reply } => {
+                reply.send(self.snapshots.end(snapshot, &abandoned, self.assembler)).ok();
+            }
+        }
+        self.ask_for_watermark();
+        self.hand_over_rest().await
+    }
+
+    async fn begin_snapshot(
+        &mut self,
+        snapshot: u32,
+        tables: Vec<(TableName, Relation)>,
+    ) -> Result<Begun, CaptureError> {
+        let mut codecs = Vec::with_capacity(tables.len());
+        for (_, relation) in &tables {
+            let codec = match self.resolver.resolve(self.session, relation).await? {
+                Followed::Yes(codec) => Some(codec),
+                Followed::No => None,
+            };
+            if let Some(codec) = &codec {
+                self.assembler.describe(codec);
+                self.snapshots.set_row_type(codec);
+            }
+            codecs.push(codec);
+        }
+        let received = self.assembler.received();
+        let followed: Option<Vec<_>> = codecs.iter().cloned().collect();
+        let after = match (self.snapshots.after(snapshot)?, followed) {
+            (Some(after), _) => after,
+            // Nothing begins: whoever asked finds the table that is not followed.
+            (None, None) => received,
+            (None, Some(followed)) => {
+                let names = tables.into_iter().map(|(name, _)| name);
+                let tables: Vec<_> = names.zip(followed).collect();
+                let link = Arc::clone(&self.link);
+                let begun = self.snapshots.begin(snapshot, &tables, |oid| link.writers(oid), self.assembler);
+                begun.unwrap_or(received)
+            }
+        };
+        Ok(Begun { after, codecs })
+    }
+
     fn keepalive(&mut self, server_lsn: Lsn) -> Result<(), Interrupt> {
+        if self.assembler.is_between_transactions() {
+            self.snapshots.passed(server_lsn, self.assembler);
+        }
         let recent = self.last_progress.is_some_and(|at| at.elapsed() < PROGRESS_INTERVAL);
         if recent && server_lsn.bytes_since(self.assembler.received().lsn) < PROGRESS_BYTES {
             return Ok(());

@@ -1,7 +1,9 @@
 //! What the assembler needs of a table that it follows.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
-use tidegate_schema::RowEncoder;
+use tidegate_schema::{FieldSet, RowDecoder, RowEncoder};
 
 /// How a relation of the current connection is treated.
 #[derive(Debug)]
@@ -9,7 +11,7 @@ pub(crate) enum Followed {
     /// Its changes are counted, and left out.
     No,
     /// Its changes are encoded.
-    Yes(TableCodec),
+    Yes(Arc<TableCodec>),
 }
 
 /// A row type, ready to encode.
@@ -17,6 +19,12 @@ pub(crate) enum Followed {
 pub(crate) struct TableCodec {
     /// Unique within the source.
     pub(crate) row_type: u32,
+    /// `pg_class.oid`.
+    pub(crate) table_oid: u32,
+    /// The key's fields; empty for a table without one.
+    pub(crate) key: FieldSet,
+    /// The way back, column by column.
+    pub(crate) decoder: RowDecoder,
     /// In the order of the relation's columns.
     pub(crate) encoder: RowEncoder,
     /// Field numbers, in the order of the relation's columns.

@@ -12,8 +12,9 @@ use std::{collections::HashSet, fs::File, io, os::unix::fs::FileExt, path::Path}
 
 use bytes::BytesMut;
 use tidegate_model::{BlockBuilder, Entry, Kind, Lsn, Op};
+use tidegate_schema::Room;
 
-use crate::encode::Room;
+use crate::snapshot::TableSet;
 
 /// A part is sealed when it is larger than this; also the size of the blocks that the feed carries.
 pub(crate) const PART_BYTES: usize = 64 << 10;
@@ -25,6 +26,8 @@ pub(crate) struct Transaction {
     pub(crate) xid: u32,
     /// Replication origin, or empty.
     pub(crate) origin: String,
+    /// Followed tables with a change, be it of a subtransaction that was rolled back.
+    pub(crate) tables: TableSet,
     aborted: HashSet<u32>,
     spool: Option<Spool>,
     sealed: Vec<BlockBuilder>,
@@ -162,8 +165,8 @@ fn without_aborted(part: BlockBuilder, aborted: &HashSet<u32>) -> BlockBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::encode::{ChangeParts, Extra, OldKind, push_change};
     use proptest::prelude::*;
+    use tidegate_schema::{ChangeParts, Extra, OldKind, push_change};
 
     fn row_of(part: &BlockBuilder, entry: &Entry) -> Vec<u8> {
         part.payload[entry.start as usize..entry.end as usize].to_vec()

@@ -2,14 +2,19 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use tidegate_model::SourceName;
+use tidegate_model::{Epoch, SourceName, TableName};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
 };
 use tokio_postgres::{Client, types::ToSql};
 
-use crate::{ControlError, RowTypeNumbers, RowTypeRequest, migrate::migrate, row_types};
+use crate::{
+    ControlError, RowTypeNumbers, RowTypeRequest,
+    migrate::migrate,
+    row_types,
+    snapshots::{self, JobState, SnapshotJob},
+};
 
 /// A query may wait this long, behind another node's for instance.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,6 +88,40 @@ impl Control {
              WHERE (source.publication_oid, source.publication_content)
                    IS DISTINCT FROM (excluded.publication_oid, excluded.publication_content)";
         self.execute(SQL, &[&source.as_str(), &oid, &content]).await
+    }
+
+    /// Records a snapshot that is to run, with a number above `at_least`.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn create_snapshot(
+        &self,
+        source: &SourceName,
+        (epoch, at_least): (Epoch, u32),
+        tables: &[TableName],
+    ) -> Result<SnapshotJob, ControlError> {
+        self.ask(async |client| snapshots::create(client, source, (epoch, at_least), tables).await).await
+    }
+
+    /// The source's unfinished snapshots and the last hundred that have ended, oldest first.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn snapshots(&self, source: &SourceName) -> Result<Vec<SnapshotJob>, ControlError> {
+        self.ask(async |client| snapshots::list(client, source).await).await
+    }
+
+    /// Changes what is to become of a snapshot; false where it has ended already, or never was.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn set_snapshot_state(
+        &self,
+        source: &SourceName,
+        (snapshot, state): (u32, JobState),
+        detail: &str,
+    ) -> Result<bool, ControlError> {
+        self.ask(async |client| snapshots::set_state(client, source, (snapshot, state), detail).await).await
     }
 
     /// Forgets a source that is dropped for good, its numbers included.

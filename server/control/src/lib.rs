@@ -1,7 +1,7 @@
 //! The control database: what must outlive a node.
 //!
 //! ```text
-//! capture ── row type of a relation? ──▶ Control ──▶ schema `tidegate`: source, field, row_type
+//! capture ── row type of a relation? ──▶ Control ──▶ schema `tidegate`: source, field, row_type, snapshot
 //!                                          ▲
 //! migrations/control/*.sql ── at open, under an advisory lock
 //! ```
@@ -13,7 +13,9 @@ mod control;
 mod error;
 mod migrate;
 mod row_types;
+mod snapshots;
 
 pub use control::{Connector, Control, KnownPublication};
 pub use error::ControlError;
 pub use row_types::{ColumnRequest, RowTypeNumbers, RowTypeRequest, UsedNumbers};
+pub use snapshots::{JobState, SnapshotJob};

@@ -8,6 +8,8 @@
 //! [`filter`] is a function of plan, block and carry, so that all subscriptions with the plan share its result. A
 //! [`Delivery`] is one subscription's way through filtered blocks: where it started, what it was told, and its credit.
 //!
+//! Of chunks and snapshots' marks, a plan has those of its own snapshot; the others pass like transactions without a match.
+//!
 //! Invariants: runs of whole changes are slices of the block; marks are sent only for transactions in which something
 //! matched; changes are sent only while credit is positive, so that it is overdrawn by at most one message.
 
@@ -20,6 +22,7 @@ use tidegate_proto::v1;
 
 use crate::{
     frame::{Addressee, Event, Outbox},
+    opening::abandoned,
     projection::ChangeProjector,
     selection::{Deliver, Plan, Routing, RowTypeLookup},
     status::GatewayError,
@@ -66,13 +69,26 @@ struct Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     Begin,
-    Changes { selection: u32, change_count: u32 },
+    Changes {
+        selection: u32,
+        change_count: u32,
+    },
     Commit,
+    SnapshotBegin,
+    /// Complete, or given up: then its subscriptions end.
+    SnapshotEnd {
+        abandoned: bool,
+    },
 }
 
-/// Projections of changes that are cut by the end of a block. Empty almost always.
+/// What the end of a block cuts.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Carry(Vec<(u32, ChangeProjector)>);
+pub(crate) struct Carry {
+    /// Projections of changes. Empty almost always.
+    cut: Vec<(u32, ChangeProjector)>,
+    /// The open chunk is another snapshot's.
+    foreign: bool,
+}
 
 /// Filters a block. `carry` is what the block before it left; None where that was not filtered: then what precedes the
 /// first Begin was received by the subscription earlier, and is passed over.
@@ -129,7 +145,18 @@ struct Filter<'a> {
 impl Filter<'_> {
     fn entry(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
         match entry.kind {
-            Kind::RowType | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd | Kind::SnapshotCursor => {}
+            Kind::RowType | Kind::Progress | Kind::SnapshotCursor => {}
+            Kind::SnapshotBegin | Kind::SnapshotEnd if !self.plan.follows(entry.row_type) => {}
+            Kind::SnapshotBegin => self.mark(What::SnapshotBegin, entry),
+            Kind::SnapshotEnd => {
+                let end = v1::SnapshotEnd::decode(self.block.slice(entry)).map_err(|_| damaged(entry))?;
+                self.mark(What::SnapshotEnd { abandoned: !end.abandoned.is_empty() }, entry);
+            }
+            Kind::Begin if entry.is_of_snapshot() && !self.plan.follows(entry.row_type) => {
+                self.received = false;
+                self.carry.foreign = true;
+            }
+            Kind::Commit if self.carry.foreign => self.carry.foreign = false,
             Kind::Begin => {
                 self.received = false;
                 self.begin = Some((*entry, self.pieces.len()));
@@ -137,7 +164,10 @@ impl Filter<'_> {
             }
             Kind::Commit => match self.begin.take() {
                 Some((begin, at)) => {
-                    self.commit_time = Some(begin);
+                    // A chunk has none of its own.
+                    if !begin.is_of_snapshot() {
+                        self.commit_time = Some(begin);
+                    }
                     if at + 1 == self.pieces.len() {
                         self.pieces.pop();
                     } else {
@@ -146,7 +176,7 @@ impl Filter<'_> {
                 }
                 None => self.mark(What::Commit, entry),
             },
-            Kind::Change if self.received => {}
+            Kind::Change if self.received || self.carry.foreign => {}
             Kind::Change => {
                 let routing = self.routing(entry.row_type, lookup)?;
                 for selection in 0..routing.deliver.len() {
@@ -186,9 +216,9 @@ impl Filter<'_> {
                 let part = &self.block.payload()[entry.start as usize..entry.end as usize];
                 projector
                     .push(part, |field| fields.contains(field), &mut self.projected)
-                    .map_err(|_| GatewayError::Damaged { at: entry.position().to_string() })?;
+                    .map_err(|_| damaged(entry))?;
                 if entry.continues {
-                    self.carry.0.push((number, projector));
+                    self.carry.cut.push((number, projector));
                 }
                 (start..self.projected.len(), true)
             }
@@ -201,8 +231,8 @@ impl Filter<'_> {
     }
 
     fn take_carry(&mut self, selection: u32) -> ChangeProjector {
-        let at = self.carry.0.iter().position(|(carried, _)| *carried == selection);
-        at.map_or_else(ChangeProjector::default, |at| self.carry.0.swap_remove(at).1)
+        let at = self.carry.cut.iter().position(|(carried, _)| *carried == selection);
+        at.map_or_else(ChangeProjector::default, |at| self.carry.cut.swap_remove(at).1)
     }
 
     /// Adds a change to the run before it, where it touches that and the message does not grow too large.
@@ -223,13 +253,17 @@ impl Filter<'_> {
     }
 }
 
+fn damaged(entry: &Entry) -> GatewayError {
+    GatewayError::Damaged { at: entry.position().to_string() }
+}
+
 /// The commit time that a Begin states.
 fn commit_time_us(begin: &[u8]) -> Option<i64> {
     v1::Begin::decode(begin).ok()?.commit_time.as_ref().map(microseconds)
 }
 
 /// What a [`Delivery`] did when it was asked to go on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Step {
     /// It sent a message of changes.
     Sent {
@@ -242,6 +276,8 @@ pub(crate) enum Step {
     Starved,
     /// It needs the next block.
     Exhausted,
+    /// Its snapshot was given up: nothing more comes.
+    Abandoned(v1::Reset),
 }
 
 /// One subscription's way through the filtered blocks.
@@ -348,6 +384,14 @@ impl Delivery {
             match piece.what {
                 What::Begin => self.begin = PendingBegin::Piece(at),
                 What::Commit => self.commit(&filtered, piece, out),
+                What::SnapshotEnd { abandoned: true } => {
+                    let end = v1::SnapshotEnd::decode(filtered.payload.slice(piece.range.clone())).unwrap_or_default();
+                    return Step::Abandoned(abandoned(&end));
+                }
+                What::SnapshotBegin => self.snapshot_mark(Event::SnapshotBegin, &filtered, piece, out),
+                What::SnapshotEnd { abandoned: false } => {
+                    self.snapshot_mark(Event::SnapshotEnd, &filtered, piece, out);
+                }
                 What::Changes { selection, change_count } => {
                     if !self.has_credit() {
                         self.current = Some((filtered, at));
@@ -395,6 +439,12 @@ impl Delivery {
         }
         self.begun = false;
         self.begin = PendingBegin::None;
+        self.position = self.position.max(piece.position);
+    }
+
+    fn snapshot_mark(&mut self, mark: Event, filtered: &Filtered, piece: &Piece, out: &mut Outbox) {
+        let to = Addressee { subscription: self.subscription, selection: 0 };
+        out.event(to, mark, &filtered.payload, piece.range.clone());
         self.position = self.position.max(piece.position);
     }
 

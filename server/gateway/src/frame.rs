@@ -28,6 +28,8 @@ pub(crate) enum Event {
     Begin = 5,
     Changes = 6,
     Commit = 7,
+    SnapshotBegin = 8,
+    SnapshotEnd = 9,
 }
 
 /// What goes before the event.

@@ -28,6 +28,7 @@ use crate::{
     reflection::ReflectionService,
     service::ChangesService,
     share::ShareCache,
+    snapshot_service::SnapshotService,
     source::{Source, SourceHandle, Sources},
 };
 
@@ -125,6 +126,7 @@ impl Gateway {
         routes
             .add_service(ChangesService::new(shared()))
             .add_service(CatalogServer::new(CatalogService::new(shared())).max_decoding_message_size(limit))
+            .add_service(SnapshotService::server(shared()))
             .add_service(HealthServer::new(HealthService::new(shared())).max_decoding_message_size(limit))
             .add_service(ServerReflectionServer::new(reflection.clone()).max_decoding_message_size(limit))
             .add_service(ServerReflectionServerV1Alpha::new(reflection).max_decoding_message_size(limit));

@@ -7,6 +7,7 @@
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
+//! capture ◀───▶ │ snapshots ─▶ opening, snapshot_service                              │
 //!               └─────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -24,6 +25,9 @@ mod service;
 mod session;
 
 mod open_subscriptions;
+mod snapshot_service;
+mod snapshots;
+
 mod opening;
 mod selection;
 
@@ -49,4 +53,5 @@ mod time;
 pub use config::GatewayConfig;
 pub use gateway::{Gateway, ServeError};
 pub use metrics::{GatewayMetrics, SourceMetrics};
+pub use snapshots::{Answer, NoSnapshots, SnapshotError, SnapshotStart, Snapshots, Statuses};
 pub use source::{KnownTable, SourceHandle, SourceState, SourceStatus};

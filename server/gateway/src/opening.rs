@@ -1,11 +1,14 @@
 //! Opens a subscription: finds the source, checks what is selected, and settles where delivery starts.
 //!
+//! A start at a snapshot asks the source for one and reads on from just before its begin; the snapshot's number goes into plan
+//! and token, so that what follows, and going on in the middle, is reading the log like any other.
+//!
 //! A start that cannot be continued is a Reset with its reason, never a silent gap. A token ahead of the head waits: after
 //! a crash the changes between come again.
 
 use std::sync::Arc;
 
-use tidegate_model::{Epoch, Position, Token, TokenPrefix};
+use tidegate_model::{Epoch, Position, TableName, Token, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{ReadError, Reader};
 
@@ -97,11 +100,16 @@ impl Opening {
         for filter in &filters {
             filter.validate(&tables)?;
         }
-        let plan = source.plan(PlanKey::new(filters));
+        let start = match start {
+            Start::Snapshot => start_snapshot(&source, &filters, &shared.config).await?,
+            Start::Now | Start::Earliest | Start::Token(_) => start,
+        };
+        let snapshot = start.snapshot();
+        let plan = source.plan(PlanKey::new(filters, snapshot));
         let (epoch, after, reader) = start.settle(&source)?;
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
-        let prefix = TokenPrefix { epoch, definitions: 0 };
+        let prefix = TokenPrefix { epoch, definitions: 0, snapshot };
         Ok(Opened { source, plan, reader, prefix, after, head, counted })
     }
 }
@@ -111,6 +119,8 @@ impl Opening {
 enum Start {
     Now,
     Earliest,
+    /// Becomes a token as soon as there is one.
+    Snapshot,
     Token(Token),
 }
 
@@ -121,7 +131,8 @@ impl Start {
             Some(v1::start::From::At(value)) => match v1::start::Point::try_from(value) {
                 Ok(v1::start::Point::Now) => Ok(Start::Now),
                 Ok(v1::start::Point::Earliest) => Ok(Start::Earliest),
-                Ok(v1::start::Point::Snapshot) | Err(_) => Err(GatewayError::Start { value }),
+                Ok(v1::start::Point::Snapshot) => Ok(Start::Snapshot),
+                Err(_) => Err(GatewayError::Start { value }),
             },
             Some(v1::start::From::Token(text)) => {
                 let token: Token = text.parse()?;
@@ -133,13 +144,21 @@ impl Start {
         }
     }
 
+    /// Number of the snapshot that it belongs to; 0 for none.
+    fn snapshot(self) -> u32 {
+        match self {
+            Start::Token(token) => token.prefix.snapshot,
+            Start::Now | Start::Earliest | Start::Snapshot => 0,
+        }
+    }
+
     fn settle(self, source: &Source) -> Result<(Epoch, Position, Reader), Refusal> {
         let store = &source.handle.store;
         for _ in 0..TRIES {
             let head = *store.head().borrow();
             let Some(epoch) = head.epoch else { break };
             let after = match self {
-                Start::Now => head.complete,
+                Start::Now | Start::Snapshot => head.complete,
                 Start::Earliest => head.earliest,
                 Start::Token(token) if token.prefix.epoch == epoch => token.position,
                 Start::Token(_) => return Err(Refusal::Reset(epoch_changed(source))),
@@ -157,6 +176,55 @@ impl Start {
             }
         }
         Err(not_ready(source).into())
+    }
+}
+
+/// The tables of the source whose rows the filters want. Waits some seconds for the catalog to be read.
+pub(crate) async fn matched_tables(
+    source: &Source,
+    filters: &[TableFilter],
+    config: &GatewayConfig,
+) -> Result<Vec<TableName>, GatewayError> {
+    let mut known = source.handle.tables.clone();
+    let read = known.wait_for(|tables| !tables.is_empty());
+    // Without it, the tables that were seen in the stream have to do.
+    let _timed_out = tokio::time::timeout(config.first_epoch_wait, read).await.is_err();
+    let tables = Tables::of(&source.handle);
+    for filter in filters {
+        filter.validate(&tables)?;
+    }
+    let wanted = |table: &&TableName| filters.iter().any(|filter| filter.reads(table));
+    let mut matched: Vec<TableName> = tables.names().filter(wanted).cloned().collect();
+    if matched.is_empty() {
+        return Err(GatewayError::NoTable { names: filters.iter().flat_map(TableFilter::names).collect() });
+    }
+    matched.sort_unstable();
+    Ok(matched)
+}
+
+/// Has a snapshot started, and makes a token of it. Its position is of the epoch only if that was the same before and after.
+async fn start_snapshot(source: &Source, filters: &[TableFilter], config: &GatewayConfig) -> Result<Start, Refusal> {
+    let tables = matched_tables(source, filters, config).await?;
+    let head = source.handle.store.head();
+    for _ in 0..TRIES {
+        let before = head.borrow().epoch;
+        let start = source.handle.snapshots.start(tables.clone()).await.map_err(GatewayError::Snapshot)?;
+        if let Some(epoch) = before.filter(|_| head.borrow().epoch == before) {
+            let prefix = TokenPrefix { epoch, definitions: 0, snapshot: start.snapshot };
+            return Ok(Start::Token(Token { prefix, position: start.after }));
+        }
+    }
+    Err(not_ready(source).into())
+}
+
+/// What the subscriptions that wait for a snapshot are told when it is given up.
+pub(crate) fn abandoned(end: &v1::SnapshotEnd) -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::SnapshotAbandoned as i32,
+        detail: format!(
+            "snapshot {} was given up ({}); drop what was read, and subscribe without the token to start another",
+            end.snapshot, end.abandoned
+        ),
     }
 }
 

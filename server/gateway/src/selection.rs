@@ -107,6 +107,16 @@ impl TableFilter {
         Ok(())
     }
 
+    /// The patterns to be included, as they were written.
+    pub(crate) fn names(&self) -> impl Iterator<Item = String> + '_ {
+        self.patterns.included().map(|(text, _)| text.to_owned())
+    }
+
+    /// Are the table's rows of a snapshot to be delivered?
+    pub(crate) fn reads(&self, table: &TableName) -> bool {
+        self.operations.contains(Op::Read) && self.patterns.matches(table)
+    }
+
     fn deliver(&self, row_type: &RowType) -> Deliver {
         if !self.patterns.matches(row_type.name()) {
             return Deliver::Skip;
@@ -153,6 +163,10 @@ impl Tables {
         columns.extend(known.iter().map(|table| (table.name.clone(), table.columns.clone())));
         Tables { complete: !known.is_empty(), columns }
     }
+
+    pub(crate) fn names(&self) -> impl Iterator<Item = &TableName> {
+        self.columns.keys()
+    }
 }
 
 /// What happens to the changes of a row type in a selection.
@@ -173,13 +187,16 @@ pub(crate) struct Routing {
     pub(crate) announcements: Box<[Bytes]>,
 }
 
-/// The normalised selections of a subscription.
+/// The normalised selections of a subscription, and the snapshot that it started from; 0 for none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PlanKey(Arc<[TableFilter]>);
+pub(crate) struct PlanKey {
+    filters: Arc<[TableFilter]>,
+    snapshot: u32,
+}
 
 impl PlanKey {
-    pub(crate) fn new(filters: Vec<TableFilter>) -> Self {
-        PlanKey(filters.into())
+    pub(crate) fn new(filters: Vec<TableFilter>, snapshot: u32) -> Self {
+        PlanKey { filters: filters.into(), snapshot }
     }
 }
 
@@ -188,13 +205,20 @@ pub(crate) struct Plan {
     /// Unique while the server runs.
     pub(crate) id: u64,
     filters: Arc<[TableFilter]>,
+    snapshot: u32,
     routings: RwLock<HashMap<u32, Arc<Routing>>>,
 }
 
 impl Plan {
     pub(crate) fn new(key: PlanKey) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Plan { id: NEXT_ID.fetch_add(1, Relaxed), filters: key.0, routings: RwLock::default() }
+        let PlanKey { filters, snapshot } = key;
+        Plan { id: NEXT_ID.fetch_add(1, Relaxed), filters, snapshot, routings: RwLock::default() }
+    }
+
+    /// Is this the snapshot whose chunks and marks are wanted?
+    pub(crate) fn follows(&self, snapshot: u32) -> bool {
+        snapshot != 0 && self.snapshot == snapshot
     }
 
     /// The operations that a selection wants of tables.
@@ -266,7 +290,9 @@ mod tests {
         use v1::change::Op::{Delete, Insert};
         let a = filter(&["orders", "shop.*", "orders"], &[Insert, Delete], &["b", "a"]).expect("valid");
         let b = filter(&[" shop.*", "orders"], &[Delete, Insert, Insert], &["a", "b", "b"]).expect("valid");
-        assert_eq!(PlanKey::new(vec![a]), PlanKey::new(vec![b]));
+        let key = |filter: &TableFilter, snapshot| PlanKey::new(vec![filter.clone()], snapshot);
+        assert_eq!(key(&a, 0), key(&b, 0));
+        assert_ne!(key(&a, 0), key(&b, 1));
     }
 
     #[test]

@@ -253,6 +253,7 @@ impl Session {
                     sent_bytes += byte_count;
                 }
                 Step::Starved => return,
+                Step::Abandoned(reset) => return self.close(subscription, Refusal::Reset(reset)),
                 Step::Exhausted => {
                     if open.delivery.has_credit() {
                         self.read(subscription);

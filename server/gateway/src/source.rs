@@ -16,6 +16,7 @@ use crate::{
     near::near,
     open_subscriptions::OpenSubscriptions,
     selection::{Plan, PlanKey},
+    snapshots::Snapshots,
     status::GatewayError,
 };
 
@@ -31,6 +32,8 @@ pub struct SourceHandle {
     /// The tables that the source's catalog has and that are followed, so that a mistyped name is refused before its
     /// table was ever seen in the stream. Empty until the catalog is read.
     pub tables: watch::Receiver<Arc<Vec<KnownTable>>>,
+    /// Makes its snapshots.
+    pub snapshots: Arc<dyn Snapshots>,
 }
 
 /// A table of the source's catalog.

@@ -12,6 +12,8 @@ use tidegate_proto::rpc;
 use tidegate_store::ReadError;
 use tonic::{Code, Status};
 
+use crate::snapshots::SnapshotError;
+
 /// `ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "tidegate.dev";
 
@@ -36,14 +38,21 @@ pub(crate) enum GatewayError {
     UnknownTable { table: TableName, near: Vec<String> },
     #[error("table {table} has no column '{column}'{}", meant(near))]
     UnknownColumn { table: TableName, column: String, near: Vec<String> },
-    #[error("{value} is not an operation that tables have; use INSERT, UPDATE, DELETE, TRUNCATE or MESSAGE")]
+    #[error("{value} is not an operation that tables have; use READ, INSERT, UPDATE, DELETE, TRUNCATE or MESSAGE")]
     Operation { value: i32 },
-    #[error("start.at is {value}, which this server does not know; use NOW, EARLIEST or a token")]
+    #[error("start.at is {value}, which this server does not know; use NOW, EARLIEST, SNAPSHOT or a token")]
     Start { value: i32 },
     #[error(transparent)]
     Token(#[from] TokenError),
     #[error("the token belongs to definitions of version {version}, and tables have none; use it unchanged")]
     TokenDefinitions { version: u32 },
+    #[error(
+        "a snapshot needs tables, and {} of those that the source follows; a selection whose operations lack READ has none",
+        selected_none(names)
+    )]
+    NoTable { names: Vec<String> },
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
     #[error("group is reserved and must be empty")]
     Group,
     #[error("credit_bytes is {credit_bytes}; the limit is {limit}")]
@@ -97,6 +106,10 @@ pub(crate) enum Reason {
     InvalidToken,
     LimitExceeded,
     SourceNotReady,
+    SnapshotsUnavailable,
+    UnknownSnapshot,
+    SnapshotRefused,
+    SnapshotLater,
     Cancelled,
     Draining,
     Reset,
@@ -108,7 +121,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 17] = [
+    pub(crate) const ALL: [Reason; 21] = [
         Reason::SourceRequired,
         Reason::UnknownSource,
         Reason::InvalidSelection,
@@ -118,6 +131,10 @@ impl Reason {
         Reason::InvalidToken,
         Reason::LimitExceeded,
         Reason::SourceNotReady,
+        Reason::SnapshotsUnavailable,
+        Reason::UnknownSnapshot,
+        Reason::SnapshotRefused,
+        Reason::SnapshotLater,
         Reason::Cancelled,
         Reason::Draining,
         Reason::Reset,
@@ -139,6 +156,10 @@ impl Reason {
             Reason::InvalidToken => "INVALID_TOKEN",
             Reason::LimitExceeded => "LIMIT_EXCEEDED",
             Reason::SourceNotReady => "SOURCE_NOT_READY",
+            Reason::SnapshotsUnavailable => "SNAPSHOTS_UNAVAILABLE",
+            Reason::UnknownSnapshot => "UNKNOWN_SNAPSHOT",
+            Reason::SnapshotRefused => "SNAPSHOT_REFUSED",
+            Reason::SnapshotLater => "SNAPSHOT_LATER",
             Reason::Cancelled => "CANCELLED",
             Reason::Draining => "DRAINING",
             Reason::Reset => "RESET",
@@ -158,6 +179,7 @@ impl GatewayError {
             GatewayError::SourceNotReady { .. } => Retry::After(Duration::from_secs(2)),
             GatewayError::Draining => Retry::After(Duration::from_millis(500)),
             GatewayError::Read(error) => error.retry(),
+            GatewayError::Snapshot(error) => error.retry(),
             GatewayError::Reset { .. } => Retry::Reset,
             GatewayError::SourceRequired { .. }
             | GatewayError::UnknownSource { .. }
@@ -172,6 +194,7 @@ impl GatewayError {
             | GatewayError::Start { .. }
             | GatewayError::Token(_)
             | GatewayError::TokenDefinitions { .. }
+            | GatewayError::NoTable { .. }
             | GatewayError::Group
             | GatewayError::Credit { .. }
             | GatewayError::TooManySubscriptions { .. }
@@ -199,11 +222,15 @@ impl GatewayError {
             | GatewayError::Name(_)
             | GatewayError::Operation { .. } => Reason::InvalidSelection,
             GatewayError::TooMany { .. } | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
-            GatewayError::UnknownTable { .. } => Reason::UnknownTable,
+            GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => Reason::UnknownTable,
             GatewayError::UnknownColumn { .. } => Reason::UnknownColumn,
             GatewayError::Start { .. } => Reason::InvalidStart,
             GatewayError::Token(_) | GatewayError::TokenDefinitions { .. } => Reason::InvalidToken,
             GatewayError::SourceNotReady { .. } => Reason::SourceNotReady,
+            GatewayError::Snapshot(SnapshotError::Unavailable) => Reason::SnapshotsUnavailable,
+            GatewayError::Snapshot(SnapshotError::Unknown(_)) => Reason::UnknownSnapshot,
+            GatewayError::Snapshot(SnapshotError::Refused { .. }) => Reason::SnapshotRefused,
+            GatewayError::Snapshot(SnapshotError::Later { .. }) => Reason::SnapshotLater,
             GatewayError::Cancelled => Reason::Cancelled,
             GatewayError::Draining => Reason::Draining,
             GatewayError::Reset { .. } => Reason::Reset,
@@ -229,9 +256,11 @@ impl GatewayError {
             | Reason::InvalidStart
             | Reason::InvalidToken
             | Reason::ProtocolViolation => Code::InvalidArgument,
-            Reason::UnknownSource | Reason::UnknownTable => Code::NotFound,
+            Reason::UnknownSource | Reason::UnknownTable | Reason::UnknownSnapshot => Code::NotFound,
+            Reason::SnapshotsUnavailable => Code::Unimplemented,
+            Reason::SnapshotRefused => Code::FailedPrecondition,
             Reason::LimitExceeded | Reason::CreditExceeded => Code::ResourceExhausted,
-            Reason::SourceNotReady | Reason::Draining => Code::Unavailable,
+            Reason::SourceNotReady | Reason::SnapshotLater | Reason::Draining => Code::Unavailable,
             Reason::Cancelled => Code::Cancelled,
             Reason::Reset => Code::Aborted,
             Reason::InvalidRequest => match self {
@@ -252,7 +281,9 @@ impl GatewayError {
             GatewayError::SourceRequired { .. } | GatewayError::UnknownSource { .. } => Some("source"),
             GatewayError::NoSelection | GatewayError::EmptySelection { .. } => Some("selections"),
             GatewayError::TooMany { field, .. } => Some(field),
-            GatewayError::Pattern(_) | GatewayError::UnknownTable { .. } => Some("names"),
+            GatewayError::Pattern(_) | GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => {
+                Some("names")
+            }
             GatewayError::Name(_) => Some("table"),
             GatewayError::UnknownColumn { .. } => Some("columns"),
             GatewayError::Operation { .. } => Some("operations"),
@@ -265,7 +296,9 @@ impl GatewayError {
             | GatewayError::UnknownSubscription { .. } => Some("subscription"),
             GatewayError::EmptyRequest => Some("request"),
             GatewayError::AckPosition(_) => Some("ack.position"),
-            GatewayError::SourceNotReady { .. }
+            GatewayError::Snapshot(SnapshotError::Unknown(_)) => Some("snapshot"),
+            GatewayError::Snapshot(_)
+            | GatewayError::SourceNotReady { .. }
             | GatewayError::TooManySubscriptions { .. }
             | GatewayError::Cancelled
             | GatewayError::Draining
@@ -311,6 +344,10 @@ fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
 
 fn list(names: &[String]) -> String {
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+}
+
+fn selected_none(names: &[String]) -> String {
+    if names.is_empty() { "there is none".to_owned() } else { format!("{} selects none", names.join(", ")) }
 }
 
 fn meant(near: &[String]) -> String {

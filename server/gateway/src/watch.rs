@@ -19,7 +19,7 @@ use tonic::Status;
 use crate::{
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
-    opening::{Opened, Opening, Refusal, refusal},
+    opening::{Opened, Opening, Refusal, abandoned, refusal},
     progress::progress,
     readable::ReadableChange,
     selection::{Deliver, Plan},
@@ -100,8 +100,8 @@ impl Watching {
             self.keep_time();
             let Some(live) = &mut self.live else { continue };
             if live.block.is_some() {
-                if let Err(error) = live.advance(&mut self.queue) {
-                    self.end(Refusal::Error(error));
+                if let Err(refused) = live.advance(&mut self.queue) {
+                    self.end(refused);
                 }
             } else if self.queue.is_empty() {
                 self.wait().await;
@@ -189,7 +189,7 @@ impl Live {
     }
 
     /// Goes through the block until there is a response, or it is through.
-    fn advance(&mut self, queue: &mut VecDeque<Result<v1::WatchResponse, Status>>) -> Result<(), GatewayError> {
+    fn advance(&mut self, queue: &mut VecDeque<Result<v1::WatchResponse, Status>>) -> Result<(), Refusal> {
         let Some((block, mut at)) = self.block.take() else { return Ok(()) };
         while queue.is_empty() {
             let Some(entry) = block.entries().get(at) else { return Ok(()) };
@@ -207,16 +207,25 @@ impl Live {
         block: &Block,
         entry: &Entry,
         queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
-    ) -> Result<(), GatewayError> {
+    ) -> Result<(), Refusal> {
         match entry.kind {
-            Kind::RowType | Kind::SnapshotBegin | Kind::SnapshotEnd | Kind::SnapshotCursor => {}
+            Kind::RowType | Kind::SnapshotCursor => {}
+            Kind::SnapshotBegin | Kind::SnapshotEnd => {
+                self.position = entry.position();
+                if self.plan.follows(entry.row_type) {
+                    let token = self.token(self.position);
+                    queue.push_back(Ok(v1::WatchResponse { token, ..mark(snapshot_mark(block, entry)?) }));
+                }
+            }
             Kind::Begin => {
                 self.begin = v1::Begin::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
             }
+            Kind::Change if self.begin.snapshot != 0 && !self.plan.follows(self.begin.snapshot) => {}
             Kind::Change => self.change(block, entry, queue)?,
             Kind::Commit => {
-                let time = self.begin.commit_time.as_ref();
-                self.commit_time_us = time.map(microseconds);
+                if self.begin.snapshot == 0 {
+                    self.commit_time_us = self.begin.commit_time.as_ref().map(microseconds);
+                }
                 self.position = entry.position();
                 if let Some(mut last) = self.held.take() {
                     last.token = self.token(entry.position());
@@ -268,6 +277,15 @@ impl Live {
 
 fn mark(mark: Mark) -> v1::WatchResponse {
     v1::WatchResponse { mark: Some(mark), ..v1::WatchResponse::default() }
+}
+
+fn snapshot_mark(block: &Block, entry: &Entry) -> Result<Mark, Refusal> {
+    if entry.kind == Kind::SnapshotBegin {
+        let begin = v1::SnapshotBegin::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
+        return Ok(Mark::SnapshotBegin(begin));
+    }
+    let end = v1::SnapshotEnd::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
+    if end.abandoned.is_empty() { Ok(Mark::SnapshotEnd(end)) } else { Err(Refusal::Reset(abandoned(&end))) }
 }
 
 fn damaged(entry: &Entry) -> GatewayError {

@@ -108,7 +108,7 @@ async fn bad_selections_and_starts_end_only_their_subscription() {
         (v1::Subscribe { selections: vec![], ..subscribe(&[], now()) }, "INVALID_SELECTION", "at least one"),
         (subscribe(&[], token("garbage")), "INVALID_TOKEN", "unchanged"),
         (subscribe(&[], token("9-1-0-0.0/1:1")), "INVALID_TOKEN", "version 9"),
-        (subscribe(&[], v1::start::From::At(7)), "INVALID_START", "NOW, EARLIEST or a token"),
+        (subscribe(&[], v1::start::From::At(7)), "INVALID_START", "NOW, EARLIEST, SNAPSHOT or a token"),
         (v1::Subscribe { source: "shp".to_owned(), ..subscribe(&[], now()) }, "UNKNOWN_SOURCE", "did you mean shop?"),
         (v1::Subscribe { group: "g".to_owned(), ..subscribe(&[], now()) }, "INVALID_REQUEST", "must be empty"),
         (v1::Subscribe { credit_bytes: u64::MAX, ..subscribe(&[], now()) }, "CREDIT_EXCEEDED", "the limit is"),
@@ -410,7 +410,7 @@ async fn grpcurl_lists_describes_and_watches_with_column_names() {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     };
     let services = run(&[&address, "list"]).await;
-    for service in ["tidegate.v1.Changes", "tidegate.v1.Catalog", "grpc.health.v1.Health"] {
+    for service in ["tidegate.v1.Changes", "tidegate.v1.Catalog", "tidegate.v1.Snapshots", "grpc.health.v1.Health"] {
         assert!(services.contains(service), "{services}");
     }
     let described = run(&[&address, "describe", "tidegate.rows.shop.public.orders"]).await;

@@ -17,7 +17,7 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::sync::Arc;
 
-use crate::{Lsn, Position};
+use crate::{Lsn, Position, SNAPSHOT_ORDINAL};
 
 /// What an [`Entry`] stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +99,16 @@ impl Entry {
     #[must_use]
     pub fn completes(&self) -> bool {
         matches!(self.kind, Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd)
+    }
+
+    /// Is it a snapshot's: of a chunk, or a mark?
+    #[must_use]
+    pub fn is_of_snapshot(&self) -> bool {
+        match self.kind {
+            Kind::SnapshotBegin | Kind::SnapshotEnd | Kind::SnapshotCursor => true,
+            Kind::Begin | Kind::Change | Kind::Commit => self.ordinal >= SNAPSHOT_ORDINAL,
+            Kind::RowType | Kind::Progress => false,
+        }
     }
 
     fn write(&self, out: &mut BytesMut) {

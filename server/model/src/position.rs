@@ -6,7 +6,7 @@ use std::{fmt, str::FromStr};
 
 use crate::Lsn;
 
-/// Ordinal of a non-transactional message; its LSN is its own.
+/// Ordinal of a non-transactional message; its LSN is one more than its record's start.
 pub const MESSAGE_ORDINAL: u32 = 1 << 30;
 /// First ordinal of snapshot chunks; their LSN is the high watermark.
 pub const SNAPSHOT_ORDINAL: u32 = 1 << 31;
@@ -16,7 +16,7 @@ pub const SNAPSHOT_ORDINAL: u32 = 1 << 31;
 /// A transaction's changes have its commit *end* LSN and the ordinals 1, 2, 3…; what marks its beginning has ordinal 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Position {
-    /// Commit end LSN, a message's own LSN, or a chunk's high watermark.
+    /// Commit end LSN, a message's own LSN and one, or a chunk's high watermark.
     pub lsn: Lsn,
     /// Counts changes within the LSN.
     pub ordinal: u32,
@@ -37,6 +37,14 @@ impl Position {
     #[must_use]
     pub fn end_of_transaction(lsn: Lsn) -> Self {
         Position { lsn, ordinal: MESSAGE_ORDINAL - 1 }
+    }
+
+    /// The position of a message outside of transactions, whose record starts at `message_lsn`. Records are aligned to eight
+    /// bytes, so that nothing else stands one byte behind the start; and what a chunk that stands where the record before
+    /// ended has seen precedes the message, whenever that is received.
+    #[must_use]
+    pub fn of_message(message_lsn: Lsn) -> Self {
+        Position { lsn: Lsn(message_lsn.0.saturating_add(1)), ordinal: MESSAGE_ORDINAL }
     }
 
     /// This position as a place to resume after: a transaction is received whole or not at all, so any ordinal within it
@@ -92,5 +100,12 @@ mod tests {
         assert!(Position::new(Lsn(7), 12) < end);
         assert!(end < Position::new(Lsn(7), MESSAGE_ORDINAL));
         assert!(end < Position::new(Lsn(8), 0));
+    }
+
+    #[test]
+    fn a_message_follows_the_chunks_that_stand_where_it_starts_and_precedes_all_else() {
+        let message = Position::of_message(Lsn(16));
+        assert!(Position::new(Lsn(16), u32::MAX) < message);
+        assert!(message < Position::new(Lsn(17), SNAPSHOT_ORDINAL) && message < Position::new(Lsn(24), 0));
     }
 }

@@ -1,4 +1,5 @@
-//! Resume tokens: `prefix.position`, such as `1-0af3…-5f2c11aa.16/B374D848:3`.
+//! Resume tokens: `prefix.position`, such as `1-0af3…-0-5f2c11aa.16/B374D848:3`, or `1-0af3…-0-7-81d0c6e2.16/B374D848:3`
+//! for a subscription that started from snapshot 7.
 //!
 //! The prefix is issued once per subscription, so that the many positions sent later are shared bytes. A token grants
 //! nothing; it is checked for typing errors, not signed. It deliberately knows neither table names nor rows.
@@ -14,6 +15,8 @@ pub struct TokenPrefix {
     pub epoch: Epoch,
     /// Version of the definitions (shapes, aggregates) that the subscription selects; 0 for tables.
     pub definitions: u32,
+    /// Number of the snapshot that the subscription started from; 0 for none.
+    pub snapshot: u32,
 }
 
 /// Where a subscription can be taken up again.
@@ -43,7 +46,11 @@ const VERSION: u32 = 1;
 
 impl fmt::Display for TokenPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{VERSION}-{}-{:x}-{:08x}", self.epoch, self.definitions, self.checksum())
+        write!(f, "{VERSION}-{}-{:x}-", self.epoch, self.definitions)?;
+        if self.snapshot != 0 {
+            write!(f, "{:x}-", self.snapshot)?;
+        }
+        write!(f, "{:08x}", self.checksum())
     }
 }
 
@@ -51,7 +58,10 @@ impl TokenPrefix {
     /// FNV-1a over the fields; catches typing errors and truncation, no attacker.
     fn checksum(&self) -> u32 {
         let bytes = self.epoch.0.to_be_bytes().into_iter().chain(self.definitions.to_be_bytes());
-        bytes.fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+        let snapshot = Some(self.snapshot).filter(|snapshot| *snapshot != 0);
+        bytes
+            .chain(snapshot.into_iter().flat_map(u32::to_be_bytes))
+            .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     }
 }
 
@@ -66,12 +76,18 @@ impl FromStr for TokenPrefix {
             return Err(TokenError::Version(version));
         }
         let epoch = next()?.parse().map_err(|()| TokenError::Malformed)?;
-        let definitions = u32::from_str_radix(next()?, 16).map_err(|_| TokenError::Malformed)?;
-        let checksum = u32::from_str_radix(next()?, 16).map_err(|_| TokenError::Malformed)?;
-        let prefix = TokenPrefix { epoch, definitions };
+        let number = |text: &str| u32::from_str_radix(text, 16).map_err(|_| TokenError::Malformed);
+        let definitions = number(next()?)?;
+        let last_or_snapshot = number(next()?)?;
+        let (snapshot, checksum) = match parts.next() {
+            Some(_) if last_or_snapshot == 0 => return Err(TokenError::Malformed),
+            Some(checksum) => (last_or_snapshot, number(checksum)?),
+            None => (0, last_or_snapshot),
+        };
         if parts.next().is_some() {
             return Err(TokenError::Malformed);
         }
+        let prefix = TokenPrefix { epoch, definitions, snapshot };
         if prefix.checksum() != checksum {
             return Err(TokenError::Checksum);
         }
@@ -100,14 +116,17 @@ mod tests {
     use crate::Lsn;
     use proptest::prelude::*;
 
-    fn token(epoch: u128, definitions: u32, lsn: u64, ordinal: u32) -> Token {
-        Token { prefix: TokenPrefix { epoch: Epoch(epoch), definitions }, position: Position::new(Lsn(lsn), ordinal) }
+    fn token(epoch: u128, definitions: u32, snapshot: u32, (lsn, ordinal): (u64, u32)) -> Token {
+        let prefix = TokenPrefix { epoch: Epoch(epoch), definitions, snapshot };
+        Token { prefix, position: Position::new(Lsn(lsn), ordinal) }
     }
 
     proptest! {
         #[test]
-        fn what_is_printed_is_read_back(e in any::<u128>(), d in any::<u32>(), l in any::<u64>(), o in any::<u32>()) {
-            prop_assert_eq!(token(e, d, l, o).to_string().parse(), Ok(token(e, d, l, o)));
+        fn what_is_printed_is_read_back(
+            e in any::<u128>(), d in any::<u32>(), s in prop_oneof![Just(0), any::<u32>()], at in any::<(u64, u32)>(),
+        ) {
+            prop_assert_eq!(token(e, d, s, at).to_string().parse(), Ok(token(e, d, s, at)));
         }
 
         #[test]
@@ -116,12 +135,21 @@ mod tests {
         }
 
         #[test]
-        fn a_changed_prefix_is_refused(e in any::<u128>(), at in 2_usize..30, digit in "[0-9a-f]") {
-            let text = token(e, 0, 5, 1).to_string();
+        fn a_changed_prefix_is_refused(e in any::<u128>(), at in 2_usize..30, digit in "[0-9a-f]", s in 0_u32..9) {
+            let text = token(e, 0, s, (5, 1)).to_string();
             let mut changed = text.clone();
             changed.replace_range(at..=at, &digit);
             prop_assume!(changed != text);
             prop_assert_eq!(changed.parse::<Token>(), Err(TokenError::Checksum));
         }
+    }
+
+    #[test]
+    fn a_token_without_a_snapshot_has_the_text_that_it_always_had() {
+        let text = "1-00000000000000000000000000000005-0-58ba7d86.0/5:1";
+        assert_eq!(token(5, 0, 0, (5, 1)).to_string(), text);
+        assert_eq!(text.parse(), Ok(token(5, 0, 0, (5, 1))));
+        let zero = text.replacen("-0-", "-0-0-", 1);
+        assert_eq!(zero.parse::<Token>(), Err(TokenError::Malformed));
     }
 }

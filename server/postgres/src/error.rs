@@ -442,7 +442,7 @@ fn is_encoding(code: &str) -> bool {
 }
 
 /// PostgreSQL refuses to allocate 1 GiB with an internal error.
-fn is_allocation(routine: &str) -> bool {
+pub(crate) fn is_allocation(routine: &str) -> bool {
     ["palloc", "repalloc", "MemoryContext", "AllocSet", "enlargeStringInfo"]
         .iter()
         .any(|name| routine.starts_with(name))

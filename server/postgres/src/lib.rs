@@ -9,7 +9,7 @@
 //!               ──▶ server    versions, limits, managed services                   │ start
 //!               ──▶ slot, publication                                     ┌────────┴────────┐
 //!               ──▶ preflight findings and their mends                    ▼                 ▼
-//!                                                                     WalReader         WalWriter
+//!               ──▶ snapshot  plans, chunks, what they saw            WalReader         WalWriter
 //!                                                                     frames in place   standby status
 //!                                                                         │
 //!                                                                         ▼
@@ -24,6 +24,7 @@
 
 pub mod pgoutput;
 pub mod preflight;
+pub mod snapshot;
 
 mod catalog;
 mod channel_binding;
@@ -52,7 +53,7 @@ pub use publication::{
     create_publication, drop_publication, existing, publication, publication_content,
 };
 pub use replication::{ReplicationConnection, StreamOptions, SystemIdentity, TimelineSwitch, protocol_version};
-pub use server::{ManagedService, ServerFacts, server_facts};
+pub use server::{ManagedService, ServerFacts, server_facts, visibility};
 pub use session::Session;
 pub use slot::{SlotStatus, WalStatus, backend_application, drop_slot, slot_status, terminate_backend};
 pub use stream::{Frame, Frames, StandbyStatus, WalReader, WalWriter};

@@ -1,6 +1,6 @@
 //! What kind of server it is: version, limits, privileges, and who runs it.
 
-use tidegate_model::Lsn;
+use tidegate_model::{Lsn, Visibility};
 use tokio_postgres::Row;
 
 use crate::{CatalogError, Session};
@@ -181,6 +181,17 @@ fn managed_service(roles: &[String]) -> Option<ManagedService> {
         ("neon_superuser", ManagedService::Neon),
     ];
     known.into_iter().find(|(name, _)| roles.iter().any(|role| role == name)).map(|(_, service)| service)
+}
+
+/// Which transactions are visible now.
+///
+/// # Errors
+/// The session broke, or the answer is no snapshot.
+pub async fn visibility(session: &Session) -> Result<Visibility, CatalogError> {
+    let doing = "read which transactions are visible";
+    let row = session.client().query_one("SELECT pg_catalog.pg_current_snapshot()::pg_catalog.text", &[]).await;
+    let text: String = row.and_then(|row| row.try_get(0)).map_err(CatalogError::while_we(doing))?;
+    text.parse().map_err(|_| CatalogError::Unexpected { doing, problem: "not a snapshot".to_owned() })
 }
 
 #[cfg(test)]

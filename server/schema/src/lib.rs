@@ -20,6 +20,7 @@
 pub mod wire;
 
 mod array;
+mod change;
 mod decoder;
 mod descriptor;
 mod descriptors;
@@ -32,6 +33,7 @@ mod scalar;
 mod timestamp;
 mod value_kind;
 
+pub use change::{CUT_BYTES, ChangeParts, Extra, OldKind, Room, push_change, set_ordinal};
 pub use decoder::{DecodeError, RowDecoder, RowText};
 pub use descriptor::{ColumnSpec, RowTypeSpec, is_field_number};
 pub use descriptors::Descriptors;

@@ -17,6 +17,7 @@ use crate::{
     log::{Log, completed},
     row_types::RowTypesFile,
     segment::{HEADER_BYTES, Placed, Segment, SegmentStart},
+    snapshots::SnapshotsFile,
     tail::Tail,
 };
 
@@ -28,6 +29,7 @@ const QUICK_BYTES: usize = 16 << 10;
 pub(crate) struct Appender {
     pub(crate) log: Arc<Log>,
     pub(crate) row_types: RowTypesFile,
+    pub(crate) snapshots: SnapshotsFile,
     epoch_dir: PathBuf,
     segment_bytes: u64,
     /// Offset behind the last frame.
@@ -64,10 +66,14 @@ impl Sync {
 }
 
 impl Appender {
-    pub(crate) fn new(log: Arc<Log>, row_types: RowTypesFile, epoch_dir: PathBuf, bounds: (u64, LogEnd)) -> Self {
-        let (segment_bytes, LogEnd { offset, complete }) = bounds;
-        let (last, synced) = (complete, offset);
-        Appender { log, row_types, epoch_dir, segment_bytes, end: offset, last, complete, synced, buffer: Vec::new() }
+    pub(crate) fn new(
+        log: Arc<Log>,
+        (row_types, snapshots): (RowTypesFile, SnapshotsFile),
+        epoch_dir: PathBuf,
+        (segment_bytes, LogEnd { offset: end, complete }): (u64, LogEnd),
+    ) -> Self {
+        let (last, synced, buffer) = (complete, end, Vec::new());
+        Appender { log, row_types, snapshots, epoch_dir, segment_bytes, end, last, complete, synced, buffer }
     }
 
     /// Starts an epoch, with an empty log, in the place of all others. Their directories remain.
@@ -90,7 +96,8 @@ impl Appender {
         layout::write_manifest(dir, info, reason)?;
         let complete = Position::end_of_transaction(info.start_lsn);
         let log = Log::new(info.epoch, complete, [].into(), Tail::new(tail_bytes, 0, complete));
-        Ok(Self::new(Arc::new(log), row_types, epoch_dir, (segment_bytes, LogEnd { offset: 0, complete })))
+        let files = (row_types, SnapshotsFile::default());
+        Ok(Self::new(Arc::new(log), files, epoch_dir, (segment_bytes, LogEnd { offset: 0, complete })))
     }
 
     /// The last complete position that was appended.
@@ -129,7 +136,7 @@ impl Appender {
         let Some(first) = blocks.first() else { return Ok(Vec::new()) };
         self.row_types.add(blocks)?;
         let segment = match self.log.newest_segment() {
-            Some(segment) if segment.byte_count() < self.segment_bytes => segment,
+            Some(segment) if segment.byte_count() < self.segment_bytes || self.snapshots.is_pending() => segment,
             full_or_none => self.roll(full_or_none.as_deref(), first.first())?,
         };
         self.buffer.clear();
@@ -145,6 +152,7 @@ impl Appender {
             segment.note(before, placed.start);
             before = placed.block.last();
             self.complete = completed(&placed.block).unwrap_or(self.complete);
+            self.snapshots.observe(&placed.block)?;
         }
         self.last = before;
         self.end += self.buffer.len() as u64;
@@ -156,6 +164,7 @@ impl Appender {
         if let Some(full) = full {
             full.sync()?;
             self.synced = full.end();
+            self.snapshots.write(&self.epoch_dir)?;
         }
         let in_transaction = self.last != self.complete;
         let after = if in_transaction { self.last.as_resume_point() } else { self.complete };

@@ -91,6 +91,9 @@ pub enum StoreError {
         /// What does not fit.
         reason: String,
     },
+    /// The mirror has failed in a way that opening it again does not mend.
+    #[error(transparent)]
+    Mirror(#[from] crate::MirrorError),
 }
 
 impl StoreError {
@@ -98,6 +101,7 @@ impl StoreError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
+            StoreError::Mirror(error) => error.retry(),
             StoreError::Io { .. } | StoreError::Locked(_) => Retry::After(Duration::from_secs(5)),
             StoreError::Damaged { .. }
             | StoreError::Version { .. }

@@ -5,6 +5,7 @@
 //! <dir>/epoch                                 manifest: the current epoch, as text
 //! <dir>/run                                   see run.rs
 //! <dir>/<epoch>/row_types                     see row_types.rs
+//! <dir>/<epoch>/snapshots                     see snapshots.rs; where one is unfinished
 //! <dir>/<epoch>/<lsn>-<ordinal>-<base>.log    see segment.rs; first record, and offset in the log, in hexadecimal
 //! ```
 //!

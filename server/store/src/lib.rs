@@ -14,6 +14,9 @@
 //! readers may see, and between complete and the end lies a transaction whose commit has not come. Nothing waits for a
 //! reader. After a crash the log is cut to its last complete position, and capture publishes the rest again.
 //!
+//! What a snapshot puts in does not come again after a crash, so it is fsynced before it may be seen; all else may be seen
+//! at once. `snapshots` keeps how far each unfinished snapshot has come, for capture to go on from.
+//!
 //! An epoch has a directory of its own; when another begins, the old one's readers end and its directory goes.
 
 mod append;
@@ -21,6 +24,7 @@ mod error;
 mod frame;
 mod layout;
 mod log;
+mod mirror;
 mod order;
 mod reader;
 mod recovery;
@@ -28,14 +32,20 @@ mod retention;
 mod row_types;
 mod run;
 mod segment;
+mod snapshots;
 mod store;
 mod tail;
 mod transactions;
 mod writer;
 
 pub use error::{ReadError, StoreError};
+pub use mirror::{
+    Budgets, Checksum, Held, IndexId, LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, MirrorRow,
+    MirroredTable, Scan,
+};
 pub use reader::Reader;
 pub use row_types::RowTypes;
+pub use snapshots::{SnapshotProgress, Snapshots};
 pub use store::{Head, Recovered, Retention, Store, StoreConfig};
 pub use tidegate_schema::RowType;
 pub use writer::StoreWriter;

@@ -42,7 +42,7 @@ impl Order {
     }
 }
 
-fn split(block: Block) -> Vec<Block> {
+pub(crate) fn split(block: Block) -> Vec<Block> {
     match block.entries().iter().rposition(|entry| entry.completes()) {
         Some(at) if at + 1 < block.entries().len() => {
             let (complete, rest) = block.entries().split_at(at + 1);

@@ -2,7 +2,8 @@
 //!
 //! The newest segment is read whole: a torn tail is cut, and then everything behind the last commit or progress, back
 //! through as many segments as an unfinished transaction fills. Older segments were fsynced before they were followed by
-//! another, so they are trusted; their checksums are verified when they are read.
+//! another, so they are trusted; their checksums are verified when they are read. What those say of snapshots stands in
+//! the file `snapshots`.
 //!
 //! Invariant: what remains is a prefix of what was appended, ends with a complete position, is fsynced, and holds all that
 //! was ever reported durable. Where that cannot be, bytes have changed on the disk, and it is an error, not a cut.
@@ -19,6 +20,7 @@ use crate::{
     row_types::RowTypesFile,
     run,
     segment::{HEADER_BYTES, Segment},
+    snapshots::SnapshotsFile,
     tail::Tail,
     transactions::Transactions,
 };
@@ -36,7 +38,7 @@ pub(crate) fn recover(config: &StoreConfig) -> Result<Option<(Appender, Recovere
     let row_types = RowTypesFile::open(&epoch_dir)?;
     let mut segments = open_segments(&epoch_dir, &epoch)?;
     let origin = Position::end_of_transaction(epoch.start_lsn);
-    let (complete, mut last_transaction) = cut_incomplete(&epoch_dir, &mut segments, origin)?;
+    let Cut { complete, mut last_transaction, snapshots } = cut_incomplete(&epoch_dir, &mut segments, origin)?;
     for segment in segments.iter().rev().skip(1) {
         if last_transaction.is_some() {
             break;
@@ -48,7 +50,7 @@ pub(crate) fn recover(config: &StoreConfig) -> Result<Option<(Appender, Recovere
     let segments = segments.into_iter().map(Arc::new).collect();
     let log = Arc::new(Log::new(epoch.epoch, origin, segments, tail));
     let end = LogEnd { offset, complete };
-    let appender = Appender::new(log, row_types, epoch_dir, (config.segment_bytes, end));
+    let appender = Appender::new(log, (row_types, snapshots), epoch_dir, (config.segment_bytes, end));
     let delivered = run::delivered(&config.dir, complete)?;
     Ok(Some((appender, Recovered { epoch, durable: complete, delivered, last_transaction })))
 }
@@ -77,16 +79,20 @@ fn open_segments(epoch_dir: &Path, epoch: &EpochInfo) -> Result<VecDeque<Segment
     Ok(segments.into())
 }
 
-/// Cuts a torn tail and an unfinished transaction. The position up to which all is there, and the last transaction that
-/// began in the newest segment.
-fn cut_incomplete(
-    epoch_dir: &Path,
-    segments: &mut VecDeque<Segment>,
-    origin: Position,
-) -> Result<(Position, Option<TransactionId>), StoreError> {
+/// What is left after the cut.
+struct Cut {
+    /// The position up to which all is there.
+    complete: Position,
+    /// The last transaction that began in the newest segment.
+    last_transaction: Option<TransactionId>,
+    snapshots: SnapshotsFile,
+}
+
+/// Cuts a torn tail and an unfinished transaction.
+fn cut_incomplete(epoch_dir: &Path, segments: &mut VecDeque<Segment>, origin: Position) -> Result<Cut, StoreError> {
     let mut newest = true;
     while let Some(segment) = segments.back() {
-        let kept = scan(segment, newest)?;
+        let kept = scan(segment, newest, SnapshotsFile::open(epoch_dir)?)?;
         let first = segments.len() == 1;
         if kept.complete.is_none() && !first {
             fs::remove_file(&segment.path).map_err(cannot("remove", &segment.path))?;
@@ -102,9 +108,10 @@ fn cut_incomplete(
             );
         }
         segment.cut(kept.end)?;
-        return Ok((kept.complete.unwrap_or(segment.after), kept.transactions.newest()));
+        let complete = kept.complete.unwrap_or(segment.after);
+        return Ok(Cut { complete, last_transaction: kept.transactions.newest(), snapshots: kept.snapshots });
     }
-    Ok((origin, None))
+    Ok(Cut { complete: origin, last_transaction: None, snapshots: SnapshotsFile::default() })
 }
 
 /// What recovery keeps of a segment.
@@ -113,15 +120,18 @@ struct Kept {
     complete: Option<Position>,
     end: u64,
     transactions: Transactions,
+    snapshots: SnapshotsFile,
 }
 
-fn scan(segment: &Segment, may_be_torn: bool) -> Result<Kept, StoreError> {
-    let mut kept = Kept { complete: None, end: segment.base + HEADER_BYTES, transactions: Transactions::default() };
+fn scan(segment: &Segment, may_be_torn: bool, snapshots: SnapshotsFile) -> Result<Kept, StoreError> {
+    let end = segment.base + HEADER_BYTES;
+    let mut kept = Kept { complete: None, end, transactions: Transactions::default(), snapshots };
     let mut frames = segment.frames(segment.base, segment.end());
     while let Some(frame) = frames.next() {
         match frame {
             Ok(placed) => {
                 kept.transactions.observe(&placed.block)?;
+                kept.snapshots.observe(&placed.block)?;
                 if let Some(complete) = completed(&placed.block) {
                     kept.complete = Some(complete);
                     kept.end = placed.end;
@@ -149,13 +159,13 @@ mod records;
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::FileExt, path::PathBuf, time::Duration};
+    use std::{collections::BTreeMap, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
     use proptest::prelude::*;
     use tidegate_model::{Block, Epoch, Lsn};
 
     use super::{
-        records::{Record, blocks, complete, events, records, records_of},
+        records::{Progress, Record, blocks, complete, events, records, records_of, unfinished},
         *,
     };
     use crate::{Retention, order::Order};
@@ -210,6 +220,11 @@ mod tests {
         frames.flat_map(|placed| records_of(&placed.unwrap().block)).collect()
     }
 
+    fn snapshots(appender: &Appender) -> BTreeMap<u32, Progress> {
+        let known = appender.snapshots.known().iter();
+        known.map(|(number, progress)| (*number, (progress.begin, progress.cursors.clone()))).collect()
+    }
+
     fn tear(appender: &Appender, at: prop::sample::Index, tear: &Tear) {
         let Some(segment) = appender.log.newest_segment() else { return };
         let synced = segment.end() - appender.unsynced() - segment.base;
@@ -251,10 +266,13 @@ mod tests {
             let last = all[..kept].iter().rfind(|record| record.1 == tidegate_model::Kind::Begin && record.0.ordinal == 0);
             prop_assert_eq!(recovered.last_transaction.map(|transaction| transaction.commit_end_lsn), last.map(|record| record.0.lsn));
 
+            prop_assert_eq!(snapshots(&appender), unfinished(&all[..kept]));
+
             // Capture publishes the rest again, cut otherwise.
             let rest = self::blocks(&all[kept..], block_bytes / 2);
             append(&mut appender, &mut Order::new(recovered.durable), &rest, &[false]);
             prop_assert!(read_all(&appender.log) == all);
+            prop_assert_eq!(snapshots(&appender), unfinished(complete(&all)));
         }
     }
 

@@ -63,7 +63,7 @@ impl RowTypes {
         self.by_id.values()
     }
 
-    fn insert(&mut self, row_type: RowType) {
+    pub(crate) fn insert(&mut self, row_type: RowType) {
         let row_type = Arc::new(row_type);
         self.newest.insert(row_type.name().clone(), Arc::clone(&row_type));
         self.by_id.insert(row_type.proto().row_type, row_type);

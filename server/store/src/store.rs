@@ -11,7 +11,7 @@ use tidegate_schema::RowType;
 use tokio::sync::watch;
 
 use crate::{
-    ReadError, Reader, RowTypes, StoreError, StoreWriter, layout, log::Log, recovery::recover, run::Run,
+    ReadError, Reader, RowTypes, Snapshots, StoreError, StoreWriter, layout, log::Log, recovery::recover, run::Run,
     writer::blocking,
 };
 
@@ -41,7 +41,8 @@ impl StoreConfig {
     }
 }
 
-/// Segments go, oldest first, when either bound is passed; the one being written always stays.
+/// Segments go, oldest first, when either bound is passed; the one being written always stays. Nothing else holds them: a
+/// snapshot that takes longer than this loses its beginning, and who subscribed to it and is that far behind is told so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Bytes of all segments together.
@@ -94,6 +95,7 @@ pub(crate) struct Shared {
     pub(crate) reset_reason: RwLock<Option<Arc<str>>>,
     /// Counts the versions of `row_types`.
     pub(crate) row_types_changed: watch::Sender<u64>,
+    pub(crate) snapshots: RwLock<Arc<Snapshots>>,
     recovered: Option<Recovered>,
 }
 
@@ -117,6 +119,7 @@ impl Store {
         let (appender, recovered) = recover(&config)?.unzip();
         let log = appender.as_ref().map(|appender| Arc::clone(&appender.log));
         let row_types = appender.as_ref().map(|appender| Arc::clone(appender.row_types.known())).unwrap_or_default();
+        let snapshots = appender.as_ref().map(|appender| Arc::clone(appender.snapshots.known())).unwrap_or_default();
         let durable = recovered.map_or(Position::ZERO, |recovered: Recovered| recovered.durable);
         let newest = recovered.and_then(|recovered| recovered.last_transaction);
         let head = Head {
@@ -135,6 +138,7 @@ impl Store {
             former_row_types: RwLock::default(),
             reset_reason: RwLock::new(layout::read_reason(&config.dir).map(Arc::from)),
             row_types_changed: watch::Sender::new(0),
+            snapshots: RwLock::new(snapshots),
             recovered,
         });
         let run = Run::begin(&config.dir, recovered.map(|recovered: Recovered| recovered.delivered));
@@ -192,5 +196,12 @@ impl Store {
     #[must_use]
     pub fn row_types_changed(&self) -> watch::Receiver<u64> {
         self.shared.row_types_changed.subscribe()
+    }
+
+    /// The snapshots that have begun and not ended, and how far each has come. Right after `open`, this is what has to go on.
+    /// Never ahead of what is durable.
+    #[must_use]
+    pub fn snapshots(&self) -> Arc<Snapshots> {
+        Arc::clone(&self.shared.snapshots.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

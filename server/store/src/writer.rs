@@ -3,7 +3,10 @@
 //! Blocks are appended and shown in batches of what the feed has ready. One fsync runs at a time, beside the appending, and
 //! covers whatever was appended when it started (group commit); only then is it reported durable.
 //!
-//! Invariant: what is reported durable is complete and fsynced. When the disk is full, the batch is kept and tried again
+//! What a snapshot puts in does not come again, so it is fsynced first and shown then; what came before it in the batch
+//! does not wait for that.
+//!
+//! Invariant: what is reported durable is complete and fsynced, and so is each snapshot's record that readers see. When the disk is full, the batch is kept and tried again
 //! every second, readers go on, and the feed's budget holds back capture. Any other I/O error ends the writer: after a
 //! failed fsync nobody knows what is on the disk until it is read again.
 
@@ -24,6 +27,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+mod mirroring;
+
 use crate::{
     StoreConfig, StoreError,
     append::{Appender, Sync},
@@ -33,6 +38,7 @@ use crate::{
     run::Run,
     store::Shared,
     transactions::Transactions,
+    writer::mirroring::Mirroring,
 };
 
 /// A batch is appended when it has this many bytes, or a segment's, or the feed has nothing ready.
@@ -60,6 +66,7 @@ pub struct StoreWriter {
     /// When the next fsync may start.
     sync_from: Instant,
     run: Run,
+    mirroring: Option<Mirroring>,
     _lock: File,
 }
 
@@ -101,6 +108,7 @@ impl StoreWriter {
             syncing: JoinSet::new(),
             sync_from: Instant::now(),
             run,
+            mirroring: None,
             _lock: lock,
         }
     }
@@ -121,6 +129,10 @@ impl StoreWriter {
         let mut trim = tokio::time::interval(TRIM_INTERVAL);
         trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.report(&intake.feed);
+        if self.open_mirror(&mut intake).await? == Step::Stopped {
+            return Ok(());
+        }
+        let mirror = self.mirror_reader();
         loop {
             tokio::select! {
                 biased;
@@ -134,9 +146,14 @@ impl StoreWriter {
                     },
                     None => break,
                 },
+                () = mirroring::asked(mirror.as_ref()) => self.mirror_is_asked(),
+                () = std::future::ready(()), if self.mirror_has_work() => {}
             }
             if Instant::now() >= self.sync_from {
                 self.start_sync();
+            }
+            if self.advance_mirror(&mut intake).await? == Step::Stopped {
+                return self.make_durable(&mut intake).await;
             }
         }
         while let Some(Some(item)) = ready(intake.feed.next()).await {
@@ -145,7 +162,10 @@ impl StoreWriter {
                 break;
             }
         }
-        self.make_durable(&mut intake).await
+        self.make_durable(&mut intake).await?;
+        self.advance_mirror(&mut intake).await?;
+        self.persist_mirror().await;
+        Ok(())
     }
 
     /// Takes an item, and whatever else the feed has ready, up to a batch.
@@ -163,14 +183,14 @@ impl StoreWriter {
                     batch.extend(self.order.accept(block)?);
                 }
                 FeedItem::Epoch(info, _) | FeedItem::Timeline(info) if self.current_epoch() == Some(info.epoch) => {
-                    if self.append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
+                    if self.fill_and_append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
                         return Ok(Step::Stopped);
                     }
                     return self.change_timeline(info, intake).await;
                 }
                 FeedItem::Epoch(info, reason) => {
                     // Readers of the old epoch receive all that it had before they are told of the new one.
-                    if self.append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
+                    if self.fill_and_append(std::mem::take(&mut batch), intake).await? == Step::Stopped {
                         return Ok(Step::Stopped);
                     }
                     let reason = reason.map(|reason| Arc::from(reason.replace(['\n', '\r'], " ")));
@@ -191,13 +211,27 @@ impl StoreWriter {
             }
             item = ready(intake.feed.next()).await.flatten();
         }
-        self.append(batch, intake).await
+        self.fill_and_append(batch, intake).await
     }
 
-    async fn append<F: Receive>(&mut self, batch: Vec<Block>, intake: &mut Intake<F>) -> Result<Step, StoreError> {
-        if batch.is_empty() {
-            return Ok(Step::Done);
+    /// Appends and shows a batch; from the first block on that completes a part of a snapshot, only when it is fsynced.
+    async fn append<F: Receive>(&mut self, mut batch: Vec<Block>, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+        let at = batch.iter().position(completes_of_snapshot).unwrap_or(batch.len());
+        let synced_first = batch.split_off(at);
+        for (part, sync_first) in [(batch, false), (synced_first, true)] {
+            if !part.is_empty() && self.append_part(part, sync_first, intake).await? == Step::Stopped {
+                return Ok(Step::Stopped);
+            }
         }
+        Ok(Step::Done)
+    }
+
+    async fn append_part<F: Receive>(
+        &mut self,
+        batch: Vec<Block>,
+        sync_first: bool,
+        intake: &mut Intake<F>,
+    ) -> Result<Step, StoreError> {
         let batch: Arc<[Block]> = batch.into();
         let placed = loop {
             let (blocks, now_us) = (Arc::clone(&batch), self.clock.now_us());
@@ -226,8 +260,12 @@ impl StoreWriter {
         for block in batch.iter() {
             self.transactions.observe(block)?;
         }
+        if sync_first {
+            self.sync_all(&intake.feed).await?;
+        }
         let Some(appender) = &self.appender else { return Ok(Step::Done) };
         self.show_row_types(appender);
+        self.show_snapshots(appender);
         appender.log.publish(placed);
         self.show_head(appender);
         self.room_again(&intake.feed);
@@ -270,6 +308,7 @@ impl StoreWriter {
         let former = self.shared.row_types.read().unwrap_or_else(PoisonError::into_inner).clone();
         *self.shared.former_row_types.write().unwrap_or_else(PoisonError::into_inner) = former;
         self.show_row_types(&appender);
+        self.show_snapshots(&appender);
         self.shared.head.send_modify(|head| {
             head.epoch = Some(info.epoch);
             (head.complete, head.durable, head.earliest) = (complete, complete, complete);
@@ -287,7 +326,8 @@ impl StoreWriter {
             layout::remove_other_epochs(&dir, info.epoch).map(|()| run)
         })
         .await?;
-        Ok(Step::Done)
+        self.drop_mirror().await;
+        self.open_mirror(intake).await
     }
 
     async fn change_timeline<F: Receive>(
@@ -381,12 +421,17 @@ impl StoreWriter {
     }
 
     async fn make_durable<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<(), StoreError> {
+        self.sync_all(&intake.feed).await
+    }
+
+    /// Makes durable all that has been appended.
+    async fn sync_all(&mut self, feed: &impl Receive) -> Result<(), StoreError> {
         while let Some(done) = self.syncing.join_next().await {
-            self.synced(done, &intake.feed)?;
+            self.synced(done, feed)?;
         }
         self.start_sync();
         while let Some(done) = self.syncing.join_next().await {
-            self.synced(done, &intake.feed)?;
+            self.synced(done, feed)?;
         }
         Ok(())
     }
@@ -395,10 +440,12 @@ impl StoreWriter {
     async fn trim(&mut self) -> Result<(), StoreError> {
         let Some(appender) = &self.appender else { return Ok(()) };
         let (log, durable) = (Arc::clone(&appender.log), self.shared.head.borrow().durable);
-        let count = expired(&log.facts(), self.config.retention, self.clock.now_us(), durable);
-        if count == 0 {
-            return Ok(());
+        let mut count = expired(&log.facts(), self.config.retention, self.clock.now_us(), durable);
+        if count > 0 {
+            let needed = self.persist_mirror().await;
+            count = expired(&log.facts(), self.config.retention, self.clock.now_us(), needed);
         }
+        let Some(appender) = self.appender.as_ref().filter(|_| count > 0) else { return Ok(()) };
         let removed = log.take_oldest(count);
         self.show_head(appender);
         tracing::info!(segments = count, earliest = %log.earliest(), "trimmed the changelog");
@@ -433,6 +480,14 @@ impl StoreWriter {
         }
     }
 
+    fn show_snapshots(&self, appender: &Appender) {
+        let known = appender.snapshots.known();
+        let is_shown = Arc::ptr_eq(&self.shared.snapshots.read().unwrap_or_else(PoisonError::into_inner), known);
+        if !is_shown {
+            *self.shared.snapshots.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(known);
+        }
+    }
+
     fn report(&self, feed: &impl Receive) {
         let head = *self.shared.head.borrow();
         feed.report(Durable { position: head.durable, epoch: head.epoch, disk_full: head.disk_full });
@@ -441,6 +496,11 @@ impl StoreWriter {
     fn current_epoch(&self) -> Option<Epoch> {
         self.appender.as_ref().map(|appender| appender.log.epoch)
     }
+}
+
+/// Does the block complete a chunk, or is it a snapshot's mark?
+fn completes_of_snapshot(block: &Block) -> bool {
+    block.entries().iter().any(|entry| entry.completes() && entry.is_of_snapshot())
 }
 
 fn sync_outcome(done: Result<Result<Sync, StoreError>, JoinError>) -> Result<Sync, StoreError> {

@@ -325,3 +325,60 @@ async fn row_types_are_known_before_their_block_is_seen_and_after_a_restart() {
     assert_eq!(known.newest(&name).unwrap().proto(), &second);
     assert_eq!((known.iter().count(), known.tables().count()), (2, 1));
 }
+
+/// A snapshot amid transactions: its begin, two chunks, its end.
+fn snapshot() -> Vec<Event> {
+    let chunk = || [transactions(2), vec![Event::Chunk(7, vec![50; 4])]].concat();
+    [transactions(3), vec![Event::SnapshotBegin(7)], chunk(), chunk(), vec![Event::SnapshotEnd(7)], transactions(1)]
+        .concat()
+}
+
+#[tokio::test]
+async fn what_is_seen_of_a_snapshot_is_durable() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = records(&snapshot());
+    for block_bytes in [0, 300, 1 << 20] {
+        let mut running = Running::begin(config(&dir.path().join(block_bytes.to_string()))).await;
+        let mut reader = running.reader(START);
+        for block in blocks(&all, block_bytes) {
+            running.publish([block]).await;
+        }
+        let mut found = Vec::new();
+        while found.len() < all.len() {
+            let block = reader.next().await.unwrap();
+            let of_snapshot = block.entries().iter().rfind(|entry| entry.completes() && entry.is_of_snapshot());
+            let durable = running.store.head().borrow().durable;
+            assert!(of_snapshot.is_none_or(|entry| entry.position() <= durable), "{durable}");
+            found.extend(records_of(&block));
+        }
+        assert_eq!(found, all);
+    }
+}
+
+#[tokio::test]
+async fn an_unfinished_snapshot_is_known_after_a_restart_though_its_begin_is_trimmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let begun = [vec![Event::SnapshotBegin(7), Event::Chunk(7, vec![9; 2])], transactions(100)].concat();
+    let all = records(&[begun, vec![Event::Chunk(7, vec![9; 4]), Event::SnapshotEnd(7)]].concat());
+    let (rest, first) = (all.len() - 8, all[0].0);
+    let retention = Retention { size_bytes: 10_000, age: Duration::from_secs(1 << 30) };
+    let config = tidegate_store::StoreConfig { retention, ..config(dir.path()) };
+    let mut running = Running::begin(config.clone()).await;
+    running.publish(blocks(&all[..rest], 300)).await;
+    running.durable(all[rest - 1].0).await;
+    let seen = running.store.snapshots();
+    running.close().await.unwrap();
+
+    let mut running = Running::open(config.clone()).await;
+    assert!(running.store.head().borrow().earliest > first);
+    let snapshots = running.store.snapshots();
+    assert_eq!(snapshots, seen);
+    assert_eq!(snapshots[&7].begin, first);
+    assert_eq!(snapshots[&7].cursors.values().map(|cursor| cursor.row_count).collect::<Vec<_>>(), [1]);
+    running.publish(blocks(&all[rest..rest + 7], 300)).await;
+    running.durable(all[rest + 6].0).await;
+    assert_eq!(running.store.snapshots()[&7].cursors.len(), 2);
+    running.publish(blocks(&all[rest + 7..], 300)).await;
+    running.close().await.unwrap();
+    assert!(Running::open(config).await.store.snapshots().is_empty());
+}

@@ -1,7 +1,7 @@
 //! This release reads the files that were written by each release before it.
 #![allow(clippy::unwrap_used, reason = "tests only")]
 
-use std::{env, fs, path::Path};
+use std::{collections::BTreeMap, env, fs, path::Path};
 
 use tidegate_model::{Delivered, Lsn, Position};
 
@@ -9,7 +9,7 @@ mod support;
 
 use support::{
     INFO, Running, config, read,
-    records::{Event, blocks, lsn, records},
+    records::{Event, blocks, lsn, records, unfinished},
     row_types::{announcement, row_type},
 };
 
@@ -34,10 +34,16 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// A snapshot that began long before the newest segment, and has a cursor of one table there and of another here.
+fn unfinished_snapshot() -> Vec<Event> {
+    let begun = vec![Event::SnapshotBegin(3), Event::Chunk(3, vec![9; 4])];
+    [begun, events(), vec![Event::SnapshotBegin(4), Event::Chunk(3, vec![9; 2]), Event::SnapshotEnd(4)]].concat()
+}
+
 /// Writes the files of the current version; see `fixtures/README.md`.
-async fn write(fixture: &Path) {
+async fn write(fixture: &Path, events: &[Event]) {
     let dir = tempfile::tempdir().unwrap();
-    let all = records(&events());
+    let all = records(events);
     let mut running = Running::begin(config(dir.path())).await;
     running.publish([announcement(ANNOUNCED.0, &row_type(7, &["id", "note"]))]).await;
     running.publish(blocks(&all, 900)).await;
@@ -50,7 +56,7 @@ async fn write(fixture: &Path) {
 async fn version_1_is_read() {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1");
     if env::var_os("TIDEGATE_WRITE_FIXTURE").is_some() {
-        write(&fixture).await;
+        write(&fixture, &events()).await;
     }
     let dir = tempfile::tempdir().unwrap();
     copy(&fixture, dir.path());
@@ -65,4 +71,20 @@ async fn version_1_is_read() {
     assert_eq!(row_types.get(7).unwrap().proto().columns, row_type(7, &["id", "note"]).columns);
     let read = read(&mut running.reader(Position::new(ANNOUNCED, 0)), all.len()).await;
     assert_eq!(read, all);
+}
+
+#[tokio::test]
+async fn version_1_of_snapshots_is_read() {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/v1-snapshots");
+    if env::var_os("TIDEGATE_WRITE_FIXTURE").is_some() {
+        write(&fixture, &unfinished_snapshot()).await;
+    }
+    assert!(fixture.join(INFO.epoch.to_string()).join("snapshots").exists());
+    let dir = tempfile::tempdir().unwrap();
+    copy(&fixture, dir.path());
+    let running = Running::open(config(dir.path())).await;
+    let snapshots = running.store.snapshots();
+    let found = snapshots.iter().map(|(number, progress)| (*number, (progress.begin, progress.cursors.clone())));
+    assert_eq!(found.collect::<BTreeMap<_, _>>(), unfinished(&records(&unfinished_snapshot())));
+    assert_eq!(snapshots[&3].cursors.len(), 2);
 }

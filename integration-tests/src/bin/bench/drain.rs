@@ -122,6 +122,8 @@ async fn tidegate(server: &mut Server) -> Result<Duration> {
                 Event::Opened { .. }
                 | Event::RowType(_)
                 | Event::Begin { .. }
+                | Event::SnapshotBegin { .. }
+                | Event::SnapshotEnd { .. }
                 | Event::Commit { .. }
                 | Event::Progress { .. }
                 | Event::Drain { .. }

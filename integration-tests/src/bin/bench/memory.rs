@@ -37,6 +37,8 @@ pub(crate) async fn run() -> Result<Outcome> {
                     Event::Reset { detail, .. } => anyhow::bail!("reset: {detail}"),
                     Event::Opened { .. }
                     | Event::RowType(_)
+                    | Event::SnapshotBegin { .. }
+                    | Event::SnapshotEnd { .. }
                     | Event::Progress { .. }
                     | Event::Drain { .. }
                     | Event::Interrupted { .. } => {}

@@ -132,6 +132,24 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "Memory for the newest changes, from which all subscribers that keep up are served. The others read the disk.",
     ),
     opt(
+        "sources.<name>.snapshots.readers",
+        Kind::Count,
+        Some("2"),
+        "Chunks of tables that are read at the same time when a subscription starts from a snapshot.",
+    ),
+    opt(
+        "sources.<name>.snapshots.rows_per_second",
+        Kind::Count,
+        Some("0"),
+        "Rows that snapshots read a second, at most; 0 for no limit. It is kept between chunks, never within one.",
+    ),
+    opt(
+        "sources.<name>.snapshots.lag",
+        Kind::Size,
+        Some("64MiB"),
+        "While capture is further than this behind PostgreSQL's WAL, snapshots read nothing; 0 for no limit.",
+    ),
+    opt(
         "retention.size",
         Kind::Size,
         Some("50GiB"),

@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Address,
     /// `true` or `false`.
     Switch,
+    /// A whole number.
+    Count,
     /// Bytes: `64MiB`, `50GB`, `1024`.
     Size,
     /// `7d`, `12h 30m`, `500ms`.
@@ -37,6 +39,7 @@ impl Kind {
             Kind::Path => "a path".to_owned(),
             Kind::Address => "an address and port such as 127.0.0.1:7171 or [::1]:7171".to_owned(),
             Kind::Switch => "true or false".to_owned(),
+            Kind::Count => "a whole number".to_owned(),
             Kind::Size => "a size such as 512MiB, 50GiB or 1GB".to_owned(),
             Kind::Duration => "a duration such as 500ms, 25s, 12h or 7d".to_owned(),
             Kind::Choice(words) => words.join(" or "),
@@ -52,6 +55,7 @@ impl Kind {
             Kind::Path => "path",
             Kind::Address => "address",
             Kind::Switch => "true, false",
+            Kind::Count => "number",
             Kind::Size => "size",
             Kind::Duration => "duration",
             Kind::Choice(_) => "choice",
@@ -83,6 +87,7 @@ impl Kind {
                 "false" => Some(false.into()),
                 _ => None,
             },
+            Kind::Count => text.parse::<u64>().ok().map(Value::from),
             Kind::Size => parse_size(text).map(Value::from),
             Kind::Duration => {
                 let duration = humantime::parse_duration(text).ok()?;

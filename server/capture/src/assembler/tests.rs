@@ -8,7 +8,7 @@ use prost::Message as _;
 use tidegate_model::{Block, Kind, Lsn, Position};
 use tidegate_postgres::pgoutput::Decoder;
 use tidegate_proto::v1;
-use tidegate_schema::{ColumnSpec, RowEncoder, ValueKind};
+use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, ValueKind};
 
 use super::*;
 use crate::table::TableCodec;
@@ -55,6 +55,8 @@ struct Server<'a> {
     assembler: &'a mut Assembler,
     decoder: Decoder,
     blocks: Vec<Block>,
+    /// What came again.
+    again: Vec<Decoded>,
     /// The first refusal.
     refused: Option<CaptureError>,
 }
@@ -65,9 +67,10 @@ impl Server<'_> {
         match self.assembler.handle(message) {
             Err(error) => self.refused = self.refused.take().or(Some(error)),
             Ok(Step::Done | Step::Emitted(_)) => {}
+            Ok(Step::Again(decoded, _)) => self.again.push(decoded),
             Ok(Step::Resolve(_)) => unreachable!("relations are set beforehand"),
             Ok(Step::Emit(mut ended, _)) => {
-                while self.assembler.emit_part(&mut ended).expect("readable") {
+                while self.assembler.emit_part(&mut ended, |_| {}).expect("readable") {
                     self.blocks.extend(self.assembler.take_full());
                 }
             }
@@ -149,18 +152,22 @@ fn assembler(dir: &std::path::Path, memory_budget_bytes: usize) -> Assembler {
     };
     let table = TableCodec {
         row_type: 9,
+        table_oid: TABLE,
+        key: [1].into_iter().collect(),
+        decoder: RowDecoder::new([&column]),
         encoder: RowEncoder::new(&[column]),
         fields: vec![1],
         announcement: Bytes::from(v1::RowType { row_type: 9, ..v1::RowType::default() }.encode_to_vec()),
     };
-    assembler.set_relation(TABLE, Followed::Yes(table));
+    assembler.set_relation(TABLE, Followed::Yes(table.into()));
     assembler.set_relation(OTHER_TABLE, Followed::No);
     assembler
 }
 
 /// Sends all transactions: streamed ones first in interleaved blocks, then every commit in order.
 fn run(assembler: &mut Assembler, transactions: &[Generated]) -> Vec<Block> {
-    let mut server = Server { assembler, decoder: Decoder::new(2), blocks: Vec::new(), refused: None };
+    let mut server =
+        Server { assembler, decoder: Decoder::new(2), blocks: Vec::new(), again: Vec::new(), refused: None };
     let xid = |n: usize| 1_000 + 10 * n as u32;
     let longest = transactions.iter().map(|transaction| transaction.rows.len()).max().unwrap_or(0);
     for (round, start) in (0..longest).step_by(7).enumerate() {
@@ -269,12 +276,43 @@ fn a_stored_transaction_that_comes_again_changed_is_a_discontinuity() {
         let mut assembler = assembler(dir.path(), 0);
         assembler.start_epoch(Position::new(Lsn(100), 1));
         assembler.expected = Some(commit(stored_xid));
-        let mut server =
-            Server { assembler: &mut assembler, decoder: Decoder::new(2), blocks: Vec::new(), refused: None };
+        let mut server = Server {
+            assembler: &mut assembler,
+            decoder: Decoder::new(2),
+            blocks: Vec::new(),
+            again: Vec::new(),
+            refused: None,
+        };
         server.whole(1_000, 100, &transaction);
         let diverged = matches!(server.refused, Some(CaptureError::Discontinuity(Discontinuity::Diverged)));
         assert_ne!(diverged, same);
     }
+}
+
+#[test]
+fn what_comes_again_is_still_told_with_its_tables() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let row = |followed| Row { subtransaction: 0, text: "x".to_owned(), followed };
+    let transaction = |followed| Generated {
+        rows: vec![row(followed), row(followed)],
+        rolled_back: HashSet::new(),
+        streamed: false,
+        committed: true,
+    };
+    let mut assembler = assembler(dir.path(), 0);
+    assembler.start_epoch(Position::new(Lsn(500), 0));
+    let mut server = Server {
+        assembler: &mut assembler,
+        decoder: Decoder::new(2),
+        blocks: Vec::new(),
+        again: Vec::new(),
+        refused: None,
+    };
+    server.whole(1_000, 100, &transaction(true));
+    server.whole(1_001, 200, &transaction(false));
+    let mut unseen = crate::snapshot::Unseen::default();
+    server.again.into_iter().for_each(|decoded| unseen.decoded(decoded));
+    assert_eq!((unseen.writers(TABLE), unseen.confirm_floor()), (vec![1_000], Some(Lsn(99))));
 }
 
 #[test]
@@ -287,8 +325,13 @@ fn a_followed_change_where_there_was_none_is_a_discontinuity() {
         // The last stored transaction ended at 50; progress was stored up to 500; then the server's disk was restored.
         assembler.start_epoch(Position::new(Lsn(500), 0));
         assembler.known_end_lsn = Lsn(50);
-        let mut server =
-            Server { assembler: &mut assembler, decoder: Decoder::new(2), blocks: Vec::new(), refused: None };
+        let mut server = Server {
+            assembler: &mut assembler,
+            decoder: Decoder::new(2),
+            blocks: Vec::new(),
+            again: Vec::new(),
+            refused: None,
+        };
         server.whole(1_000, 100, &transaction);
         let diverged = matches!(server.refused, Some(CaptureError::Discontinuity(Discontinuity::Diverged)));
         assert_eq!(diverged, followed);

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::{Buf as _, BytesMut};
 use proptest::prelude::*;
 use prost::Message as _;
-use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, Op, Position, TableName};
+use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName};
 use tidegate_proto::v1::{self, session_response::Event as Sent};
 use tidegate_schema::{
     RowType,
@@ -24,7 +24,7 @@ use crate::{
 
 const TABLES: [&str; 3] = ["orders", "items", "audit_log"];
 const COLUMNS: [&str; 4] = ["id", "a", "b", "c"];
-const OPS: [Op; 5] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Message];
+const OPS: [Op; 6] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Message, Op::Read];
 
 struct RowTypes(HashMap<u32, Arc<RowType>>);
 
@@ -80,6 +80,31 @@ fn change() -> impl Strategy<Value = Change> {
     )
 }
 
+/// What stands at one LSN: changes of a transaction, or something of a snapshot.
+#[derive(Clone, Debug)]
+enum Happening {
+    Transaction(Vec<Change>),
+    Chunk(u32, Vec<Change>),
+    SnapshotBegin(u32),
+    SnapshotEnd(u32),
+}
+
+fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+    let changes = || proptest::collection::vec(change(), 0..8);
+    let reads = changes().prop_map(|mut changes| {
+        changes.retain(|change| change.row_type != 0);
+        changes.iter_mut().for_each(|change| change.op = Op::Read);
+        changes
+    });
+    let happening = prop_oneof![
+        3 => changes().prop_map(Happening::Transaction),
+        3 => (1_u32..3, reads).prop_map(|(snapshot, reads)| Happening::Chunk(snapshot, reads)),
+        1 => (1_u32..3).prop_map(Happening::SnapshotBegin),
+        1 => (1_u32..3).prop_map(Happening::SnapshotEnd),
+    ];
+    proptest::collection::vec(happening, 1..10)
+}
+
 fn transactions() -> impl Strategy<Value = Vec<Vec<Change>>> {
     proptest::collection::vec(proptest::collection::vec(change(), 0..8), 1..8)
 }
@@ -102,13 +127,36 @@ fn encoded_row(values: &[(u32, Vec<u8>)]) -> BytesMut {
 
 /// The records of the changelog: an entry and its bytes.
 fn records(transactions: &[Vec<Change>]) -> Vec<(Entry, Vec<u8>)> {
+    records_of(&transactions.iter().cloned().map(Happening::Transaction).collect::<Vec<_>>())
+}
+
+fn records_of(happenings: &[Happening]) -> Vec<(Entry, Vec<u8>)> {
     let mut records = Vec::new();
-    for (t, changes) in transactions.iter().enumerate() {
+    for (t, happening) in happenings.iter().enumerate() {
         let lsn = lsn_of(t);
+        let of = |kind, snapshot| Entry { row_type: snapshot, ..entry(kind, lsn, SNAPSHOT_ORDINAL + 5) };
+        let position = Position::new(lsn, SNAPSHOT_ORDINAL + 5).to_string();
+        let (changes, chunk_of) = match happening {
+            Happening::Transaction(changes) => (changes, 0),
+            Happening::Chunk(snapshot, reads) => (reads, *snapshot),
+            Happening::SnapshotBegin(snapshot) => {
+                let begin = v1::SnapshotBegin { snapshot: *snapshot, position, tables: vec![] };
+                records.push((of(Kind::SnapshotBegin, *snapshot), begin.encode_to_vec()));
+                continue;
+            }
+            Happening::SnapshotEnd(snapshot) => {
+                let end = v1::SnapshotEnd { snapshot: *snapshot, position, abandoned: String::new() };
+                records.push((of(Kind::SnapshotEnd, *snapshot), end.encode_to_vec()));
+                continue;
+            }
+        };
+        let at = |ordinal| if chunk_of == 0 { ordinal } else { SNAPSHOT_ORDINAL + 5 };
         let commit_time = Some(prost_types::Timestamp { seconds: t as i64, nanos: 0 });
-        let begin = v1::Begin { position: Position::new(lsn, 0).to_string(), commit_time, ..v1::Begin::default() };
-        records.push((entry(Kind::Begin, lsn, 0), begin.encode_to_vec()));
-        for (ordinal, change) in (1..).zip(changes) {
+        let position = Position::new(lsn, at(0)).to_string();
+        let begin = v1::Begin { position, commit_time, snapshot: chunk_of, ..v1::Begin::default() };
+        let mark = |kind, ordinal| Entry { row_type: chunk_of, ..entry(kind, lsn, ordinal) };
+        records.push((mark(Kind::Begin, at(0)), begin.encode_to_vec()));
+        for (ordinal, change) in (1..).map(at).zip(changes) {
             let row = encoded_row(&change.values);
             let mut cuts: Vec<usize> = change.cuts.iter().map(|cut| cut % (row.len() + 1)).collect();
             cuts.extend([0, row.len()]);
@@ -129,9 +177,12 @@ fn records(transactions: &[Vec<Change>]) -> Vec<(Entry, Vec<u8>)> {
                     .push((Entry { row_type, op: change.op, continues, ..entry(Kind::Change, lsn, ordinal) }, bytes));
             }
         }
-        let last = u32::try_from(changes.len()).expect("few");
+        let last = at(u32::try_from(changes.len()).expect("few"));
+        if chunk_of != 0 {
+            records.push((mark(Kind::SnapshotCursor, last), vec![]));
+        }
         let commit = v1::Commit { position: Position::new(lsn, last).to_string() };
-        records.push((entry(Kind::Commit, lsn, last), commit.encode_to_vec()));
+        records.push((mark(Kind::Commit, last), commit.encode_to_vec()));
     }
     records
 }
@@ -164,11 +215,15 @@ struct Selection {
 
 fn selection() -> impl Strategy<Value = Selection> {
     let some = |below: usize| proptest::collection::vec(0..below, 0..3);
-    (some(3), some(5), some(4)).prop_map(|(tables, operations, columns)| Selection { tables, operations, columns })
+    (some(3), some(6), some(4)).prop_map(|(tables, operations, columns)| Selection { tables, operations, columns })
 }
 
 impl Selection {
     fn plan(selections: &[Selection]) -> Arc<Plan> {
+        Self::plan_of(selections, 0)
+    }
+
+    fn plan_of(selections: &[Selection], snapshot: u32) -> Arc<Plan> {
         let filter = |selection: &Selection| {
             let selection = v1::TableSelection {
                 names: selection.tables.iter().map(|table| TABLES[*table].to_owned()).collect(),
@@ -177,7 +232,7 @@ impl Selection {
             };
             TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid")
         };
-        Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect())))
+        Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot)))
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -202,18 +257,42 @@ enum Event {
     Begin(u64),
     Change { selection: u32, lsn: u64, ordinal: u32, op: i32, values: Vec<(u32, Vec<u8>)> },
     Commit(u64),
+    SnapshotBegin(u32),
+    SnapshotEnd(u32),
 }
 
 /// What a subscription must receive.
 fn naive(transactions: &[Vec<Change>], selections: &[Selection], after: Position) -> Vec<Event> {
+    let happenings: Vec<_> = transactions.iter().cloned().map(Happening::Transaction).collect();
+    naive_of(&happenings, (selections, 0), after)
+}
+
+fn naive_of(happenings: &[Happening], (selections, plan): (&[Selection], u32), after: Position) -> Vec<Event> {
     let mut events = Vec::new();
-    for (t, changes) in transactions.iter().enumerate() {
+    for (t, happening) in happenings.iter().enumerate() {
         let lsn = lsn_of(t).0;
         if lsn <= after.lsn.0 {
             continue;
         }
+        let (changes, chunk_of) = match happening {
+            Happening::Transaction(changes) => (changes, 0),
+            Happening::Chunk(snapshot, reads) => (reads, *snapshot),
+            Happening::SnapshotBegin(snapshot) if *snapshot == plan => {
+                events.push(Event::SnapshotBegin(*snapshot));
+                continue;
+            }
+            Happening::SnapshotEnd(snapshot) if *snapshot == plan => {
+                events.push(Event::SnapshotEnd(*snapshot));
+                continue;
+            }
+            Happening::SnapshotBegin(_) | Happening::SnapshotEnd(_) => continue,
+        };
+        if chunk_of != 0 && chunk_of != plan {
+            continue;
+        }
         let mut matching = Vec::new();
         for (ordinal, change) in (1..).zip(changes) {
+            let ordinal = if chunk_of == 0 { ordinal } else { SNAPSHOT_ORDINAL + 5 };
             for (selection, wanted) in (0..).zip(selections).filter(|(_, selection)| selection.wants(change)) {
                 let (op, values) = (change.op as i32, wanted.values(change));
                 matching.push(Event::Change { selection, lsn, ordinal, op, values });
@@ -254,6 +333,8 @@ fn received(messages: Vec<v1::SessionResponse>) -> Vec<Event> {
                 open = lsn(&begin.position);
                 events.push(Event::Begin(open));
             }
+            Sent::SnapshotBegin(begin) => events.push(Event::SnapshotBegin(begin.snapshot)),
+            Sent::SnapshotEnd(end) => events.push(Event::SnapshotEnd(end.snapshot)),
             Sent::Commit(commit) => events.push(Event::Commit(lsn(&commit.position))),
             Sent::Changes(batch) => {
                 for change in batch.changes {
@@ -298,6 +379,7 @@ fn deliver(
                     delivery.grant(grant, 1 << 40).expect("below the limit");
                 }
                 Step::Exhausted => break,
+                Step::Abandoned(reset) => panic!("{reset:?}"),
             }
         }
     }
@@ -325,6 +407,32 @@ proptest! {
         prop_assert_eq!(received(messages), naive(&transactions, &selections, after));
         if first < blocks.len() {
             prop_assert_eq!(delivery.position().lsn, lsn_of(transactions.len() - 1));
+        }
+    }
+
+    #[test]
+    fn a_plan_has_the_chunks_and_marks_of_its_own_snapshot_alone(
+        happenings in happenings(),
+        selections in proptest::collection::vec(selection(), 1..3),
+        snapshot in 0_u32..3,
+        lengths in proptest::collection::vec(1_usize..12, 1..6),
+        start in 0_usize..4,
+        grant in 1_u64..4000,
+    ) {
+        let (lookup, plan) = (row_types(), Selection::plan_of(&selections, snapshot));
+        let blocks = blocks(&records_of(&happenings), &lengths);
+        let after = match start {
+            0 => Position::ZERO,
+            start => Position::new(lsn_of(start - 1), SNAPSHOT_ORDINAL + 5),
+        };
+        let first = blocks.iter().position(|block| block.last() > after).unwrap_or(blocks.len());
+        let mut delivery = Delivery::new(9, after, 1);
+        let messages = deliver(&mut delivery, &blocks[first..], grant, |block, delivery| {
+            Arc::new(filter(&plan, block, delivery.carry(), &lookup).expect("valid"))
+        });
+        prop_assert_eq!(received(messages), naive_of(&happenings, (&selections, snapshot), after));
+        if first < blocks.len() {
+            prop_assert_eq!(delivery.position().lsn, lsn_of(happenings.len() - 1));
         }
     }
 
@@ -410,4 +518,19 @@ fn credit_beyond_the_limit_is_refused_and_changes_nothing() {
     assert_eq!(delivery.grant(91, 100), Err(101));
     assert_eq!(delivery.grant(90, 100), Ok(()));
     assert_eq!(delivery.credit_bytes, 100);
+}
+
+#[test]
+fn a_snapshot_that_was_given_up_ends_the_subscriptions_that_wait_for_it() {
+    let end = v1::SnapshotEnd { snapshot: 2, position: "0/64:1".to_owned(), abandoned: "cancelled".to_owned() };
+    let entry = Entry { row_type: 2, ..entry(Kind::SnapshotEnd, lsn_of(0), SNAPSHOT_ORDINAL) };
+    let block = blocks(&[(entry, end.encode_to_vec())], &[1]).remove(0);
+    let selections = [Selection { tables: vec![], operations: vec![], columns: vec![] }];
+    for (snapshot, ends) in [(2, true), (1, false), (0, false)] {
+        let plan = Selection::plan_of(&selections, snapshot);
+        let mut delivery = Delivery::new(9, Position::ZERO, 1);
+        delivery.offer(Arc::new(filter(&plan, &block, None, &row_types()).expect("valid")));
+        let step = delivery.next(&mut Outbox::default());
+        assert_eq!(matches!(&step, Step::Abandoned(reset) if reset.detail.contains("cancelled")), ends, "{step:?}");
+    }
 }

@@ -5,4 +5,5 @@ mod launcher;
 mod catalog;
 mod log_in;
 mod readiness;
+mod snapshot;
 mod streams;

@@ -4,8 +4,10 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use tidegate_feed::{Durable, FeedItem, Publish, local};
-use tidegate_model::{Block, Epoch, EpochInfo, Lsn, Position, SystemClock};
-use tidegate_store::{Reader, Retention, Store, StoreConfig, StoreError};
+use tidegate_model::{Block, Epoch, EpochInfo, Lsn, Position, SystemClock, TablePatterns};
+use tidegate_store::{
+    Budgets, MirrorConfig, MirrorReader, Reader, Retention, Store, StoreConfig, StoreError, StoreWriter,
+};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +43,18 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) async fn open(config: StoreConfig) -> Self {
         let (store, writer) = Store::open(config, Arc::new(SystemClock)).await.unwrap();
+        Self::start(store, writer)
+    }
+
+    /// Opens with a mirror of all tables.
+    pub(crate) async fn open_mirrored(config: StoreConfig) -> (Self, MirrorReader) {
+        let (dir, tables) = (config.dir.join("mirror"), TablePatterns::parse(["*.*"]).unwrap());
+        let (store, mut writer) = Store::open(config, Arc::new(SystemClock)).await.unwrap();
+        let reader = writer.keep_mirror(MirrorConfig { dir, tables, budgets: Budgets::default() });
+        (Self::start(store, writer), reader)
+    }
+
+    fn start(store: Store, writer: StoreWriter) -> Self {
         let start = Durable { position: Position::ZERO, epoch: None, disk_full: false };
         let (publisher, subscriber) = local::channel(1 << 20, start);
         let stop = CancellationToken::new();

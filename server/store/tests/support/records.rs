@@ -1,10 +1,12 @@
 //! Makes the records of random transactions, cut into blocks at random places.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use prost::Message as _;
-use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MESSAGE_ORDINAL, Op, Position};
+use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MESSAGE_ORDINAL, Op, Position, SNAPSHOT_ORDINAL};
 use tidegate_proto::v1;
 
 /// What happens at one LSN.
@@ -15,6 +17,11 @@ pub(crate) enum Event {
     /// A message outside of transactions.
     Message(u16),
     Progress,
+    /// A snapshot of this number begins. Here, its records have the ordinal 2^31 and its number.
+    SnapshotBegin(u32),
+    /// A chunk of a snapshot, with rows of these sizes.
+    Chunk(u32, Vec<u16>),
+    SnapshotEnd(u32),
 }
 
 /// Position, kind and bytes: what a reader is to find.
@@ -26,6 +33,9 @@ pub(crate) fn events() -> impl Strategy<Value = Vec<Event>> {
         1 => proptest::collection::vec(0_u16..200, 50..120).prop_map(Event::Transaction),
         1 => (0_u16..200).prop_map(Event::Message),
         1 => Just(Event::Progress),
+        1 => (1_u32..4).prop_map(Event::SnapshotBegin),
+        2 => (1_u32..4, proptest::collection::vec(0_u16..200, 0..30)).prop_map(|(number, rows)| Event::Chunk(number, rows)),
+        1 => (1_u32..4).prop_map(Event::SnapshotEnd),
     ];
     proptest::collection::vec(event, 1..60)
 }
@@ -58,6 +68,25 @@ pub(crate) fn records(events: &[Event]) -> Vec<Record> {
                 records.push((at(MESSAGE_ORDINAL), Kind::Change, Bytes::from(vec![9; *size as usize])));
                 records.push((at(MESSAGE_ORDINAL), Kind::Commit, Bytes::new()));
             }
+            Event::SnapshotBegin(number) => {
+                records.push((at(SNAPSHOT_ORDINAL + number), Kind::SnapshotBegin, Bytes::new()));
+            }
+            Event::SnapshotEnd(number) => {
+                records.push((at(SNAPSHOT_ORDINAL + number), Kind::SnapshotEnd, Bytes::new()));
+            }
+            Event::Chunk(number, rows) => {
+                let at = at(SNAPSHOT_ORDINAL + number);
+                records.push((at, Kind::Begin, begin(n, 0)));
+                records.extend(rows.iter().map(|size| (at, Kind::Change, Bytes::from(vec![7; *size as usize]))));
+                let cursor = v1::SnapshotCursor {
+                    snapshot: *number,
+                    table_oid: rows.len() as u32 % 3,
+                    row_count: n as u64,
+                    ..v1::SnapshotCursor::default()
+                };
+                records.push((at, Kind::SnapshotCursor, cursor.encode_to_vec().into()));
+                records.push((at, Kind::Commit, Bytes::new()));
+            }
             Event::Progress => {
                 records.push((Position::end_of_transaction(lsn(n)), Kind::Progress, Bytes::new()));
             }
@@ -80,7 +109,12 @@ pub(crate) fn blocks(records: &[Record], block_bytes: usize) -> Vec<Block> {
             blocks.push(builder.finish());
         }
         let Position { lsn, ordinal } = *position;
-        let (op, row_type) = (if *kind == Kind::Change { Op::Insert } else { Op::None }, 0);
+        let number = ordinal.checked_sub(SNAPSHOT_ORDINAL);
+        let (op, row_type) = match (kind, number) {
+            (Kind::Change, None) => (Op::Insert, 1),
+            (Kind::Change, Some(_)) => (Op::Read, 1),
+            (_, number) => (Op::None, number.unwrap_or_default()),
+        };
         let entry = Entry { lsn, ordinal, row_type, start: 0, end: 0, kind: *kind, op, continues: false };
         builder.push(entry, bytes);
     }
@@ -96,6 +130,35 @@ pub(crate) fn records_of(block: &Block) -> Vec<Record> {
 
 /// The records up to the last that completes something.
 pub(crate) fn complete(records: &[Record]) -> &[Record] {
-    let end = records.iter().rposition(|record| matches!(record.1, Kind::Commit | Kind::Progress));
+    let completes =
+        |record: &Record| matches!(record.1, Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd);
+    let end = records.iter().rposition(completes);
     &records[..end.map_or(0, |at| at + 1)]
+}
+
+/// Where a snapshot begins, and its newest cursors.
+pub(crate) type Progress = (Position, BTreeMap<u32, v1::SnapshotCursor>);
+
+/// The snapshots that are unfinished after these records, which are complete.
+pub(crate) fn unfinished(records: &[Record]) -> BTreeMap<u32, Progress> {
+    let mut unfinished = BTreeMap::new();
+    for (position, kind, bytes) in records {
+        let number = position.ordinal.saturating_sub(SNAPSHOT_ORDINAL);
+        match kind {
+            Kind::SnapshotBegin => {
+                unfinished.insert(number, (*position, BTreeMap::new()));
+            }
+            Kind::SnapshotEnd => {
+                unfinished.remove(&number);
+            }
+            Kind::SnapshotCursor => {
+                let cursor = v1::SnapshotCursor::decode(bytes.clone()).expect("written above");
+                if let Some((_, cursors)) = unfinished.get_mut(&number) {
+                    cursors.insert(cursor.table_oid, cursor);
+                }
+            }
+            Kind::RowType | Kind::Begin | Kind::Change | Kind::Commit | Kind::Progress => {}
+        }
+    }
+    unfinished
 }

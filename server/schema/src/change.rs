@@ -8,41 +8,66 @@ use bytes::{BufMut, BytesMut};
 use tidegate_model::{BlockBuilder, Entry, Kind, Lsn, Op};
 
 /// Values beyond this many bytes continue in another Change.
-pub(crate) const CUT_BYTES: usize = 512 << 10;
+pub const CUT_BYTES: usize = 512 << 10;
 
 /// Bytes of the ordinal at the end of each change.
 const ORDINAL_BYTES: usize = 4;
 
 /// A change's parts, rows already encoded.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ChangeParts<'a> {
-    pub(crate) op: Op,
-    pub(crate) row_type: u32,
-    pub(crate) row: &'a [u8],
-    pub(crate) old: &'a [u8],
-    pub(crate) old_kind: OldKind,
-    pub(crate) unchanged: &'a [u32],
-    pub(crate) extra: Extra<'a>,
+pub struct ChangeParts<'a> {
+    /// What happened.
+    pub op: Op,
+    /// Of row and old; 0 for a message.
+    pub row_type: u32,
+    /// The new row.
+    pub row: &'a [u8],
+    /// The old row, or its key.
+    pub old: &'a [u8],
+    /// What `old` is.
+    pub old_kind: OldKind,
+    /// Fields of the row that were not sent, since they are as they were.
+    pub unchanged: &'a [u32],
+    /// Of a truncate or a message.
+    pub extra: Extra<'a>,
 }
 
 /// `tidegate.v1.Change.OldKind`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum OldKind {
+pub enum OldKind {
+    /// No old row.
     None = 0,
+    /// The key.
     Key = 1,
+    /// Every column.
     Full = 2,
 }
 
 /// What only some operations have.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Extra<'a> {
+pub enum Extra<'a> {
+    /// Nothing.
     None,
-    Truncate { cascade: bool, restart_identity: bool },
-    Message { prefix: &'a str, content: &'a [u8], transactional: bool },
+    /// Of a truncate.
+    Truncate {
+        /// CASCADE was given.
+        cascade: bool,
+        /// RESTART IDENTITY was given.
+        restart_identity: bool,
+    },
+    /// Of a message.
+    Message {
+        /// As the application gave it.
+        prefix: &'a str,
+        /// The bytes.
+        content: &'a [u8],
+        /// Part of a transaction.
+        transactional: bool,
+    },
 }
 
 /// Where encoded changes are collected.
-pub(crate) trait Room {
+pub trait Room {
     /// The builder for the next piece; full ones are set aside first.
     fn room(&mut self) -> &mut BlockBuilder;
 }
@@ -54,7 +79,7 @@ impl Room for BlockBuilder {
 }
 
 /// Appends the change, in as many pieces as it needs. `tag` is kept in the entries' LSN until the commit is known.
-pub(crate) fn push_change(change: &ChangeParts<'_>, tag: Lsn, to: &mut impl Room) {
+pub fn push_change(change: &ChangeParts<'_>, tag: Lsn, to: &mut impl Room) {
     let mut rest = *change;
     loop {
         let piece = take_piece(&mut rest);
@@ -81,7 +106,7 @@ pub(crate) fn push_change(change: &ChangeParts<'_>, tag: Lsn, to: &mut impl Room
 }
 
 /// Writes the ordinal into an encoded change.
-pub(crate) fn set_ordinal(payload: &mut [u8], entry: &Entry, ordinal: u32) {
+pub fn set_ordinal(payload: &mut [u8], entry: &Entry, ordinal: u32) {
     let end = entry.end as usize;
     payload[end - ORDINAL_BYTES..end].copy_from_slice(&ordinal.to_le_bytes());
 }

@@ -1,0 +1,51 @@
+//! A commit that waits for a synchronous standby is in the WAL, and is delivered, but is not visible in the database: it stays
+//! unconfirmed until it is, and no longer.
+
+use anyhow::{Context, Result, ensure};
+use tidegate_integration_tests::{Cluster, Ended, Recorder, Server, ServerConfig, within};
+use tokio::task::JoinSet;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_is_not_visible_is_delivered_and_stays_unconfirmed_until_it_is() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let database = cluster.database("standby").await?;
+    database.create_marker().await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut recorder = Recorder::new(server.endpoint());
+    database.mark("before").await?;
+    ensure!(recorder.until_marker("before").await? == Ended::Arrived);
+
+    database.execute("set synchronous_commit = local").await?;
+    let waiting = database.another().await?;
+    database.execute("alter system set synchronous_standby_names = 'nobody'").await?;
+    database.execute("select pg_reload_conf()").await?;
+    within("the other session to know it", || {
+        waiting.text("select 'yes' where current_setting('synchronous_standby_names') = 'nobody'")
+    })
+    .await?;
+    let mut waiter = JoinSet::new();
+    waiter.spawn(async move { waiting.mark("stuck").await });
+    ensure!(recorder.until_marker("stuck").await? == Ended::Arrived);
+    let stuck_end_lsn = recorder.history().transactions().last().context("it has arrived")?.lsn;
+    let stuck_end_lsn = format!("{:X}/{:X}", stuck_end_lsn >> 32, stuck_end_lsn & 0xFFFF_FFFF);
+    database.mark("after").await?;
+    ensure!(recorder.until_marker("after").await? == Ended::Arrived);
+
+    let slot = server.slot();
+    let of_slot = |what: &str| format!("select ({what})::text from pg_replication_slots where slot_name = '{slot}'");
+    let durable = format!(
+        "select 'yes' from pg_stat_replication where reply_time > '{}'::timestamptz + interval '3 s'",
+        database.text("select clock_timestamp()::text").await?.context("a time")?
+    );
+    within("several answers", || database.text(&durable)).await?;
+    let confirmed = of_slot(&format!("confirmed_flush_lsn >= '{stuck_end_lsn}'"));
+    ensure!(database.text(&confirmed).await?.as_deref() == Some("false"), "what is not visible was confirmed");
+
+    database.execute("alter system reset synchronous_standby_names").await?;
+    database.execute("select pg_reload_conf()").await?;
+    waiter.join_next().await.context("spawned above")???;
+    within("confirmed_flush_lsn to follow", || async {
+        Ok((database.text(&confirmed).await?.as_deref() == Some("true")).then_some(()))
+    })
+    .await
+}

@@ -1,0 +1,86 @@
+//! Snapshots as jobs of the server: start, watch, stop. A subscription from [`Start::Snapshot`](crate::Start::Snapshot) needs
+//! none of this.
+
+use futures_util::{Stream, StreamExt};
+use tidegate_proto::v1::{
+    ListSnapshotsRequest, SnapshotRequest, StartSnapshotRequest, snapshots_client::SnapshotsClient,
+};
+use tonic::transport::Channel;
+
+use crate::{Client, ClientError};
+
+pub use tidegate_proto::v1::{
+    SnapshotStatus, SnapshotTable, StartSnapshotResponse as StartedSnapshot, snapshot_status::State as SnapshotState,
+};
+
+impl Client {
+    /// Starts a snapshot of the tables that any of the names or patterns means, or joins the one that runs over just the
+    /// same. The source may be empty where the server has one.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the tables cannot be read.
+    pub async fn start_snapshot(&self, source: &str, tables: Vec<String>) -> Result<StartedSnapshot, ClientError> {
+        let request = StartSnapshotRequest { source: source.to_owned(), tables };
+        let reply = self.snapshots_client().start(request).await;
+        Ok(reply.map_err(|status| ClientError::from_status(&status))?.into_inner())
+    }
+
+    /// The snapshots of a source, or, where it is empty, of all, that have not ended, and the last that have.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or has no such source.
+    pub async fn snapshots(&self, source: &str) -> Result<Vec<SnapshotStatus>, ClientError> {
+        let request = ListSnapshotsRequest { source: source.to_owned() };
+        let reply = self.snapshots_client().list(request).await;
+        Ok(reply.map_err(|status| ClientError::from_status(&status))?.into_inner().snapshots)
+    }
+
+    /// A snapshot's status, now and whenever it changes, until it has ended. A lost connection is an error of the stream.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or has no such snapshot.
+    pub async fn watch_snapshot(
+        &self,
+        source: &str,
+        snapshot: u32,
+    ) -> Result<impl Stream<Item = Result<SnapshotStatus, ClientError>> + use<>, ClientError> {
+        let reply = self.snapshots_client().watch(one(source, snapshot)).await;
+        let statuses = reply.map_err(|status| ClientError::from_status(&status))?.into_inner();
+        Ok(statuses.map(|status| status.map_err(|status| ClientError::from_status(&status))))
+    }
+
+    /// Lets a snapshot wait; it keeps what it has.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the snapshot has ended.
+    pub async fn pause_snapshot(&self, source: &str, snapshot: u32) -> Result<(), ClientError> {
+        let reply = self.snapshots_client().pause(one(source, snapshot)).await;
+        reply.map(|_| ()).map_err(|status| ClientError::from_status(&status))
+    }
+
+    /// Lets a paused snapshot go on.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the snapshot has ended.
+    pub async fn resume_snapshot(&self, source: &str, snapshot: u32) -> Result<(), ClientError> {
+        let reply = self.snapshots_client().resume(one(source, snapshot)).await;
+        reply.map(|_| ()).map_err(|status| ClientError::from_status(&status))
+    }
+
+    /// Gives a snapshot up. Subscriptions that wait for its end receive [`Event::Reset`](crate::Event::Reset).
+    ///
+    /// # Errors
+    /// The server cannot be reached, or the snapshot has ended.
+    pub async fn cancel_snapshot(&self, source: &str, snapshot: u32) -> Result<(), ClientError> {
+        let reply = self.snapshots_client().cancel(one(source, snapshot)).await;
+        reply.map(|_| ()).map_err(|status| ClientError::from_status(&status))
+    }
+
+    fn snapshots_client(&self) -> SnapshotsClient<Channel> {
+        SnapshotsClient::new(self.channel())
+    }
+}
+
+fn one(source: &str, snapshot: u32) -> SnapshotRequest {
+    SnapshotRequest { source: source.to_owned(), snapshot }
+}

@@ -1,0 +1,61 @@
+//! Snapshots that are exact, with no writes and no row locks: the pure core.
+//!
+//! ```text
+//!  PostgreSQL ─ stream ──▶ Unseen ── confirm floor: what is invisible yet is sent again after a restart
+//!      │                     │ writers, when a table's tracking begins
+//!      │        changes ──▶ Touched: key ─▶ newest image ──┐
+//!      └ chunk: rows, visibility S, then watermark H ──────┴▶ reconcile ─▶ Emitter, at R = max(H, received)
+//!                                  └▶ or is read again
+//! ```
+//!
+//! # Why it is exact
+//!
+//! Words: T *ends* at its commit's end LSN. S *sees* T where `pg_current_snapshot()` says so. H is the insert LSN, taken
+//! after S. The chunk enters the stream at R ≥ H, when every commit that ends up to R has been decoded. Claim: what is emitted
+//! for a key is its row at R, where that is not what the stream has said already.
+//!
+//! 1. What S sees has ended by R: PostgreSQL makes a commit visible only after its record is in the WAL, so the record ends at
+//!    or before H. Nothing that the chunk shows is from beyond R.
+//! 2. What has ended by R and S does not see is in `Touched`, or the chunk is read again. Decoded since the tracking began: it is
+//!    there, by construction. Decoded before: when the tracking began, either a snapshot had seen it, and then S, which is
+//!    younger, sees it too; or it was in `Unseen`, and is in `must_see`. Decoded before a restart: the confirmation has not
+//!    passed it, it came again, and was told again.
+//! 3. Per key, all that S sees precedes all that S does not see: a row lock, and a unique index's wait, end only when the
+//!    transaction that holds it has become visible. So if S does not see the newest writer of a key, the stream's image is the row
+//!    at R; and if it does, or there is none, every writer up to R is seen, and the chunk's row is the row at R.
+//! 4. A field that the image lacks was left unchanged by every writer since the row came to this key (its *lineage*). If S
+//!    sees the one who brought it there, the chunk's row is one of the same lineage and has the value. Else the key is read again.
+//! 5. A row that exists at the end was read by a chunk that covered its key, or was inserted at or moved to this key after the
+//!    tracking began, and then the stream has told it: whole, or the key is in the `Gaps`. These are empty at the end.
+//!
+//! TRUNCATE writes every key. LSNs alone do not do: a commit may be in the WAL, below H, and be invisible to S for as long as
+//! a synchronous standby takes; the simulation shows how that fails.
+//!
+//! Not here: sessions, queries, ranges of keys, and who waits for what.
+
+mod requests;
+
+mod coordinator;
+mod job;
+mod order;
+mod pass;
+mod reader;
+
+mod change;
+mod gaps;
+mod reconcile;
+mod stage;
+mod touched;
+mod tracking;
+mod unseen;
+
+#[cfg(test)]
+mod simulation;
+
+pub use coordinator::SnapshotConfig;
+pub(crate) use coordinator::{Context, Coordinator, coordinator};
+pub(crate) use order::{Begun, Order};
+pub(crate) use pass::SnapshotResume;
+pub use requests::{SnapshotError, SnapshotRequests, SnapshotStatus, Started, TableStatus};
+pub(crate) use stage::{Stage, decode_cursor};
+pub(crate) use unseen::{Decoded, TableSet, Unseen};

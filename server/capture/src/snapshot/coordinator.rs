@@ -1,0 +1,573 @@
+//! Runs a source's snapshots: takes requests, lets readers read chunks, hands them to the stream, and notes what became of
+//! them.
+//!
+//! ```text
+//! requests ─▶ Coordinator ── Work ─▶ reader (own session) ── rows ─▶ encoded chunk
+//!               ▲    │                                                    │
+//!               │    └── control database: what is to run                 ▼ Order
+//!               └─────────────── Outcome ◀──────────── stream: reconciles at the watermark, emits
+//! ```
+//!
+//! Invariant: a snapshot's end is ordered only when each of its tables is done, and the stream agrees that no key is
+//! incomplete. What was read when a connection ends is void. It deliberately knows nothing of positions and transactions:
+//! the stream does.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use tidegate_control::{Control, JobState};
+use tidegate_model::{Clock, Epoch, Position, Retry, SourceName, TableName};
+use tidegate_postgres::{
+    ConnectConfig, Session,
+    snapshot::{TablePlan, table_plan},
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    task::JoinSet,
+    time::{Duration, Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    job::{Read, Work},
+    order::{Begun, ChunkResult, Finish, Order, Outcome, Ticket},
+    pass::{Pass, SnapshotResume, Step},
+    reader::{Planned, ReadFailure, Reader},
+    reconcile::ReadAgain,
+    requests::{Command, SnapshotError, SnapshotRequests, SnapshotStatus, Started},
+};
+use crate::{CaptureStatus, table::TableCodec};
+
+/// Between attempts at what may come right by itself.
+const RETRY: Duration = Duration::from_secs(1);
+/// While capture is too far behind, or the rate is used up.
+const HOLD: Duration = Duration::from_millis(100);
+/// Requests that wait.
+const COMMANDS_MAX: usize = 64;
+/// Ended snapshots that are remembered.
+const ENDED_MAX: usize = 100;
+/// Chunks whose outcome is on its way, over all snapshots; more than can be outstanding.
+const OUTCOMES_MAX: usize = 1024;
+
+/// How snapshots are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotConfig {
+    /// Chunks that are read at the same time.
+    pub readers: usize,
+    /// Rows a second that are read at most; 0 for no limit.
+    pub rows_per_second_max: u64,
+    /// No chunk is read while capture is further than this behind PostgreSQL, in bytes of WAL; 0 for no limit.
+    pub lag_bytes_max: u64,
+}
+
+/// What a coordinator works with.
+pub(crate) struct Context {
+    pub(crate) source: SourceName,
+    pub(crate) connect: ConnectConfig,
+    pub(crate) publication: String,
+    pub(crate) control: Control,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) config: SnapshotConfig,
+    pub(crate) status: watch::Receiver<CaptureStatus>,
+}
+
+/// How a coordinator is connected.
+struct Channels {
+    commands: mpsc::Receiver<Command>,
+    statuses: watch::Sender<Arc<Vec<SnapshotStatus>>>,
+    orders: mpsc::Sender<Order>,
+    epoch: watch::Receiver<Option<Epoch>>,
+}
+
+/// A coordinator, and the handle to ask it.
+pub(crate) fn coordinator(
+    context: Context,
+    (orders, epoch): (mpsc::Sender<Order>, watch::Receiver<Option<Epoch>>),
+    resume: BTreeMap<u32, SnapshotResume>,
+) -> (SnapshotRequests, Coordinator) {
+    let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
+    let statuses = watch::Sender::default();
+    let requests = SnapshotRequests { commands, statuses: statuses.subscribe() };
+    let channels = Channels { commands: commanded, statuses, orders, epoch };
+    (requests, Coordinator::new(context, channels, resume))
+}
+
+/// The owner of a source's snapshots.
+pub(crate) struct Coordinator {
+    context: Arc<Context>,
+    commands: mpsc::Receiver<Command>,
+    statuses: watch::Sender<Arc<Vec<SnapshotStatus>>>,
+    orders: mpsc::Sender<Order>,
+    /// The current one; None before the first.
+    epoch: watch::Receiver<Option<Epoch>>,
+    outcomes: mpsc::Sender<Outcome>,
+    results: mpsc::Receiver<Outcome>,
+    tasks: JoinSet<Done>,
+    /// Unfinished ones.
+    passes: BTreeMap<u32, Pass>,
+    /// The last that have ended.
+    ended: Vec<SnapshotStatus>,
+    /// What the changelog has of unfinished ones, until they are taken up.
+    resume: BTreeMap<u32, SnapshotResume>,
+    /// What the control database knows has been read.
+    is_loaded: bool,
+    idle_readers: Vec<Reader>,
+    /// Chunks that are being read.
+    reading: usize,
+    /// No chunk is read before.
+    hold_until: Option<Instant>,
+    /// Requests that wait for their snapshot to begin.
+    waiting: BTreeMap<u32, Vec<oneshot::Sender<Result<Started, SnapshotError>>>>,
+}
+
+/// What a task has come to.
+enum Done {
+    /// The tables are known, and the stream follows them.
+    Begun {
+        snapshot: u32,
+        begun: Result<Planning, Box<SnapshotError>>,
+    },
+    Read {
+        snapshot: u32,
+        table: usize,
+        attempt: u32,
+        reader: Option<Box<Reader>>,
+        read: Result<Option<Read>, ReadFailure>,
+    },
+    Finished {
+        snapshot: u32,
+        table: usize,
+        attempt: u32,
+        finish: Finish,
+    },
+    Ended {
+        snapshot: u32,
+        is_out: bool,
+    },
+    /// The stream has stopped for good.
+    Void,
+}
+
+impl Coordinator {
+    fn new(context: Context, channels: Channels, resume: BTreeMap<u32, SnapshotResume>) -> Self {
+        let Channels { commands, statuses, orders, epoch } = channels;
+        let (outcomes, results) = mpsc::channel(OUTCOMES_MAX);
+        Coordinator {
+            context: Arc::new(context),
+            commands,
+            statuses,
+            orders,
+            epoch,
+            outcomes,
+            results,
+            tasks: JoinSet::new(),
+            passes: BTreeMap::new(),
+            ended: Vec::new(),
+            resume,
+            is_loaded: false,
+            idle_readers: Vec::new(),
+            reading: 0,
+            hold_until: None,
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Runs until `stop`. While the source is not connected, what is ordered waits.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.coordinate() => {}
+        }
+    }
+
+    /// Ends only when the capture does.
+    async fn coordinate(&mut self) {
+        loop {
+            let epoch = *self.epoch.borrow_and_update();
+            let mut wake = None;
+            if let Some(epoch) = epoch {
+                wake = match self.load(epoch).await {
+                    Ok(()) => self.dispatch(),
+                    Err(error) => {
+                        warn!(source = %self.context.source, %error, "snapshots wait for the control database");
+                        Some(Instant::now() + RETRY)
+                    }
+                };
+            }
+            self.publish();
+            tokio::select! {
+                Some(command) = self.commands.recv() => self.command(command, epoch).await,
+                Some(done) = self.tasks.join_next() => match done {
+                    Ok(done) => self.done(done).await,
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                },
+                Some(outcome) = self.results.recv() => self.outcome(outcome),
+                changed = self.epoch.changed() => if changed.is_err() { return },
+                () = async { sleep_until(wake.expect("only polled with a time")).await }, if wake.is_some() => {}
+            }
+        }
+    }
+
+    /// Takes up what the control database has, once; what belongs to another epoch is over.
+    async fn load(&mut self, epoch: Epoch) -> Result<(), SnapshotError> {
+        if !self.is_loaded {
+            for job in self.context.control.snapshots(&self.context.source).await? {
+                if job.state.has_ended() {
+                    self.ended.push(SnapshotStatus::of_ended(&job));
+                } else {
+                    let resume = self.resume.remove(&job.snapshot);
+                    self.passes.insert(job.snapshot, Pass::new(job, resume));
+                }
+            }
+            for snapshot in std::mem::take(&mut self.resume).into_keys() {
+                // It was given up, but its subscribers have not heard of it.
+                self.tasks.spawn(end(self.orders.clone(), snapshot, "it was given up".to_owned()));
+            }
+            self.is_loaded = true;
+        }
+        let other: Vec<u32> = self.passes.values().filter(|pass| pass.epoch() != epoch).map(Pass::number).collect();
+        for snapshot in other {
+            let detail = "the source has begun another history; start the snapshot again";
+            self.fail(snapshot, detail.to_owned()).await;
+            self.forget(snapshot);
+        }
+        Ok(())
+    }
+
+    async fn command(&mut self, command: Command, epoch: Option<Epoch>) {
+        match command {
+            Command::Start { tables, reply } => {
+                self.start(tables, epoch, reply).await;
+            }
+            Command::Change { snapshot, state, reply } => {
+                // Whoever asks may have gone.
+                drop(reply.send(self.change(snapshot, state).await));
+            }
+        }
+    }
+
+    /// Joins a snapshot that runs over just these tables, or records a new one. Whoever asks may have gone.
+    async fn start(
+        &mut self,
+        tables: Vec<TableName>,
+        epoch: Option<Epoch>,
+        reply: oneshot::Sender<Result<Started, SnapshotError>>,
+    ) {
+        if tables.is_empty() {
+            return drop(reply.send(Err(SnapshotError::NoTable)));
+        }
+        let Some(epoch) = epoch.filter(|_| self.is_loaded) else {
+            return drop(reply.send(Err(SnapshotError::NotConnected)));
+        };
+        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&tables)) {
+            match same.after() {
+                Some(after) => drop(reply.send(Ok(Started { snapshot: same.number(), after }))),
+                None => self.waiting.entry(same.number()).or_default().push(reply),
+            }
+            return;
+        }
+        let at_least = self.passes.keys().max().copied().unwrap_or(0);
+        match self.context.control.create_snapshot(&self.context.source, (epoch, at_least), &tables).await {
+            Ok(job) => {
+                info!(source = %self.context.source, snapshot = job.snapshot, tables = tables.len(), "a snapshot starts");
+                self.waiting.entry(job.snapshot).or_default().push(reply);
+                self.passes.insert(job.snapshot, Pass::new(job, None));
+            }
+            Err(error) => drop(reply.send(Err(error.into()))),
+        }
+    }
+
+    async fn change(&mut self, number: u32, state: JobState) -> Result<(), SnapshotError> {
+        let pass = self.passes.get_mut(&number).ok_or(SnapshotError::Unknown(number))?;
+        let context = &self.context;
+        let detail = if state.has_ended() { "cancelled" } else { "" };
+        if !context.control.set_snapshot_state(&context.source, (number, state), detail).await? {
+            return Err(SnapshotError::Unknown(number));
+        }
+        if state.has_ended() {
+            // Its subscribers learn it from the changelog; only then is it over.
+            pass.abandon(state, detail.to_owned());
+        } else {
+            pass.set_state(state);
+        }
+        Ok(())
+    }
+
+    /// Starts whatever can be done now. Returns when to look again though nothing has happened.
+    fn dispatch(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        if self.is_behind() {
+            self.hold_until = Some(now + HOLD);
+        }
+        let held = self.hold_until.filter(|until| *until > now);
+        for (number, pass) in &mut self.passes {
+            loop {
+                let may_read = held.is_none() && self.reading < self.context.config.readers;
+                let Some(step) = pass.next_step(now, may_read) else { break };
+                let (context, orders) = (Arc::clone(&self.context), self.orders.clone());
+                match step {
+                    Step::Begin => {
+                        let (snapshot, names) = (*number, pass.table_names().to_vec());
+                        self.tasks.spawn(async move {
+                            let begun = begin(&context, &orders, snapshot, names).await;
+                            Done::Begun { snapshot, begun: begun.map_err(Box::new) }
+                        });
+                    }
+                    Step::Table(table, Work::Finish { attempt }) => {
+                        let table_oid = pass.plan(table).table_oid();
+                        self.tasks.spawn(finish(orders, (*number, table, table_oid), attempt));
+                    }
+                    Step::Table(table, work) => {
+                        self.reading += 1;
+                        let reader = self.idle_readers.pop();
+                        let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&context.connect)));
+                        let (planned, outcomes) = (pass.plan(table), self.outcomes.clone());
+                        let (snapshot, table_oid, attempt) = (*number, planned.table_oid(), work.attempt());
+                        let ticket = Ticket { snapshot, table_oid, table, attempt, end: None, outcomes };
+                        self.tasks.spawn(read(orders, reader, (planned, work), ticket));
+                    }
+                    Step::End(abandoned) => {
+                        self.tasks.spawn(end(orders, *number, abandoned));
+                    }
+                }
+            }
+        }
+        self.passes.values().filter_map(Pass::wake_at).chain(held).min()
+    }
+
+    /// Is capture too far behind to be given more to do?
+    fn is_behind(&self) -> bool {
+        let lag_bytes_max = self.context.config.lag_bytes_max;
+        let status = self.context.status.borrow();
+        lag_bytes_max > 0 && status.server_lsn.bytes_since(status.received_lsn) > lag_bytes_max
+    }
+
+    async fn done(&mut self, done: Done) {
+        let retry_at = Instant::now() + RETRY;
+        match done {
+            Done::Begun { snapshot, begun } => self.begun(snapshot, begun, retry_at).await,
+            Done::Read { snapshot, table, attempt, reader, read } => {
+                self.reading -= 1;
+                self.idle_readers.extend(reader.map(|reader| *reader));
+                let Some(pass) = self.passes.get_mut(&snapshot) else { return };
+                match read {
+                    Ok(Some(read)) => {
+                        self.spend(read.row_count);
+                        self.passes.get_mut(&snapshot).expect("it was there").table(table).was_read(&read);
+                    }
+                    // The stream takes no more orders: its end is noticed elsewhere.
+                    Ok(None) => {}
+                    Err(ReadFailure::TooLarge) => pass.table(table).chunk_was_too_large(attempt),
+                    Err(ReadFailure::TableChanged) => pass.plan_again(),
+                    Err(ReadFailure::Failed(error)) => match error.retry() {
+                        Retry::After(pause) => {
+                            pass.waits(error.to_string());
+                            pass.table(table).read_failed(attempt, Instant::now() + pause.max(RETRY));
+                        }
+                        Retry::Never | Retry::Reset => self.fail(snapshot, error.to_string()).await,
+                    },
+                }
+            }
+            Done::Finished { snapshot, table, attempt, finish } => {
+                if let Some(pass) = self.passes.get_mut(&snapshot) {
+                    pass.table(table).finished(attempt, finish, Instant::now());
+                }
+            }
+            Done::Ended { snapshot, is_out: true } => self.ended(snapshot).await,
+            Done::Ended { snapshot, is_out: false } => {
+                if let Some(pass) = self.passes.get_mut(&snapshot) {
+                    pass.end_refused(Instant::now() + HOLD);
+                }
+            }
+            Done::Void => {}
+        }
+    }
+
+    async fn begun(&mut self, snapshot: u32, begun: Result<Planning, Box<SnapshotError>>, retry_at: Instant) {
+        let Some(pass) = self.passes.get_mut(&snapshot) else { return };
+        let waiting = self.waiting.remove(&snapshot).unwrap_or_default();
+        match begun {
+            Ok(Planning { after, plans }) => {
+                for reply in waiting {
+                    // Whoever asked may have gone.
+                    drop(reply.send(Ok(Started { snapshot, after })));
+                }
+                pass.has_begun(after, plans);
+            }
+            Err(error) => {
+                warn!(source = %self.context.source, snapshot, %error, "a snapshot cannot begin");
+                let detail = error.to_string();
+                match error.retry() {
+                    Retry::After(_) => {
+                        self.waiting.insert(snapshot, waiting);
+                        pass.begin_failed(detail, retry_at);
+                    }
+                    Retry::Never | Retry::Reset => {
+                        let mut error = Some(*error);
+                        for reply in waiting {
+                            let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));
+                            drop(reply.send(Err(error)));
+                        }
+                        self.fail(snapshot, detail).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// It cannot be completed: its subscribers learn it from the changelog.
+    async fn fail(&mut self, snapshot: u32, detail: String) {
+        warn!(source = %self.context.source, snapshot, detail, "a snapshot has failed");
+        let Some(pass) = self.passes.get_mut(&snapshot) else { return };
+        let state = (snapshot, JobState::Failed);
+        if let Err(error) = self.context.control.set_snapshot_state(&self.context.source, state, &detail).await {
+            warn!(source = %self.context.source, snapshot, %error, "that a snapshot has failed is not recorded");
+        }
+        pass.abandon(JobState::Failed, detail);
+        if pass.after().is_none() {
+            // The changelog has nothing of it.
+            self.forget(snapshot);
+        }
+    }
+
+    /// Its end is in the changelog.
+    async fn ended(&mut self, snapshot: u32) {
+        let Some(pass) = self.passes.get(&snapshot) else { return };
+        let (state, detail) = pass.outcome();
+        info!(source = %self.context.source, snapshot, ?state, "a snapshot has ended");
+        let recorded = self.context.control.set_snapshot_state(&self.context.source, (snapshot, state), detail).await;
+        if let Err(error) = recorded {
+            // It is taken up again at the next start, and found to be complete at once.
+            warn!(source = %self.context.source, snapshot, %error, "the end of a snapshot is not recorded");
+        }
+        self.forget(snapshot);
+    }
+
+    fn forget(&mut self, snapshot: u32) {
+        let Some(pass) = self.passes.remove(&snapshot) else { return };
+        let (state, detail) = pass.outcome();
+        let ended_us = Some(self.context.clock.now_us());
+        self.ended.push(SnapshotStatus { state, detail: detail.to_owned(), ended_us, ..pass.status() });
+        if self.ended.len() > ENDED_MAX {
+            self.ended.remove(0);
+        }
+    }
+
+    fn outcome(&mut self, outcome: Outcome) {
+        let Some(pass) = self.passes.get_mut(&outcome.snapshot) else { return };
+        let now = Instant::now();
+        match outcome.result {
+            ChunkResult::Emitted { row_count } => {
+                pass.table(outcome.table).was_emitted(outcome.attempt, outcome.end, row_count);
+                pass.measured(now);
+            }
+            ChunkResult::Again(ReadAgain::Rekeyed) => {
+                let detail = format!("{}; start the snapshot again", ReadAgain::Rekeyed);
+                pass.abandon(JobState::Failed, detail);
+            }
+            ChunkResult::Again(reason) => {
+                pass.waits(reason.to_string());
+                pass.table(outcome.table).read_again(outcome.attempt, now);
+            }
+        }
+    }
+
+    /// Rows were read: the next may have to wait.
+    fn spend(&mut self, row_count: u64) {
+        let rows_per_second_max = self.context.config.rows_per_second_max;
+        if rows_per_second_max > 0 {
+            let now = Instant::now();
+            let from = self.hold_until.filter(|until| *until > now).unwrap_or(now);
+            self.hold_until = Some(from + Duration::from_secs_f64(row_count as f64 / rows_per_second_max as f64));
+        }
+    }
+
+    fn publish(&self) {
+        let statuses: Vec<SnapshotStatus> =
+            self.ended.iter().cloned().chain(self.passes.values().map(Pass::status)).collect();
+        self.statuses.send_if_modified(|shown| {
+            let is_new = **shown != statuses;
+            if is_new {
+                *shown = Arc::new(statuses);
+            }
+            is_new
+        });
+    }
+}
+
+/// The tables of a snapshot, planned, and followed by the stream.
+struct Planning {
+    after: Position,
+    plans: Vec<Arc<Planned>>,
+}
+
+/// Plans the tables, and lets the stream follow them.
+async fn begin(
+    context: &Context,
+    orders: &mpsc::Sender<Order>,
+    snapshot: u32,
+    names: Vec<TableName>,
+) -> Result<Planning, SnapshotError> {
+    let session = Session::connect(&context.connect).await?;
+    let mut plans = Vec::with_capacity(names.len());
+    for name in &names {
+        let plan = table_plan(&session, &context.publication, name).await?;
+        if plan.key.is_empty() {
+            return Err(SnapshotError::Keyless(name.clone()));
+        }
+        plans.push(plan);
+    }
+    let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
+    let (reply, answer) = oneshot::channel();
+    orders.send(Order::Begin { snapshot, tables, reply }).await.map_err(|_| SnapshotError::NotConnected)?;
+    let Begun { after, codecs } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
+    let planned = |((plan, codec), name): ((TablePlan, Option<Arc<TableCodec>>), &TableName)| {
+        let codec = codec.ok_or_else(|| SnapshotError::NotFollowed(name.clone()))?;
+        Ok(Arc::new(Planned { plan, codec }))
+    };
+    let plans = plans.into_iter().zip(codecs).zip(&names).map(planned).collect::<Result<_, SnapshotError>>()?;
+    Ok(Planning { after, plans })
+}
+
+/// Reads a chunk, and hands it to the stream.
+async fn read(
+    orders: mpsc::Sender<Order>,
+    mut reader: Box<Reader>,
+    (planned, work): (Arc<Planned>, Work),
+    mut ticket: Ticket,
+) -> Done {
+    let Ticket { snapshot, table_oid, table, attempt, .. } = ticket;
+    let (reply, answer) = oneshot::channel();
+    if orders.send(Order::StartRead { snapshot, table_oid, reply }).await.is_err() {
+        return Done::Void;
+    }
+    let Ok(name) = answer.await else { return Done::Void };
+    match reader.read(snapshot, &planned, work).await {
+        Ok((read, chunk)) => {
+            ticket.end.clone_from(&read.end);
+            let sent = orders.send(Order::Chunk { read: name, chunk: Box::new(chunk), ticket }).await;
+            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Ok(sent.is_ok().then_some(read)) }
+        }
+        Err(error) => {
+            // If the stream is gone, so is what it knew of the read.
+            drop(orders.send(Order::AbandonRead { read: name }).await);
+            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Err(error) }
+        }
+    }
+}
+
+async fn finish(orders: mpsc::Sender<Order>, (snapshot, table, table_oid): (u32, usize, u32), attempt: u32) -> Done {
+    let (reply, answer) = oneshot::channel();
+    if orders.send(Order::Finish { snapshot, table_oid, reply }).await.is_err() {
+        return Done::Void;
+    }
+    answer.await.map_or(Done::Void, |finish| Done::Finished { snapshot, table, attempt, finish })
+}
+
+async fn end(orders: mpsc::Sender<Order>, snapshot: u32, abandoned: String) -> Done {
+    let (reply, answer) = oneshot::channel();
+    if orders.send(Order::End { snapshot, abandoned, reply }).await.is_err() {
+        return Done::Void;
+    }
+    answer.await.map_or(Done::Void, |is_out| Done::Ended { snapshot, is_out })
+}

@@ -1,0 +1,244 @@
+//! What a snapshot does next: pure, driven by what reads and chunks turn out to be.
+//!
+//! ```text
+//! table:  Reading ──read to its end, every chunk emitted──▶ Finishing ──no key is incomplete──▶ Done
+//!            ▲  │ a chunk must be read again: back to the last cursor that was emitted
+//!            └──┘
+//! snapshot: every table Done ─▶ end
+//! ```
+//!
+//! Invariant: a table's chunks are emitted in the order of its key, each once; a cursor is passed only by a chunk that was
+//! emitted. It deliberately neither reads nor waits.
+
+use bytes::Bytes;
+use tidegate_model::TableName;
+use tokio::time::{Duration, Instant};
+
+use super::order::Finish;
+
+/// Chunks of one table that are read and not yet emitted, at most.
+const OUTSTANDING_MAX: usize = 3;
+/// Rows of the first chunk, before anything is known about them.
+const FIRST_ROWS: u32 = 1_000;
+/// Rows of a chunk, at most.
+const ROWS_MAX: u32 = 200_000;
+/// How long the statement of a chunk should take.
+const CHUNK_TIME: Duration = Duration::from_millis(250);
+/// Bytes that a chunk should have: they wait in memory for the watermark.
+const CHUNK_BYTES: u64 = 8 << 20;
+/// Before rows are read again that could not be reconciled yet.
+const AGAIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// One table of a snapshot.
+#[derive(Debug)]
+pub(crate) struct TableJob {
+    pub(crate) name: TableName,
+    pub(crate) row_count: u64,
+    pub(crate) row_count_estimated: u64,
+    phase: Phase,
+    /// The next chunk starts there.
+    next: Place,
+    /// The last chunk that was emitted ended there.
+    emitted: Place,
+    reading: bool,
+    outstanding: usize,
+    /// Chunks of earlier attempts are void.
+    attempt: u32,
+    row_limit: u32,
+    not_before: Option<Instant>,
+    /// Keys whose rows are to be read again.
+    keys: Vec<Box<[u8]>>,
+}
+
+/// A place in the order of the table's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Start,
+    /// Behind the row that the reader's cursor names.
+    After(Bytes),
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Reading,
+    /// All chunks are out; keys that were left incomplete may have to be read.
+    Finishing,
+    Done,
+}
+
+/// What to do for a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Read the chunk that starts there.
+    Chunk { from: Place, row_limit: u32, attempt: u32 },
+    /// Read the rows of these keys again.
+    Keys { keys: Vec<Box<[u8]>>, attempt: u32 },
+    /// Ask which keys are incomplete.
+    Finish { attempt: u32 },
+}
+
+impl Work {
+    pub(crate) fn attempt(&self) -> u32 {
+        match self {
+            Work::Chunk { attempt, .. } | Work::Keys { attempt, .. } | Work::Finish { attempt } => *attempt,
+        }
+    }
+}
+
+/// What a read has brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Read {
+    pub(crate) attempt: u32,
+    pub(crate) row_count: u64,
+    pub(crate) byte_count: u64,
+    pub(crate) elapsed: Duration,
+    /// Where the next chunk starts; None where rows were read again by key.
+    pub(crate) end: Option<Place>,
+}
+
+impl TableJob {
+    /// A table whose chunks were emitted up to there.
+    pub(crate) fn new(name: TableName, emitted: Place, row_count: u64) -> Self {
+        TableJob {
+            name,
+            row_count,
+            row_count_estimated: 0,
+            phase: Phase::Reading,
+            next: emitted.clone(),
+            emitted,
+            reading: false,
+            outstanding: 0,
+            attempt: 0,
+            row_limit: FIRST_ROWS,
+            not_before: None,
+            keys: Vec::new(),
+        }
+    }
+
+    /// All that was read and not emitted is void: the connection has ended, or a chunk must be read again.
+    pub(crate) fn start_over(&mut self, not_before: Option<Instant>) {
+        self.attempt += 1;
+        self.next.clone_from(&self.emitted);
+        (self.reading, self.outstanding) = (false, 0);
+        self.not_before = not_before;
+        self.keys.clear();
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.phase == Phase::Done
+    }
+
+    /// When it can go on, where it waits for time to pass.
+    pub(crate) fn not_before(&self) -> Option<Instant> {
+        self.not_before
+    }
+
+    /// What to do now. The caller does it, and tells the outcome. Nothing is read unless `may_read`.
+    pub(crate) fn next_work(&mut self, now: Instant, may_read: bool) -> Option<Work> {
+        if self.not_before.is_some_and(|at| at > now) {
+            return None;
+        }
+        self.not_before = None;
+        match self.phase {
+            _ if self.reading || self.outstanding >= OUTSTANDING_MAX => None,
+            Phase::Reading | Phase::Finishing if !self.keys.is_empty() && may_read => {
+                self.reading = true;
+                Some(Work::Keys { keys: std::mem::take(&mut self.keys), attempt: self.attempt })
+            }
+            Phase::Reading if self.next != Place::End && may_read => {
+                self.reading = true;
+                Some(Work::Chunk { from: self.next.clone(), row_limit: self.row_limit, attempt: self.attempt })
+            }
+            Phase::Reading | Phase::Finishing
+                if self.next == Place::End && self.outstanding == 0 && self.keys.is_empty() =>
+            {
+                self.phase = Phase::Finishing;
+                self.reading = true;
+                Some(Work::Finish { attempt: self.attempt })
+            }
+            Phase::Reading | Phase::Finishing | Phase::Done => None,
+        }
+    }
+
+    /// A chunk, or the rows of some keys, were read and handed to the stream.
+    pub(crate) fn was_read(&mut self, read: &Read) {
+        if read.attempt != self.attempt {
+            return;
+        }
+        self.reading = false;
+        self.outstanding += 1;
+        if let Some(end) = &read.end {
+            self.next.clone_from(end);
+            self.row_limit = adapted(self.row_limit, read);
+        }
+    }
+
+    /// The chunk has more bytes than may wait in memory: fewer rows the next time.
+    pub(crate) fn chunk_was_too_large(&mut self, attempt: u32) {
+        if attempt == self.attempt {
+            self.row_limit = (self.row_limit / 4).max(1);
+            self.start_over(None);
+        }
+    }
+
+    /// A read failed: it is tried again after a while.
+    pub(crate) fn read_failed(&mut self, attempt: u32, retry_at: Instant) {
+        if attempt == self.attempt {
+            self.start_over(Some(retry_at));
+        }
+    }
+
+    /// A chunk is in the changelog; `end` is where it ended, None for keys.
+    pub(crate) fn was_emitted(&mut self, attempt: u32, end: Option<Place>, row_count: u64) {
+        if attempt != self.attempt {
+            return;
+        }
+        self.outstanding -= 1;
+        self.row_count += row_count;
+        if let Some(end) = end {
+            self.emitted = end;
+        }
+    }
+
+    /// A chunk must be read again, and with it what was read after it.
+    pub(crate) fn read_again(&mut self, attempt: u32, now: Instant) {
+        if attempt == self.attempt {
+            self.start_over(Some(now + AGAIN_PAUSE));
+        }
+    }
+
+    /// The answer to [`Work::Finish`]: these keys are incomplete, and are read next; none, and the table is done.
+    pub(crate) fn finished(&mut self, attempt: u32, finish: Finish, now: Instant) {
+        if attempt != self.attempt {
+            return;
+        }
+        self.reading = false;
+        match finish {
+            Finish::Keys(keys) => {
+                self.phase = if keys.is_empty() { Phase::Done } else { Phase::Finishing };
+                self.not_before = (!keys.is_empty()).then(|| now + AGAIN_PAUSE);
+                self.keys = keys;
+            }
+            Finish::AnotherPass => {
+                (self.phase, self.emitted) = (Phase::Reading, Place::Start);
+                self.start_over(None);
+            }
+        }
+    }
+
+    /// More keys have become incomplete since.
+    pub(crate) fn finish_again(&mut self) {
+        if self.phase == Phase::Done {
+            self.phase = Phase::Finishing;
+        }
+    }
+}
+
+/// How many rows the next chunk should have, at most four times as many as the last.
+fn adapted(row_limit: u32, read: &Read) -> u32 {
+    let by_time = CHUNK_TIME.as_secs_f64() / read.elapsed.as_secs_f64().max(1e-4);
+    let by_bytes = CHUNK_BYTES as f64 / read.byte_count.max(1) as f64;
+    let factor = by_time.min(by_bytes).clamp(0.1, 4.0);
+    ((f64::from(row_limit) * factor) as u32).clamp(1, ROWS_MAX)
+}

@@ -1,0 +1,89 @@
+//! What coordinator and stream say to each other.
+
+use std::sync::Arc;
+
+use tidegate_model::{Position, Relation, TableName};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    job::Place,
+    reconcile::{Chunk, ReadAgain},
+    tracking::ReadId,
+};
+use crate::{CaptureError, table::TableCodec};
+
+/// What the stream is asked to do.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Describe these tables. Follow them for the snapshot, and emit its begin, unless that was done before.
+    Begin { snapshot: u32, tables: Vec<(TableName, Relation)>, reply: oneshot::Sender<Result<Begun, CaptureError>> },
+    /// A chunk is about to be read: its name.
+    StartRead { snapshot: u32, table_oid: u32, reply: oneshot::Sender<ReadId> },
+    /// It could not be read.
+    AbandonRead { read: ReadId },
+    /// Reconcile the chunk when its watermark is passed, and emit it.
+    Chunk { read: ReadId, chunk: Box<Chunk>, ticket: Ticket },
+    /// Is the table done?
+    Finish { snapshot: u32, table_oid: u32, reply: oneshot::Sender<Finish> },
+    /// Emit the snapshot's end, complete unless a reason is given. False where a row is still to be read.
+    End { snapshot: u32, abandoned: String, reply: oneshot::Sender<bool> },
+}
+
+/// A snapshot that the stream follows.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    /// What its subscribers read after.
+    pub(crate) after: Position,
+    /// How the tables are encoded; None for one that is not followed.
+    pub(crate) codecs: Vec<Option<Arc<TableCodec>>>,
+}
+
+/// What is left to be read of a table whose chunks are all out.
+#[derive(Debug)]
+pub(crate) enum Finish {
+    /// The rows of these keys; none, and it is done.
+    Keys(Vec<Box<[u8]>>),
+    /// All of it once more.
+    AnotherPass,
+}
+
+/// What a chunk is to its job, and who wants to know what becomes of it.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) snapshot: u32,
+    pub(crate) table_oid: u32,
+    /// Its place among the snapshot's tables.
+    pub(crate) table: usize,
+    pub(crate) attempt: u32,
+    /// Where the chunk ended; None for keys that were read again.
+    pub(crate) end: Option<Place>,
+    pub(crate) outcomes: mpsc::Sender<Outcome>,
+}
+
+/// What became of a chunk.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) snapshot: u32,
+    pub(crate) table: usize,
+    pub(crate) attempt: u32,
+    pub(crate) end: Option<Place>,
+    pub(crate) result: ChunkResult,
+}
+
+/// Is it out?
+#[derive(Debug)]
+pub(crate) enum ChunkResult {
+    Emitted {
+        row_count: u64,
+    },
+    /// It must be read again, because of this.
+    Again(ReadAgain),
+}
+
+impl Ticket {
+    /// Tells the coordinator. There are never more chunks than the channel holds; if it is gone, nobody needs to know.
+    pub(crate) fn tell(self, result: ChunkResult) {
+        let Ticket { snapshot, table, attempt, end, outcomes, .. } = self;
+        drop(outcomes.try_send(Outcome { snapshot, table, attempt, end, result }));
+    }
+}

@@ -1,0 +1,259 @@
+//! A snapshot under way: its tables, and what comes next. Pure.
+//!
+//! ```text
+//! Idle ── tables planned, stream follows them ──▶ Reading ── every table done ──▶ Ending ──▶ over
+//!   ▲                                                │  ▲                            │ a key is incomplete
+//!   └──────────── the connection has ended ──────────┘  └────────────────────────────┘
+//! ```
+
+use std::{collections::VecDeque, sync::Arc};
+
+use tidegate_control::{JobState, SnapshotJob};
+use tidegate_model::{Epoch, Position, TableName};
+use tokio::time::{Duration, Instant};
+
+use super::{
+    gaps::Gaps,
+    job::{Place, TableJob, Work},
+    reader::Planned,
+    requests::{SnapshotStatus, TableStatus},
+};
+
+/// Over how long the rate is taken.
+const RATE_WINDOW: Duration = Duration::from_secs(5);
+
+/// How far an unfinished snapshot had got when the server started.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SnapshotResume {
+    /// Where it begins in the changelog.
+    pub(crate) begin: Position,
+    /// Its tables of which a chunk is stored.
+    pub(crate) tables: Vec<TableResume>,
+}
+
+/// The last stored chunk of a table.
+#[derive(Clone, Debug)]
+pub(crate) struct TableResume {
+    pub(crate) name: TableName,
+    /// Where the cursor stands.
+    pub(crate) at: Position,
+    /// Where the next chunk starts.
+    pub(crate) place: Place,
+    pub(crate) row_count: u64,
+    pub(crate) gaps: Gaps,
+}
+
+/// A snapshot that has not ended.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    job: SnapshotJob,
+    after: Option<Position>,
+    tables: Vec<TableJob>,
+    plans: Vec<Arc<Planned>>,
+    stage: Stage,
+    /// It is to end like this before it is complete.
+    abandoned: Option<(JobState, String)>,
+    retry_at: Option<Instant>,
+    detail: String,
+    /// When how many rows were out.
+    recent: VecDeque<(Instant, u64)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Idle,
+    Beginning,
+    Reading,
+    Ending,
+}
+
+/// What to do next.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Plan the tables, and let the stream follow them.
+    Begin,
+    /// Something for a table.
+    Table(usize, Work),
+    /// Order the end; given up where there is a reason.
+    End(String),
+}
+
+impl Pass {
+    /// One that was recorded, and had got so far.
+    pub(crate) fn new(job: SnapshotJob, resume: Option<SnapshotResume>) -> Self {
+        let place = |name: &TableName| {
+            let known = resume.iter().flat_map(|resume| &resume.tables).find(|table| table.name == *name);
+            match known {
+                None => TableJob::new(name.clone(), Place::Start, 0),
+                Some(table) => TableJob::new(name.clone(), table.place.clone(), table.row_count),
+            }
+        };
+        Pass {
+            tables: job.tables.iter().map(place).collect(),
+            after: resume.as_ref().map(|resume| before(resume.begin)),
+            job,
+            plans: Vec::new(),
+            stage: Stage::Idle,
+            abandoned: None,
+            retry_at: None,
+            detail: String::new(),
+            recent: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn number(&self) -> u32 {
+        self.job.snapshot
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.job.epoch
+    }
+
+    /// What its subscribers read after; None before it begins.
+    pub(crate) fn after(&self) -> Option<Position> {
+        self.after
+    }
+
+    /// May another subscriber join it?
+    pub(crate) fn can_be_joined(&self, tables: &[TableName]) -> bool {
+        self.job.state == JobState::Running && self.abandoned.is_none() && self.job.tables == tables
+    }
+
+    pub(crate) fn table_names(&self) -> &[TableName] {
+        &self.job.tables
+    }
+
+    pub(crate) fn plan(&self, table: usize) -> Arc<Planned> {
+        Arc::clone(&self.plans[table])
+    }
+
+    pub(crate) fn table(&mut self, table: usize) -> &mut TableJob {
+        &mut self.tables[table]
+    }
+
+    pub(crate) fn set_state(&mut self, state: JobState) {
+        self.job.state = state;
+    }
+
+    /// It is to end before it is complete.
+    pub(crate) fn abandon(&mut self, state: JobState, detail: String) {
+        self.abandoned.get_or_insert((state, detail));
+    }
+
+    /// How it has ended, once its end is in the changelog.
+    pub(crate) fn outcome(&self) -> (JobState, &str) {
+        match &self.abandoned {
+            Some((state, detail)) => (*state, detail),
+            None => (JobState::Done, ""),
+        }
+    }
+
+    /// A table is not what it was planned as: all are planned again.
+    pub(crate) fn plan_again(&mut self) {
+        self.stage = Stage::Idle;
+        for table in &mut self.tables {
+            table.start_over(None);
+        }
+    }
+
+    /// What to do now; the caller does it, and tells the outcome. `may_read`: a chunk may be read.
+    pub(crate) fn next_step(&mut self, now: Instant, may_read: bool) -> Option<Step> {
+        if self.retry_at.is_some_and(|at| at > now) {
+            return None;
+        }
+        self.retry_at = None;
+        if let Some((_, detail)) = &self.abandoned {
+            return (self.stage != Stage::Ending).then(|| {
+                self.stage = Stage::Ending;
+                Step::End(detail.clone())
+            });
+        }
+        match self.stage {
+            _ if self.job.state != JobState::Running => None,
+            Stage::Idle => {
+                self.stage = Stage::Beginning;
+                Some(Step::Begin)
+            }
+            Stage::Reading if self.tables.iter().all(TableJob::is_done) => {
+                self.stage = Stage::Ending;
+                Some(Step::End(String::new()))
+            }
+            Stage::Reading => {
+                let work = |(at, table): (usize, &mut TableJob)| Some(Step::Table(at, table.next_work(now, may_read)?));
+                self.tables.iter_mut().enumerate().find_map(work)
+            }
+            Stage::Beginning | Stage::Ending => None,
+        }
+    }
+
+    /// When time alone lets it go on.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        self.tables.iter().filter_map(TableJob::not_before).chain(self.retry_at).min()
+    }
+
+    /// The stream follows its tables, which are these.
+    pub(crate) fn has_begun(&mut self, after: Position, plans: Vec<Arc<Planned>>) {
+        for (table, planned) in self.tables.iter_mut().zip(&plans) {
+            table.row_count_estimated = planned.row_count_estimated();
+        }
+        (self.stage, self.after, self.plans) = (Stage::Reading, Some(after), plans);
+        self.detail.clear();
+    }
+
+    /// It could not begin, and tries again then.
+    pub(crate) fn begin_failed(&mut self, detail: String, retry_at: Instant) {
+        (self.stage, self.detail, self.retry_at) = (Stage::Idle, detail, Some(retry_at));
+    }
+
+    /// Why it waits.
+    pub(crate) fn waits(&mut self, detail: String) {
+        self.detail = detail;
+    }
+
+    /// A row is still to be read: each table is asked again.
+    pub(crate) fn end_refused(&mut self, retry_at: Instant) {
+        (self.stage, self.retry_at) = (Stage::Reading, Some(retry_at));
+        self.tables.iter_mut().for_each(TableJob::finish_again);
+    }
+
+    /// Notes what is out by now.
+    pub(crate) fn measured(&mut self, now: Instant) {
+        self.detail.clear();
+        let row_count = self.tables.iter().map(|table| table.row_count).sum();
+        self.recent.push_back((now, row_count));
+        while self.recent.len() > 2 && self.recent[1].0 + RATE_WINDOW < now {
+            self.recent.pop_front();
+        }
+    }
+
+    /// As others see it.
+    pub(crate) fn status(&self) -> SnapshotStatus {
+        let table = |table: &TableJob| TableStatus {
+            name: table.name.clone(),
+            row_count: table.row_count,
+            row_count_estimated: table.row_count_estimated,
+            is_done: table.is_done(),
+        };
+        let rows_per_second = match (self.recent.front(), self.recent.back()) {
+            (Some(first), Some(last)) if last.0 > first.0 => {
+                ((last.1 - first.1) as f64 / (last.0 - first.0).as_secs_f64()) as u64
+            }
+            _ => 0,
+        };
+        SnapshotStatus {
+            snapshot: self.job.snapshot,
+            state: self.job.state,
+            detail: self.detail.clone(),
+            tables: self.tables.iter().map(table).collect(),
+            after: self.after,
+            created_us: self.job.created_us,
+            ended_us: None,
+            rows_per_second,
+        }
+    }
+}
+
+/// The position before a snapshot's begin: nothing else stands there.
+pub(crate) fn before(begin: Position) -> Position {
+    Position::new(begin.lsn, begin.ordinal - 1)
+}

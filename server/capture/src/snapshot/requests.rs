@@ -1,0 +1,201 @@
+//! What others ask of a source's snapshots, and what they see of them: a cheap handle that hides the coordinator.
+
+use std::{sync::Arc, time::Duration};
+
+use tidegate_control::{ControlError, JobState, SnapshotJob};
+use tidegate_model::{Position, Retry, TableName};
+use tidegate_postgres::{ConnectError, snapshot::SnapshotReadError};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::CaptureError;
+
+/// Asks for snapshots of one source. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct SnapshotRequests {
+    pub(crate) commands: mpsc::Sender<Command>,
+    pub(crate) statuses: watch::Receiver<Arc<Vec<SnapshotStatus>>>,
+}
+
+/// A snapshot that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// Its number, unique within the source.
+    pub snapshot: u32,
+    /// Whoever reads the changelog after this position receives its begin and all that follows.
+    pub after: Position,
+}
+
+/// How a snapshot is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotStatus {
+    /// Its number.
+    pub snapshot: u32,
+    /// What it is doing.
+    pub state: JobState,
+    /// Why it waits or failed, and what to do; empty when all is well.
+    pub detail: String,
+    /// Its tables.
+    pub tables: Vec<TableStatus>,
+    /// Whoever reads the changelog after this position receives its begin; None before that.
+    pub after: Option<Position>,
+    /// When it was asked for, in microseconds since 1970.
+    pub created_us: i64,
+    /// When it ended, in microseconds since 1970.
+    pub ended_us: Option<i64>,
+    /// Rows a second, over the last seconds.
+    pub rows_per_second: u64,
+}
+
+impl SnapshotStatus {
+    /// One that has ended, of which no more is known.
+    pub(crate) fn of_ended(job: &SnapshotJob) -> Self {
+        let table = |name: &TableName| TableStatus {
+            name: name.clone(),
+            row_count: 0,
+            row_count_estimated: 0,
+            is_done: job.state == JobState::Done,
+        };
+        SnapshotStatus {
+            snapshot: job.snapshot,
+            state: job.state,
+            detail: job.detail.clone(),
+            tables: job.tables.iter().map(table).collect(),
+            after: None,
+            created_us: job.created_us,
+            ended_us: job.ended_us,
+            rows_per_second: 0,
+        }
+    }
+}
+
+/// How far a snapshot has got with a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableStatus {
+    /// The table.
+    pub name: TableName,
+    /// Rows delivered.
+    pub row_count: u64,
+    /// Rows as PostgreSQL's statistics estimate them; 0 where they do not.
+    pub row_count_estimated: u64,
+    /// All of it is delivered.
+    pub is_done: bool,
+}
+
+/// A snapshot cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// A table cannot be read.
+    #[error(transparent)]
+    Read(#[from] SnapshotReadError),
+    /// PostgreSQL cannot be reached.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// Its tables cannot be resolved.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The control database failed.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// No table was named.
+    #[error("a snapshot needs at least one table")]
+    NoTable,
+    /// The table has no key by which its rows could be told apart.
+    #[error(
+        "table {0} has no key in the stream, so that reads and changes of it cannot be matched; give it a primary key, or a \
+         replica identity index"
+    )]
+    Keyless(TableName),
+    /// It is not among the source's tables.
+    #[error("table {0} is not captured; add it to the source's `tables`")]
+    NotFollowed(TableName),
+    /// A key could not be turned back into text.
+    #[error("a key of table {0} cannot be read back; this is a bug in Tidegate, please report it")]
+    Key(TableName),
+    /// It had begun, and cannot be continued.
+    #[error("the snapshot failed: {0}")]
+    Failed(String),
+    /// There is none with this number that has not ended.
+    #[error("no snapshot {0} that has not ended; list them with `tidegate snapshot list`")]
+    Unknown(u32),
+    /// The source is not being captured now.
+    #[error("the source is not connected; a snapshot can start when it is again")]
+    NotConnected,
+}
+
+impl SnapshotError {
+    /// What to do next.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            SnapshotError::Read(error) => error.retry(),
+            SnapshotError::Connect(error) => error.retry(),
+            SnapshotError::Capture(error) => error.retry(),
+            SnapshotError::Control(error) => error.retry(),
+            SnapshotError::NoTable
+            | SnapshotError::Keyless(_)
+            | SnapshotError::NotFollowed(_)
+            | SnapshotError::Key(_)
+            | SnapshotError::Failed(_)
+            | SnapshotError::Unknown(_) => Retry::Never,
+            SnapshotError::NotConnected => Retry::After(Duration::from_secs(1)),
+        }
+    }
+}
+
+/// What the coordinator is asked.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Start { tables: Vec<TableName>, reply: oneshot::Sender<Result<Started, SnapshotError>> },
+    Change { snapshot: u32, state: JobState, reply: oneshot::Sender<Result<(), SnapshotError>> },
+}
+
+impl SnapshotRequests {
+    /// Starts a snapshot of these tables, or joins one that runs over just the same.
+    ///
+    /// # Errors
+    /// A table cannot be read, or the source is not connected.
+    pub async fn start(&self, mut tables: Vec<TableName>) -> Result<Started, SnapshotError> {
+        tables.sort_unstable();
+        tables.dedup();
+        self.ask(|reply| Command::Start { tables, reply }).await
+    }
+
+    /// Lets a snapshot wait after the chunks that are being read; it keeps what it has.
+    ///
+    /// # Errors
+    /// There is none, or the control database cannot be reached.
+    pub async fn pause(&self, snapshot: u32) -> Result<(), SnapshotError> {
+        self.ask(|reply| Command::Change { snapshot, state: JobState::Paused, reply }).await
+    }
+
+    /// Lets a paused snapshot go on.
+    ///
+    /// # Errors
+    /// There is none, or the control database cannot be reached.
+    pub async fn resume(&self, snapshot: u32) -> Result<(), SnapshotError> {
+        self.ask(|reply| Command::Change { snapshot, state: JobState::Running, reply }).await
+    }
+
+    /// Gives a snapshot up: its subscribers receive a Reset.
+    ///
+    /// # Errors
+    /// There is none, or the control database cannot be reached.
+    pub async fn cancel(&self, snapshot: u32) -> Result<(), SnapshotError> {
+        self.ask(|reply| Command::Change { snapshot, state: JobState::Cancelled, reply }).await
+    }
+
+    /// Unfinished snapshots and the last that have ended, oldest first, kept current.
+    #[must_use]
+    pub fn statuses(&self) -> watch::Receiver<Arc<Vec<SnapshotStatus>>> {
+        self.statuses.clone()
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, SnapshotError>>) -> Command,
+    ) -> Result<T, SnapshotError> {
+        let (reply, answer) = oneshot::channel();
+        self.commands.send(command(reply)).await.map_err(|_| SnapshotError::NotConnected)?;
+        answer.await.map_err(|_| SnapshotError::NotConnected)?
+    }
+}

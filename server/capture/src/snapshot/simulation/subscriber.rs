@@ -1,0 +1,124 @@
+//! A subscriber that applies what it receives as the protocol says: reads, inserts and updates as upserts, and an unchanged
+//! field keeps the value that it has.
+
+use std::collections::BTreeMap;
+
+use prost::Message as _;
+use tidegate_model::{Block, Kind, Position};
+use tidegate_proto::v1::{self, change::Op};
+use tidegate_schema::wire::{Fields, read_varint};
+
+use super::postgres::Rows;
+
+/// What is seen at once.
+#[derive(Clone, Debug)]
+pub(super) struct Unit {
+    /// Of its last record.
+    pub(super) position: Position,
+    pub(super) kind: Kind,
+    pub(super) changes: Vec<v1::Change>,
+    /// Of a chunk.
+    pub(super) cursor: Option<Vec<u8>>,
+}
+
+/// The units of a block; each is whole in it here.
+pub(super) fn units(block: &Block) -> Vec<Unit> {
+    let mut units = Vec::new();
+    let (mut changes, mut cursor) = (Vec::new(), None);
+    for entry in block.entries() {
+        match entry.kind {
+            Kind::Change => {
+                let batch = v1::ChangeBatch::decode(block.slice(entry)).expect("a ChangeBatch");
+                assert!(batch.changes.iter().all(|change| change.ordinal == entry.ordinal));
+                changes.extend(batch.changes);
+            }
+            Kind::SnapshotCursor => cursor = Some(block.slice(entry).to_vec()),
+            Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd => units.push(Unit {
+                position: entry.position(),
+                kind: entry.kind,
+                changes: std::mem::take(&mut changes),
+                cursor: cursor.take(),
+            }),
+            Kind::RowType | Kind::Begin => {}
+        }
+    }
+    units
+}
+
+/// A row, as far as it is held.
+#[derive(Clone, Copy, Debug, Default)]
+struct Held {
+    small: u32,
+    toasted: Option<u32>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Subscriber {
+    pub(super) position: Position,
+    in_snapshot: bool,
+    rows: BTreeMap<i32, Held>,
+}
+
+impl Subscriber {
+    /// Takes what stands in the log behind its position; at a snapshot's end, the position and what is wrong with the state.
+    pub(super) fn receive(&mut self, log: &[Unit], truth: impl Fn(u64) -> Rows) -> Result<bool, String> {
+        let begin = log.iter().position(|unit| unit.kind == Kind::SnapshotBegin);
+        let start = match self.in_snapshot {
+            true => log.partition_point(|unit| unit.position <= self.position),
+            false => begin.unwrap_or(log.len()),
+        };
+        for unit in &log[start..] {
+            self.position = unit.position;
+            match unit.kind {
+                Kind::SnapshotBegin => self.in_snapshot = true,
+                Kind::SnapshotEnd => return self.check(&truth(unit.position.lsn.0)).map(|()| true),
+                Kind::Commit => unit.changes.iter().for_each(|change| self.apply(change)),
+                Kind::Progress => {}
+                Kind::RowType | Kind::Begin | Kind::Change | Kind::SnapshotCursor => unreachable!("not a unit"),
+            }
+        }
+        Ok(false)
+    }
+
+    fn apply(&mut self, change: &v1::Change) {
+        match change.op() {
+            Op::Read | Op::Insert | Op::Update => {
+                let (key, mut row) = decode(&change.row);
+                let old = if change.old.is_empty() { key } else { decode(&change.old).0 };
+                let held = self.rows.remove(&old);
+                if !change.unchanged.is_empty() {
+                    row.toasted = held.and_then(|held| held.toasted);
+                }
+                self.rows.insert(key, row);
+            }
+            Op::Delete => {
+                self.rows.remove(&decode(&change.old).0);
+            }
+            Op::Truncate => self.rows.clear(),
+            Op::Message => {}
+            Op::Unspecified => unreachable!("not a change"),
+        }
+    }
+
+    fn check(&self, truth: &Rows) -> Result<(), String> {
+        let held = |key: &i32| self.rows.get(key).map(|held| (held.small, held.toasted));
+        let exact = truth.iter().all(|(key, row)| held(key) == Some((row.small, Some(row.toasted))));
+        if exact && truth.len() == self.rows.len() {
+            return Ok(());
+        }
+        Err(format!("at {} the subscriber holds {:?}, but the table {truth:?}", self.position, self.rows))
+    }
+}
+
+fn decode(row: &[u8]) -> (i32, Held) {
+    let (mut key, mut held) = (0, Held::default());
+    for field in Fields::new(row).map(|field| field.expect("a row")) {
+        match field.number {
+            1 => key = read_varint(field.value).expect("a varint").0 as i32,
+            2 => held.small = read_varint(field.value).expect("a varint").0 as u32,
+            3 => held.toasted = Some(u32::from_le_bytes(field.value.try_into().expect("four bytes"))),
+            other => unreachable!("field {other}"),
+        }
+    }
+    (key, held)
+}

@@ -1,0 +1,342 @@
+//! The stream's side of snapshots: carries out what the coordinator orders, between the transactions that pass by.
+//!
+//! ```text
+//! Order ─▶ Stage ──▶ Tracking (decides when a chunk passes, and with what) ──▶ Assembler: chunk, begin, end
+//!            ▲ transactions, keepalives                                └──▶ Outcome ─▶ coordinator
+//! ```
+//!
+//! Invariant: between two of its calls nothing of a chunk is half out. A cursor is emitted only after every chunk of its table
+//! that precedes it: when one must be read again, those behind it are void.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use prost::Message as _;
+use tidegate_model::{BlockBuilder, Lsn, Position, TableName};
+use tidegate_proto::v1;
+
+use super::{
+    gaps::Gaps,
+    job::Place,
+    order::{ChunkResult, Finish, Ticket},
+    pass::{TableResume, before},
+    reconcile::Chunk,
+    touched::Limits,
+    tracking::{Passing, ReadId, Recorded, TrackedTable, Tracking, next_position},
+};
+use crate::{CaptureError, assembler::Assembler, table::TableCodec};
+
+/// Bounds per table under snapshot.
+const LIMITS: Limits = Limits { image_bytes: 64 << 20, gap_bytes: 4 << 20 };
+/// Keys that are read again at once, at most.
+const KEYS_MAX: usize = 1_000;
+
+/// A source's snapshots, as its stream sees them.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    tracking: Tracking,
+    tickets: HashMap<ReadId, Ticket>,
+    tables: BTreeMap<(u32, u32), Progress>,
+    begins: BTreeMap<u32, Position>,
+    not_restored: BTreeSet<u32>,
+}
+
+/// What the last cursor of a table says.
+#[derive(Debug, Clone)]
+struct Progress {
+    name: TableName,
+    place: Place,
+    row_count: u64,
+}
+
+impl Default for Stage {
+    fn default() -> Self {
+        Stage {
+            tracking: Tracking::new(LIMITS),
+            tickets: HashMap::new(),
+            tables: BTreeMap::new(),
+            begins: BTreeMap::new(),
+            not_restored: BTreeSet::new(),
+        }
+    }
+}
+
+impl Stage {
+    /// A connection begins to a server whose WAL is flushed up to here.
+    pub(crate) fn connected(&mut self, flush_lsn: Lsn) {
+        self.tracking.connected(flush_lsn);
+    }
+
+    /// A new epoch: every snapshot is given up.
+    pub(crate) fn start_epoch(&mut self) {
+        self.tracking.start_epoch();
+        self.tickets.clear();
+        self.tables.clear();
+        self.begins.clear();
+        self.not_restored.clear();
+    }
+
+    /// Changes come with this row type from here on.
+    pub(crate) fn set_row_type(&mut self, codec: &TableCodec) {
+        self.tracking.set_row_type(codec.row_type, codec.table_oid, codec.key.clone());
+    }
+
+    /// Takes a table up that an unfinished snapshot had before the server was started; before anything is received.
+    pub(crate) fn restore(
+        &mut self,
+        snapshot: u32,
+        begin: Position,
+        table: (&TableName, &TableCodec),
+        resume: Option<&TableResume>,
+    ) {
+        let (name, codec) = table;
+        let place = resume.map_or(Place::Start, |resume| resume.place.clone());
+        let recorded = resume.map(|resume| Recorded {
+            at: resume.at,
+            gaps: resume.gaps.clone(),
+            pass_done: resume.place == Place::End,
+        });
+        self.track(snapshot, begin, (name, codec), (recorded, Vec::new()));
+        let progress = Progress { name: name.clone(), place, row_count: resume.map_or(0, |resume| resume.row_count) };
+        self.tables.insert((snapshot, codec.table_oid), progress);
+        self.begins.insert(snapshot, begin);
+    }
+
+    /// An unfinished snapshot that the changelog has, of which a table cannot be taken up again.
+    pub(crate) fn not_restored(&mut self, snapshot: u32, begin: Position) {
+        self.begins.insert(snapshot, begin);
+        self.not_restored.insert(snapshot);
+    }
+
+    /// What the snapshot's subscribers read after; None where it has not begun, or is over.
+    ///
+    /// # Errors
+    /// It cannot be taken up again.
+    pub(crate) fn after(&self, snapshot: u32) -> Result<Option<Position>, CaptureError> {
+        if self.not_restored.contains(&snapshot) {
+            return Err(CaptureError::SnapshotNotRestored { snapshot });
+        }
+        Ok(self.begins.get(&snapshot).copied().map(before))
+    }
+
+    /// May orders be carried out: has all that was delivered before come again?
+    pub(crate) fn takes_orders(&self, received: Position) -> bool {
+        self.tracking.mark_position(received).is_some()
+    }
+
+    /// Emits a snapshot's begin, and follows its tables from here on; returns what its subscribers read after. `writers` are, for each table, the transactions that were
+    /// decoded and are not known to be visible.
+    pub(crate) fn begin(
+        &mut self,
+        snapshot: u32,
+        tables: &[(TableName, Arc<TableCodec>)],
+        writers: impl Fn(u32) -> Vec<u32>,
+        assembler: &mut Assembler,
+    ) -> Option<Position> {
+        let begin = self.tracking.mark_position(assembler.received())?;
+        assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, _)| name.to_string()).collect());
+        for (name, codec) in tables {
+            self.track(snapshot, begin, (name, codec), (None, writers(codec.table_oid)));
+            let progress = Progress { name: name.clone(), place: Place::Start, row_count: 0 };
+            self.tables.insert((snapshot, codec.table_oid), progress);
+        }
+        self.begins.insert(snapshot, begin);
+        Some(before(begin))
+    }
+
+    fn track(
+        &mut self,
+        snapshot: u32,
+        begin: Position,
+        (_, codec): (&TableName, &TableCodec),
+        (recorded, must_see): (Option<Recorded>, Vec<u32>),
+    ) {
+        self.set_row_type(codec);
+        let (table_oid, key) = (codec.table_oid, codec.key.clone());
+        self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded });
+    }
+
+    /// A chunk of the table is about to be read.
+    pub(crate) fn start_read(&mut self, snapshot: u32, table_oid: u32) -> ReadId {
+        self.tracking.start_read(snapshot, table_oid)
+    }
+
+    /// It could not be read.
+    pub(crate) fn abandon_read(&mut self, read: ReadId) {
+        self.tracking.abandon_read(read);
+    }
+
+    /// It was read, and waits for its watermark.
+    pub(crate) fn chunk(&mut self, read: ReadId, chunk: Chunk, ticket: Ticket, assembler: &mut Assembler) {
+        self.tracking.polled(chunk.visibility.clone());
+        self.tickets.insert(read, ticket);
+        self.tracking.chunk(read, chunk);
+        self.pass(assembler);
+    }
+
+    /// Does a chunk wait for the stream?
+    pub(crate) fn is_waiting(&self) -> bool {
+        self.tracking.has_pending()
+    }
+
+    /// The next transaction to be told of ends there: what comes before it passes first.
+    pub(crate) fn before_transaction(&mut self, commit_end_lsn: Lsn, assembler: &mut Assembler) {
+        if !self.tracking.is_idle() {
+            self.tracking.passed(Lsn(commit_end_lsn.0.saturating_sub(1)));
+            self.pass(assembler);
+        }
+    }
+
+    /// Is there anything that the parts of a transaction that ends there must be told to?
+    pub(crate) fn wants(&self, commit_end_lsn: Lsn) -> bool {
+        self.tracking.wants(commit_end_lsn)
+    }
+
+    /// A part of that transaction.
+    pub(crate) fn part(&mut self, xid: u32, commit_end_lsn: Lsn, part: &BlockBuilder) {
+        self.tracking.part(xid, commit_end_lsn, part);
+    }
+
+    /// The transaction is out, or was before; or a keepalive says that there is none up to here.
+    pub(crate) fn passed(&mut self, lsn: Lsn, assembler: &mut Assembler) {
+        self.tracking.passed(lsn);
+        if !self.tracking.is_idle() {
+            self.record_gaps(assembler);
+            self.pass(assembler);
+        }
+    }
+
+    /// Which keys of the table are to be read again?
+    pub(crate) fn finish(&mut self, snapshot: u32, table_oid: u32, assembler: &mut Assembler) -> Finish {
+        let Some(gaps) = self.tracking.gaps(snapshot, table_oid) else { return Finish::Keys(Vec::new()) };
+        if !gaps.wants_another_pass() {
+            return Finish::Keys(gaps.keys(KEYS_MAX));
+        }
+        self.tracking.restart_pass(snapshot, table_oid);
+        if let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) {
+            progress.place = Place::Start;
+        }
+        let received = assembler.received();
+        let position = next_position(received, received.lsn);
+        let cursor = self.cursor(position, snapshot, table_oid);
+        assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
+        Finish::AnotherPass
+    }
+
+    /// Emits the snapshot's end; false where a row is still to be read. Unless it is given up, for this reason.
+    pub(crate) fn end(&mut self, snapshot: u32, abandoned: &str, assembler: &mut Assembler) -> bool {
+        let received = assembler.received();
+        let position = match abandoned {
+            "" => self.tracking.end_position(snapshot, received),
+            _ => self.tracking.mark_position(received),
+        };
+        let Some(position) = position else { return false };
+        if self.begins.remove(&snapshot).is_some() {
+            assembler.emit_snapshot_end(position, snapshot, abandoned);
+        }
+        self.tracking.end(snapshot);
+        self.tables.retain(|(of, _), _| *of != snapshot);
+        self.tickets.retain(|_, ticket| ticket.snapshot != snapshot);
+        true
+    }
+
+    /// Lets every chunk pass whose turn it is.
+    fn pass(&mut self, assembler: &mut Assembler) {
+        while let Some(passing) = self.tracking.next(assembler.received()) {
+            match passing {
+                Passing::Emit { read, position, chunk } => self.emit(read, position, chunk, assembler),
+                Passing::ReadAgain { read, reason } => {
+                    let Some(ticket) = self.tickets.remove(&read) else { continue };
+                    // What was read behind it would record a cursor that passes it over.
+                    self.tracking.abandon_reads(ticket.snapshot, ticket.table_oid);
+                    ticket.tell(ChunkResult::Again(reason));
+                }
+            }
+        }
+    }
+
+    fn emit(&mut self, read: ReadId, position: Position, chunk: Chunk, assembler: &mut Assembler) {
+        let Some(ticket) = self.tickets.remove(&read) else { return };
+        let (snapshot, table_oid) = (chunk.snapshot, chunk.table_oid);
+        let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) else { return };
+        let rows = chunk.parts.iter().flat_map(|part| &part.entries).filter(|entry| !entry.continues);
+        let row_count = rows.count() as u64;
+        if let Some(end) = &ticket.end {
+            progress.place.clone_from(end);
+            progress.row_count += row_count;
+            if *end == Place::End {
+                self.tracking.pass_done(snapshot, table_oid);
+            }
+        }
+        let cursor = self.cursor(position, snapshot, table_oid);
+        assembler.emit_chunk(position, snapshot, chunk.parts, &cursor);
+        ticket.tell(ChunkResult::Emitted { row_count });
+    }
+
+    /// Keys that have come to be incomplete are recorded right behind the transaction that made them so.
+    fn record_gaps(&mut self, assembler: &mut Assembler) {
+        let tables: Vec<(u32, u32)> = self.tables.keys().copied().collect();
+        for (snapshot, table_oid) in tables {
+            if self.tracking.gaps(snapshot, table_oid).is_some_and(Gaps::take_unrecorded) {
+                let received = assembler.received();
+                let position = next_position(received, received.lsn);
+                let cursor = self.cursor(position, snapshot, table_oid);
+                assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
+            }
+        }
+    }
+
+    fn cursor(&mut self, at: Position, snapshot: u32, table_oid: u32) -> Vec<u8> {
+        let gaps = self.tracking.gaps(snapshot, table_oid).map(|gaps| {
+            gaps.take_unrecorded();
+            gaps.encode()
+        });
+        let Some(progress) = self.tables.get(&(snapshot, table_oid)) else { return Vec::new() };
+        v1::SnapshotCursor {
+            snapshot,
+            table_oid,
+            cursor: encode_cursor(at, &progress.place, &gaps.unwrap_or_default()),
+            table_done: progress.place == Place::End,
+            row_count: progress.row_count,
+            schema: progress.name.schema.clone(),
+            table: progress.name.table.clone(),
+        }
+        .encode_to_vec()
+    }
+}
+
+/// Where the cursor stands; where the next chunk starts, with its length before it; then the gaps. Integers little endian.
+fn encode_cursor(at: Position, place: &Place, gaps: &[u8]) -> Bytes {
+    let after: &[u8] = match place {
+        Place::After(cursor) => cursor,
+        Place::Start | Place::End => &[],
+    };
+    let mut out = BytesMut::with_capacity(16 + after.len() + gaps.len());
+    out.put_u64_le(at.lsn.0);
+    out.put_u32_le(at.ordinal);
+    out.put_u32_le(u32::try_from(after.len()).expect("keys are below 1 GiB"));
+    out.put_slice(after);
+    out.put_slice(gaps);
+    out.freeze()
+}
+
+/// What a stored cursor says; None where it is damaged.
+pub(crate) fn decode_cursor(cursor: &v1::SnapshotCursor) -> Option<TableResume> {
+    let mut bytes = cursor.cursor.clone();
+    let at = Position::new(Lsn(bytes.try_get_u64_le().ok()?), bytes.try_get_u32_le().ok()?);
+    let len = usize::try_from(bytes.try_get_u32_le().ok()?).ok()?;
+    if len > bytes.len() {
+        return None;
+    }
+    let after = bytes.split_to(len);
+    let place = match (cursor.table_done, after.is_empty()) {
+        (true, _) => Place::End,
+        (false, true) => Place::Start,
+        (false, false) => Place::After(after),
+    };
+    let name = TableName::new(cursor.schema.as_str(), cursor.table.as_str());
+    Some(TableResume { name, at, place, row_count: cursor.row_count, gaps: Gaps::decode(&bytes)? })
+}

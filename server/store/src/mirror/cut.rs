@@ -1,0 +1,220 @@
+//! The state at one position: a snapshot of the engine, and what the overlay has on top of it.
+//!
+//! Invariant: a cut never changes, whatever is written meanwhile. It copies only what the overlay holds under the prefixes that
+//! it was made for, which is bounded by the overlay's budget.
+
+use std::{
+    collections::{BTreeMap, btree_map},
+    iter::Peekable,
+    ops::Bound,
+};
+
+use bytes::Bytes;
+use fjall::{Iter, Snapshot};
+use tidegate_model::Position;
+
+use super::{
+    engine::Engine,
+    error::Result,
+    key::{self, StoredRow},
+    overlay::{Overlay, Staged},
+    row,
+    table::{self, Index, Table},
+};
+
+/// What readers see of a mirror.
+pub(crate) struct View {
+    pub(crate) engine: Engine,
+    /// The engine at a position up to `position`.
+    pub(crate) base: Snapshot,
+    pub(crate) overlay: Overlay,
+    /// The last transaction that readers may see.
+    pub(crate) shown: u64,
+    /// Where it ends.
+    pub(crate) position: Position,
+}
+
+impl View {
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Staged> {
+        match self.overlay.at(key, self.shown) {
+            Some(staged) => Ok(staged.clone()),
+            None => self.engine.get_at(&self.base, key),
+        }
+    }
+
+    pub(crate) fn table(&self, oid: u32) -> Result<Option<Table>> {
+        self.get(&key::numbered(key::TABLE, oid))?.map(|bytes| table::decode(&bytes)).transpose()
+    }
+
+    pub(crate) fn index(&self, index: u32) -> Result<Option<Index>> {
+        self.get(&key::numbered(key::INDEX, index))?.map(|bytes| table::decode(&bytes)).transpose()
+    }
+
+    /// For one key.
+    pub(crate) fn cut_of(&self, key: &Bytes) -> Cut {
+        let mut cut = self.cut(&[]);
+        cut.staged.extend(self.overlay.at(key, self.shown).map(|staged| (key.clone(), staged.clone())));
+        cut
+    }
+
+    pub(crate) fn cut(&self, prefixes: &[&[u8]]) -> Cut {
+        let mut staged = BTreeMap::new();
+        prefixes.iter().for_each(|prefix| self.overlay.copy(prefix, self.shown, &mut staged));
+        Cut { engine: self.engine.clone(), base: self.base.clone(), staged, position: self.position }
+    }
+}
+
+/// A part of the state at a position.
+pub(crate) struct Cut {
+    engine: Engine,
+    base: Snapshot,
+    staged: BTreeMap<Bytes, Staged>,
+    pub(crate) position: Position,
+}
+
+impl Cut {
+    pub(crate) fn get(&self, key: &[u8]) -> Result<Staged> {
+        match self.staged.get(key) {
+            Some(staged) => Ok(staged.clone()),
+            None => self.engine.get_at(&self.base, key),
+        }
+    }
+
+    /// What starts with the prefix and stands behind `after`, in order.
+    pub(crate) fn iter(&self, prefix: &[u8], after: Option<&[u8]>) -> Merged {
+        let from = self
+            .staged
+            .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
+            .take_while(|(key, _)| key.starts_with(prefix));
+        let behind = from.filter(|(key, _)| after.is_none_or(|after| &key[..] > after));
+        let staged: BTreeMap<Bytes, Staged> = behind.map(|(key, value)| (key.clone(), value.clone())).collect();
+        let base = self.engine.range(&self.base, prefix, after);
+        Merged { base, next: None, staged: staged.into_iter().peekable() }
+    }
+}
+
+/// Keys and values in order; what is staged supersedes.
+pub(crate) struct Merged {
+    base: Iter,
+    next: Option<(Bytes, Bytes)>,
+    staged: Peekable<btree_map::IntoIter<Bytes, Staged>>,
+}
+
+impl Merged {
+    fn advance(&mut self) -> Result<Option<(Bytes, Bytes)>> {
+        loop {
+            if self.next.is_none()
+                && let Some(pair) = self.base.next()
+            {
+                let (key, value) = pair.into_inner()?;
+                self.next = Some((key.into(), value.into()));
+            }
+            let superseded = match (&self.next, self.staged.peek()) {
+                (_, None) => return Ok(self.next.take()),
+                (None, Some(_)) => false,
+                (Some((base, _)), Some((staged, _))) if base < staged => return Ok(self.next.take()),
+                (Some((base, _)), Some((staged, _))) => base == staged,
+            };
+            if superseded {
+                self.next = None;
+            }
+            if let Some((key, Some(value))) = self.staged.next() {
+                return Ok(Some((key, value)));
+            }
+        }
+    }
+}
+
+impl Iterator for Merged {
+    type Item = Result<(Bytes, Bytes)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().transpose()
+    }
+}
+
+/// A row of a mirror.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorRow {
+    /// In which it is encoded; an older one than the table's may be.
+    pub row_type: u32,
+    /// The encoded row.
+    pub row: Bytes,
+    /// Fields whose values are not known: an update left unchanged what had never come. Of a complete table, none.
+    pub missing: Vec<u32>,
+}
+
+/// Rows as of one position. Blocks the thread.
+pub struct Scan {
+    cut: Cut,
+    table: Table,
+    source: Source,
+}
+
+enum Source {
+    Rows(Merged),
+    Index { entries: Merged, prefix: Bytes, fields: Vec<u32>, value: Bytes },
+}
+
+impl Scan {
+    /// All rows behind one.
+    pub(crate) fn rows(cut: Cut, table: Table, after: Option<&[u8]>) -> Self {
+        let source = Source::Rows(cut.iter(&table.rows(), after));
+        Scan { cut, table, source }
+    }
+
+    /// The rows that an index has for a value.
+    pub(crate) fn lookup(cut: Cut, table: Table, (number, index): (u32, Index), value: &[u8]) -> Self {
+        let prefix = key::entries_of(number, table.life, value);
+        let entries = cut.iter(&prefix, None);
+        let source = Source::Index { entries, prefix, fields: index.fields, value: Bytes::copy_from_slice(value) };
+        Scan { cut, table, source }
+    }
+
+    /// Where the rows were as they are here.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.cut.position
+    }
+
+    /// The next row that counts, with its key in the engine.
+    pub(crate) fn advance(&mut self) -> Result<Option<(Bytes, StoredRow)>> {
+        loop {
+            let found = match &mut self.source {
+                Source::Rows(rows) => rows.next().transpose()?,
+                Source::Index { entries, prefix, .. } => {
+                    let Some((entry, _)) = entries.next().transpose()? else { return Ok(None) };
+                    let at = key::row_of_entry(&entry, prefix, (self.table.oid, self.table.life));
+                    match self.cut.get(&at)? {
+                        Some(row) => Some((at, row)),
+                        // The entry is about to be removed.
+                        None => continue,
+                    }
+                }
+            };
+            let Some((at, bytes)) = found else { return Ok(None) };
+            let row = StoredRow::decode(bytes)?;
+            let meant = match &self.source {
+                Source::Rows(_) => true,
+                Source::Index { fields, value, .. } => row::project(&row.row, fields)? == *value,
+            };
+            if meant && row.generation >= self.table.generation_min {
+                return Ok(Some((at, row)));
+            }
+        }
+    }
+}
+
+impl Iterator for Scan {
+    type Item = Result<MirrorRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.advance().map(|row| row.map(|(_, row)| row.into())).transpose()
+    }
+}
+
+impl From<StoredRow> for MirrorRow {
+    fn from(row: StoredRow) -> Self {
+        MirrorRow { row_type: row.row_type, row: row.row, missing: row.missing }
+    }
+}

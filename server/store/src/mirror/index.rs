@@ -1,0 +1,150 @@
+//! Secondary indexes: from the bytes of some fields to the rows that have them.
+//!
+//! An index is maintained from the moment that it is made; the rows that were there before are added bit by bit, from what the
+//! engine holds. That is sound since a row's entries are derived from what is stored: a change that is still to be applied
+//! removes the entry of the row that it replaces. An entry too many does no harm, for rows are compared when they are looked up.
+
+use std::sync::PoisonError;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    Mirror, MirrorError, MirrorReader,
+    error::Result,
+    key::{self, StoredRow},
+    row,
+    table::Index,
+};
+
+/// Rows that are added to an index at a time.
+const STEP_ROWS: usize = 1000;
+
+/// An index of a mirror. Valid as long as the mirror lasts: ask for it again after an epoch has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IndexId(pub(crate) u32);
+
+impl MirrorReader {
+    /// Asks for an index, which is built in the background; the same is not built twice. See [`MirrorReader::index`].
+    pub fn add_index(&self, table_oid: u32, fields: impl IntoIterator<Item = u32>) {
+        let request = (table_oid, ascending(fields));
+        let mut requests = self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner);
+        if !requests.contains(&request) {
+            requests.push(request);
+        }
+        drop(requests);
+        self.shared.index_requested.notify_one();
+    }
+
+    /// The index, once it is complete.
+    ///
+    /// # Errors
+    /// There is no mirror, or the engine fails.
+    pub fn index(&self, table_oid: u32, fields: impl IntoIterator<Item = u32>) -> Result<Option<IndexId>> {
+        let fields = ascending(fields);
+        let cut = self.with_view(|view| Ok(view.cut(&[&[key::INDEX]])))?;
+        for record in cut.iter(&[key::INDEX], None) {
+            let (at, bytes) = record?;
+            let index: Index = super::table::decode(&bytes)?;
+            if index.oid == table_oid && index.fields == fields && index.complete {
+                return Ok(Some(IndexId(key::number(&at)?)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn ascending(fields: impl IntoIterator<Item = u32>) -> Vec<u32> {
+    let mut fields: Vec<u32> = fields.into_iter().collect();
+    fields.sort_unstable();
+    fields.dedup();
+    fields
+}
+
+impl Mirror {
+    /// Makes the indexes that have been asked for. They wait for their table to be known.
+    pub(super) fn take_index_requests(&mut self) -> Result<()> {
+        let requests = std::mem::take(&mut *self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner));
+        let mut waiting = Vec::new();
+        for (oid, fields) in requests {
+            if self.indexes.values().any(|index| index.oid == oid && index.fields == fields) {
+                continue;
+            }
+            let made = self.tables.contains_key(&oid) && {
+                let number = self.engine.get(key::INDEX_NEXT)?.map_or(Ok(1), |next| key::read_value(&next))?;
+                let index = Index { oid, fields: fields.clone(), complete: false, built: Bytes::new() };
+                self.write_index(number, index)?
+            };
+            if !made {
+                waiting.push((oid, fields));
+            }
+        }
+        self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner).extend(waiting);
+        Ok(())
+    }
+
+    fn write_index(&mut self, number: u32, index: Index) -> Result<bool> {
+        let bytes = index.encode_to_vec().into();
+        let written = self.write_aside(|mirror| {
+            let mut batch = mirror.engine.batch();
+            mirror.engine.put(&mut batch, &key::numbered(key::INDEX, number), &Some(bytes));
+            // Entries of an earlier index of this number may still be there.
+            mirror.engine.put(&mut batch, &Bytes::from_static(key::INDEX_NEXT), &Some(key::value(number + 1)));
+            Ok(batch)
+        })?;
+        if written {
+            // Rows that are staged have no entries: the build starts when the engine has them.
+            let through = self.transaction - u64::from(!self.read_view(|view| view.overlay.holds(self.transaction)));
+            self.index_after.insert(number, through);
+            self.indexes.insert(number, index);
+        }
+        Ok(written)
+    }
+
+    /// Adds some rows to an index that is not complete; false when there is nothing to do.
+    pub(super) fn build_index_step(&mut self) -> Result<bool> {
+        let applied = self.applied();
+        let ready = |number: &u32| self.index_after.get(number).is_none_or(|after| *after <= applied);
+        let unfinished = self.indexes.iter().find(|(number, index)| !index.complete && ready(number));
+        let Some((number, mut index)) = unfinished.map(|(number, index)| (*number, index.clone())) else {
+            return Ok(false);
+        };
+        let written = self.write_aside(|mirror| {
+            let mut batch = mirror.engine.batch();
+            mirror.add_rows(&mut batch, number, &mut index)?;
+            let record = Some(index.encode_to_vec().into());
+            mirror.engine.put(&mut batch, &key::numbered(key::INDEX, number), &record);
+            mirror.indexes.insert(number, index);
+            Ok(batch)
+        })?;
+        if written && self.indexes.get(&number).is_some_and(|index| index.complete) {
+            self.show_aside();
+        }
+        Ok(written)
+    }
+
+    fn add_rows(&mut self, batch: &mut super::engine::Batch, number: u32, index: &mut Index) -> Result<()> {
+        // As the engine has it: rows of a life that is only staged have their entries staged with them.
+        let table = self.engine.get(&key::numbered(key::TABLE, index.oid))?;
+        let Some(table) = table.map(|bytes| super::table::decode::<super::table::Table>(&bytes)).transpose()? else {
+            index.complete = true;
+            return Ok(());
+        };
+        let rows = table.rows();
+        let after = Some(index.built.clone()).filter(|built| built.starts_with(&rows));
+        let snapshot = self.engine.snapshot();
+        index.complete = true;
+        for (count, pair) in self.engine.range(&snapshot, &rows, after.as_deref()).enumerate() {
+            if count == STEP_ROWS || batch.is_full() {
+                index.complete = false;
+                break;
+            }
+            let (at, row) = pair.into_inner().map_err(MirrorError::from)?;
+            let stored = StoredRow::decode(row.into())?;
+            let value = row::project(&stored.row, &index.fields)?;
+            self.engine.put(batch, &key::entry((number, table.life), &value, &at), &Some(Bytes::new()));
+            index.built = at.into();
+        }
+        Ok(())
+    }
+}

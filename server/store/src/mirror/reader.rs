@@ -1,0 +1,212 @@
+//! The handle through which a mirror is read. It outlives the mirror: while there is none, reads say so.
+//!
+//! Everything here but the listing of tables blocks on the engine; use a thread that may.
+
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use tidegate_model::{Position, TableName, TablePatterns};
+use tokio::sync::watch;
+
+use super::{
+    MirrorError, MirrorRow, Scan,
+    apply::Shared,
+    cut::View,
+    error::Result,
+    index::IndexId,
+    key::{self, StoredRow},
+    table::{self, Table},
+};
+
+/// Reads a mirror. Cheap to clone.
+#[derive(Clone)]
+pub struct MirrorReader {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What there is of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirroredTable {
+    /// Its name.
+    pub name: TableName,
+    /// The incarnation.
+    pub table_oid: u32,
+    /// All rows are here; changes are filled.
+    pub complete: bool,
+    /// It has no key, and can have no mirror.
+    pub keyless: bool,
+    /// Snapshots that run and are going to complete it.
+    pub snapshots: Vec<u32>,
+}
+
+/// A chunk of rows in a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checksum {
+    /// Where the rows were as they are here.
+    pub position: Position,
+    /// How many there are; fewer than asked for at the table's end.
+    pub row_count: u64,
+    /// CRC-32 of the rows' lengths and bytes, in the order of their keys' bytes.
+    pub crc32: u32,
+    /// The last row, to go on behind it; None where there is no row.
+    pub last: Option<bytes::Bytes>,
+}
+
+impl fmt::Debug for MirrorReader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MirrorReader").finish_non_exhaustive()
+    }
+}
+
+impl MirrorReader {
+    /// For a mirror of these tables that is still to be opened.
+    #[must_use]
+    pub fn new(tables: TablePatterns) -> Self {
+        let shared = Shared {
+            view: RwLock::new(None),
+            changed: watch::Sender::new(0),
+            index_requests: RwLock::default(),
+            index_requested: tokio::sync::Notify::new(),
+            tables,
+        };
+        MirrorReader { shared: Arc::new(shared) }
+    }
+
+    /// The row with this key (its fields of the encoded row, in column order), and where that is so.
+    ///
+    /// # Errors
+    /// The table is not complete, or the engine fails.
+    pub fn get(&self, table_oid: u32, key: &[u8]) -> Result<(Position, Option<MirrorRow>)> {
+        let (table, cut) = self.with_view(|view| {
+            let table = complete(view, table_oid)?;
+            let cut = view.cut_of(&table.row(key));
+            Ok((table, cut))
+        })?;
+        // Not under the lock: this may read from the disk.
+        let stored = cut.get(&table.row(key))?.map(StoredRow::decode).transpose()?;
+        let live = stored.filter(|stored| stored.generation >= table.generation_min);
+        Ok((cut.position, live.map(MirrorRow::from)))
+    }
+
+    /// All rows of a table at one position, in the order of their keys' bytes.
+    ///
+    /// # Errors
+    /// The table is not complete, or the engine fails.
+    pub fn scan(&self, table_oid: u32) -> Result<Scan> {
+        self.scan_behind(table_oid, None)
+    }
+
+    fn scan_behind(&self, table_oid: u32, after: Option<&[u8]>) -> Result<Scan> {
+        let (table, cut) = self.with_view(|view| {
+            let table = complete(view, table_oid)?;
+            let cut = view.cut(&[&table.rows()]);
+            Ok((table, cut))
+        })?;
+        Ok(Scan::rows(cut, table, after))
+    }
+
+    /// The checksum of the next `row_count` rows behind one that a checksum has named.
+    ///
+    /// # Errors
+    /// The table is not complete, or the engine fails.
+    pub fn checksum(&self, table_oid: u32, after: Option<&[u8]>, row_count: u64) -> Result<Checksum> {
+        let mut scan = self.scan_behind(table_oid, after)?;
+        let mut hasher = crc32fast::Hasher::new();
+        let mut sum = Checksum { position: scan.position(), row_count: 0, crc32: 0, last: None };
+        while sum.row_count < row_count {
+            let Some((at, row)) = scan.advance()? else { break };
+            hasher.update(&(row.row.len() as u64).to_le_bytes());
+            hasher.update(&row.row);
+            sum.row_count += 1;
+            sum.last = Some(at);
+        }
+        sum.crc32 = hasher.finalize();
+        Ok(sum)
+    }
+
+    /// The rows whose indexed fields have exactly these bytes (a projection of the encoded row), at one position.
+    ///
+    /// # Errors
+    /// Index or table are not complete, or the engine fails.
+    pub fn lookup(&self, index: IndexId, value: &[u8]) -> Result<Scan> {
+        let (table, found, cut) = self.with_view(|view| {
+            let found = view.index(index.0)?.filter(|index| index.complete).ok_or(MirrorError::IndexNotComplete)?;
+            let table = complete(view, found.oid)?;
+            let cut = view.cut(&[&table.rows(), &key::entries_of(index.0, table.life, value)]);
+            Ok((table, found, cut))
+        })?;
+        Ok(Scan::lookup(cut, table, (index.0, found), value))
+    }
+
+    /// Every table that the mirror has come across. Nothing while there is no mirror.
+    ///
+    /// # Errors
+    /// The engine fails.
+    pub fn tables(&self) -> Result<Vec<MirroredTable>> {
+        let records = self.with_view(|view| Ok(view.cut(&[&[key::TABLE]])));
+        let cut = match records {
+            Err(MirrorError::Closed) => return Ok(Vec::new()),
+            other => other?,
+        };
+        cut.iter(&[key::TABLE], None)
+            .map(|record| {
+                let table: Table = table::decode(&record?.1)?;
+                Ok(MirroredTable {
+                    name: table.name.parse().map_err(|_| MirrorError::Damaged("a table's name is malformed"))?,
+                    table_oid: table.oid,
+                    complete: table.complete,
+                    keyless: table.is_keyless(),
+                    snapshots: table.passes.into_keys().collect(),
+                })
+            })
+            .collect()
+    }
+
+    /// Those of the source's followed tables that are to be mirrored, are not complete, and that no running snapshot is going to
+    /// complete: start a snapshot of them.
+    ///
+    /// # Errors
+    /// There is no mirror, or the engine fails.
+    pub fn needs_snapshot<'a>(&self, followed: impl IntoIterator<Item = &'a TableName>) -> Result<Vec<TableName>> {
+        let running: Vec<table::PassTable> = self.with_view(|view| {
+            let passes = view.cut(&[&[key::PASS]]).iter(&[key::PASS], None);
+            let tables = passes.map(|record| Ok(table::decode::<table::Pass>(&record?.1)?.tables));
+            Ok(tables.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+        })?;
+        let known = self.tables()?;
+        let needs = |name: &&TableName| match known.iter().find(|table| table.name == **name) {
+            Some(table) => !table.complete && !table.keyless && table.snapshots.is_empty(),
+            // Nothing has been seen of it; a snapshot that runs will bring it.
+            None => !running.iter().any(|table| table.name == name.to_string()),
+        };
+        let followed = followed.into_iter().filter(|name| self.shared.tables.matches(name));
+        Ok(followed.filter(needs).cloned().collect())
+    }
+
+    /// Changes whenever a table, a snapshot or an index may have come to be complete, or needed.
+    #[must_use]
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.shared.changed.subscribe()
+    }
+
+    /// Resolves when an index has been asked for.
+    pub(crate) async fn index_requested(&self) {
+        self.shared.index_requested.notified().await;
+    }
+
+    /// Lets go of the mirror.
+    pub(crate) fn close(&self) {
+        *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    pub(super) fn with_view<T>(&self, read: impl FnOnce(&View) -> Result<T>) -> Result<T> {
+        let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
+        read(view.as_ref().ok_or(MirrorError::Closed)?)
+    }
+}
+
+fn complete(view: &View, oid: u32) -> Result<Table> {
+    view.table(oid)?.filter(|table| table.complete).ok_or(MirrorError::NotComplete(oid))
+}

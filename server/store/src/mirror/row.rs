@@ -1,0 +1,82 @@
+//! Takes encoded rows apart and puts them together again, as the row encoder would have written them.
+//!
+//! Invariants: a row holds at most one field of each number, and its fields stand in the order of its row type's columns. So a
+//! row is put together by asking for each column in turn.
+
+use bytes::{Bytes, BytesMut};
+use tidegate_schema::{
+    RowType,
+    wire::{Field, Fields},
+};
+
+use super::{
+    change::{Whole, malformed},
+    error::{MirrorError, Result},
+    key::StoredRow,
+};
+
+/// The fields of a row that is stored.
+fn stored(row: &[u8]) -> Result<Vec<Field<'_>>> {
+    Fields::new(row).collect::<std::result::Result<_, _>>().map_err(|_| MirrorError::Damaged("a row is malformed"))
+}
+
+fn find<'a>(fields: &[Field<'a>], number: u32) -> Option<&'a [u8]> {
+    fields.iter().find(|field| field.number == number).map(|field| field.whole)
+}
+
+/// The bytes of these fields of a row, in the row's order.
+pub(crate) fn project(row: &[u8], fields: &[u32]) -> Result<Bytes> {
+    let mut out = BytesMut::new();
+    for field in Fields::new(row) {
+        let field = field.map_err(|_| MirrorError::Damaged("a row is malformed"))?;
+        if fields.contains(&field.number) {
+            out.extend_from_slice(field.whole);
+        }
+    }
+    Ok(out.freeze())
+}
+
+/// The stored row as a row of another row type; None where that has columns which the stored one did not have, or whose values
+/// never came: what they held is not known.
+pub(crate) fn conform(row: &StoredRow, from: &RowType, to: &RowType) -> Result<Option<Bytes>> {
+    if !row.missing.is_empty() {
+        return Ok(None);
+    }
+    if from.proto().row_type == to.proto().row_type {
+        return Ok(Some(row.row.clone()));
+    }
+    if to.proto().columns.iter().any(|column| from.column_by_field(column.field).is_none()) {
+        return Ok(None);
+    }
+    let fields = stored(&row.row)?;
+    let mut out = BytesMut::with_capacity(row.row.len());
+    for column in &to.proto().columns {
+        out.extend_from_slice(find(&fields, column.field).unwrap_or_default());
+    }
+    Ok(Some(out.freeze()))
+}
+
+/// The row of an update with what it leaves unchanged taken from elsewhere, and the fields that are nowhere.
+pub(crate) fn completed(change: &Whole, row_type: &RowType, elsewhere: &[&[u8]]) -> Result<(Bytes, Vec<u32>)> {
+    if change.unchanged.is_empty() {
+        return Ok((change.row.clone(), Vec::new()));
+    }
+    let invalid = |_| malformed(change.position, "row");
+    let sent: Vec<Field<'_>> = Fields::new(&change.row).collect::<std::result::Result<_, _>>().map_err(invalid)?;
+    let others = elsewhere.iter().map(|row| stored(row)).collect::<Result<Vec<_>>>()?;
+    let mut out = BytesMut::new();
+    let mut missing = Vec::new();
+    for column in &row_type.proto().columns {
+        if let Some(field) = find(&sent, column.field) {
+            out.extend_from_slice(field);
+        } else if change.unchanged.contains(&column.field) {
+            // What is unchanged is not null: a row without it does not know it.
+            match others.iter().find_map(|fields| find(fields, column.field)) {
+                Some(field) => out.extend_from_slice(field),
+                None => missing.push(column.field),
+            }
+        }
+    }
+    missing.sort_unstable();
+    Ok((out.freeze(), missing))
+}

@@ -1,0 +1,175 @@
+//! Which tables there are, and how a snapshot makes them complete.
+//!
+//! ```text
+//! SnapshotBegin ─▶ each named table: another generation ─▶ reads and changes carry it ─▶ SnapshotEnd: older rows are gone
+//! ```
+//!
+//! A snapshot counts for the incarnation that its chunks were of (the cursor of each says which), if the mirror has followed that
+//! one since SnapshotBegin, and it has kept its key.
+
+use std::sync::Arc;
+
+use prost::Message;
+use tidegate_model::{Block, Entry, TableName};
+use tidegate_proto::v1;
+use tidegate_schema::RowType;
+
+use super::{
+    Mirror,
+    apply::Known,
+    change::malformed,
+    error::Result,
+    key,
+    table::{self, Pass, PassTable, Table},
+};
+
+/// What concerns the mirror of the message `SnapshotCursor`.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct ChunkTable {
+    #[prost(uint32, tag = "1")]
+    pub(super) snapshot: u32,
+    #[prost(uint32, tag = "2")]
+    pub(super) table_oid: u32,
+    #[prost(string, tag = "6")]
+    pub(super) schema: String,
+    #[prost(string, tag = "7")]
+    pub(super) table: String,
+}
+
+impl Mirror {
+    pub(super) fn take_row_type(&mut self, block: &Block, entry: &Entry) -> Result<()> {
+        let invalid = || malformed(entry.position(), "RowType");
+        let proto = v1::RowType::decode(block.slice(entry)).map_err(|_| invalid())?;
+        let number = proto.row_type;
+        let row_type = match self.row_types.get(&number) {
+            Some(known) if *known.row_type.proto() == proto => Arc::clone(&known.row_type),
+            Some(_) | None => Arc::new(RowType::new(proto).map_err(|_| invalid())?),
+        };
+        self.row_types.insert(number, Known::new(&row_type));
+        self.follow(&row_type)
+    }
+
+    /// Makes the table known, or its new row type.
+    pub(super) fn follow(&mut self, row_type: &RowType) -> Result<()> {
+        let (oid, name) = (row_type.proto().table_oid, row_type.name());
+        if oid == 0 || !self.config.tables.matches(name) {
+            return Ok(());
+        }
+        let (key, name) = (table::key_fields(row_type), name.to_string());
+        let known = self.tables.get(&oid).cloned();
+        let mut table = match &known {
+            Some(table) => table.clone(),
+            None => self.new_table(oid, &name)?,
+        };
+        let first = table.row_type == 0;
+        if !first && table.key != key {
+            // Rows are held under another key. What is read from here on is under the new one, but not all of it may be.
+            self.begin_life(&mut table);
+            table.complete = false;
+            table.passes.clear();
+        }
+        (table.name, table.key, table.row_type) = (name, key, row_type.proto().row_type);
+        table.complete &= !table.is_keyless();
+        if known.as_ref() != Some(&table) {
+            self.stage_table(table);
+        }
+        Ok(())
+    }
+
+    /// A table that has not been seen before takes the place of others of its name.
+    fn new_table(&mut self, oid: u32, name: &str) -> Result<Table> {
+        let replaced: Vec<Table> = self.tables.values().filter(|table| table.name == name).cloned().collect();
+        for table in replaced {
+            tracing::info!(
+                table = name,
+                old = table.oid,
+                new = oid,
+                "the table has been created anew; it needs a snapshot"
+            );
+            for (key, value) in self.forget(&table) {
+                self.stage(key, value);
+            }
+        }
+        let names = |pass: &&Pass| pass.tables.iter().any(|table| table.name == name);
+        let passes = self.passes.iter().filter(|(_, pass)| names(pass)).map(|(snapshot, _)| (*snapshot, 1)).collect();
+        let last = self.newest(&key::numbered(key::LIFE, oid))?;
+        let life = 1 + last.map_or(Ok(0), |last| key::read_value(&last))?;
+        Ok(Table { name: name.to_owned(), life, generation: 1, passes, oid, ..Table::default() })
+    }
+
+    /// All rows so far are gone.
+    pub(super) fn begin_life(&mut self, table: &mut Table) {
+        let gone = Some(bytes::Bytes::new());
+        self.stage(key::dead(&table.rows()), gone.clone());
+        let of_table: Vec<u32> =
+            self.indexes.iter().filter(|(_, index)| index.oid == table.oid).map(|(number, _)| *number).collect();
+        for number in of_table {
+            self.stage(key::dead(&key::entries(number, table.life)), gone.clone());
+        }
+        table.life += 1;
+    }
+
+    pub(super) fn take_snapshot_begin(&mut self, block: &Block, entry: &Entry) -> Result<()> {
+        let begin =
+            v1::SnapshotBegin::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotBegin"))?;
+        let named: Vec<Table> =
+            self.tables.values().filter(|table| begin.tables.contains(&table.name)).cloned().collect();
+        for mut table in named {
+            table.generation += 1;
+            table.passes.insert(begin.snapshot, table.generation);
+            self.stage_table(table);
+        }
+        let entry = |name: String| PassTable { name, oid: 0, mixed: false };
+        self.stage_pass(begin.snapshot, Pass { tables: begin.tables.into_iter().map(entry).collect() });
+        Ok(())
+    }
+
+    /// A chunk says which incarnation it is of.
+    pub(super) fn take_cursor(&mut self, block: &Block, entry: &Entry) -> Result<()> {
+        let chunk =
+            ChunkTable::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotCursor"))?;
+        let Some(mut pass) = self.passes.get(&chunk.snapshot).cloned() else { return Ok(()) };
+        let name = TableName::new(chunk.schema, chunk.table);
+        let text = name.to_string();
+        let Some(named) = pass.tables.iter_mut().find(|table| table.name == text) else { return Ok(()) };
+        if named.oid == chunk.table_oid {
+            return Ok(());
+        }
+        named.mixed = named.oid != 0;
+        named.oid = chunk.table_oid;
+        self.stage_pass(chunk.snapshot, pass);
+        if !self.tables.contains_key(&chunk.table_oid) && self.config.tables.matches(&name) {
+            let table = self.new_table(chunk.table_oid, &text)?;
+            self.stage_table(table);
+        }
+        Ok(())
+    }
+
+    pub(super) fn take_snapshot_end(&mut self, block: &Block, entry: &Entry) -> Result<()> {
+        let end =
+            v1::SnapshotEnd::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotEnd"))?;
+        let Some(pass) = self.end_pass(end.snapshot) else { return Ok(()) };
+        let whole = |table: &Table| {
+            let of = |named: &PassTable| named.oid == table.oid && !named.mixed;
+            end.abandoned.is_empty() && !table.is_keyless() && pass.tables.iter().any(of)
+        };
+        let waiting: Vec<Table> =
+            self.tables.values().filter(|table| table.passes.contains_key(&end.snapshot)).cloned().collect();
+        for mut table in waiting {
+            let generation = table.passes.remove(&end.snapshot).unwrap_or_default();
+            if whole(&table) {
+                table.complete = true;
+                table.generation_min = table.generation_min.max(generation);
+                self.stage(key::numbered(key::STALE, table.oid), Some(bytes::Bytes::new()));
+            } else if end.abandoned.is_empty() && !table.is_keyless() {
+                tracing::warn!(
+                    table = table.name,
+                    snapshot = end.snapshot,
+                    "the table has changed during its snapshot, which therefore does not complete its mirror"
+                );
+            }
+            self.stage_table(table);
+        }
+        Ok(())
+    }
+}

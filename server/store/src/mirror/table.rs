@@ -1,0 +1,105 @@
+//! What is known of a table incarnation, of a running snapshot and of an index, as the engine holds it.
+//!
+//! These records are versioned with the rows, so that a reader at a position sees them as they were there.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use prost::Message;
+use tidegate_schema::RowType;
+
+use super::{
+    error::{MirrorError, Result},
+    key,
+};
+
+/// One incarnation of a table.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Table {
+    /// `schema.table`, quoted where PostgreSQL would.
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    /// The newest; 0 as long as only a snapshot has named the table.
+    #[prost(uint32, tag = "2")]
+    pub(crate) row_type: u32,
+    /// The key's fields, in column order; none for a keyless table.
+    #[prost(uint32, repeated, tag = "3")]
+    pub(crate) key: Vec<u32>,
+    /// Rows of other lives are gone.
+    #[prost(uint32, tag = "4")]
+    pub(crate) life: u32,
+    /// Given to rows that are written now.
+    #[prost(uint32, tag = "5")]
+    pub(crate) generation: u32,
+    /// Rows of older generations are gone.
+    #[prost(uint32, tag = "6")]
+    pub(crate) generation_min: u32,
+    /// Every row is here.
+    #[prost(bool, tag = "7")]
+    pub(crate) complete: bool,
+    /// Snapshots that run and can make it complete, with the generation that each began.
+    #[prost(btree_map = "uint32, uint32", tag = "8")]
+    pub(crate) passes: BTreeMap<u32, u32>,
+    /// `pg_class.oid`.
+    #[prost(uint32, tag = "9")]
+    pub(crate) oid: u32,
+}
+
+impl Table {
+    pub(crate) fn is_keyless(&self) -> bool {
+        self.row_type != 0 && self.key.is_empty()
+    }
+
+    pub(crate) fn rows(&self) -> Bytes {
+        key::rows(self.oid, self.life)
+    }
+
+    pub(crate) fn row(&self, row_key: &[u8]) -> Bytes {
+        key::row(self.oid, self.life, row_key)
+    }
+}
+
+/// A snapshot that runs.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Pass {
+    #[prost(message, repeated, tag = "1")]
+    pub(crate) tables: Vec<PassTable>,
+}
+
+/// A table of a snapshot.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct PassTable {
+    #[prost(string, tag = "1")]
+    pub(crate) name: String,
+    /// The incarnation that its chunks are of; 0 before the first.
+    #[prost(uint32, tag = "2")]
+    pub(crate) oid: u32,
+    /// Chunks were of several incarnations: none of them is whole.
+    #[prost(bool, tag = "3")]
+    pub(crate) mixed: bool,
+}
+
+/// A secondary index.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Index {
+    #[prost(uint32, tag = "1")]
+    pub(crate) oid: u32,
+    /// The indexed fields, ascending.
+    #[prost(uint32, repeated, tag = "2")]
+    pub(crate) fields: Vec<u32>,
+    #[prost(bool, tag = "3")]
+    pub(crate) complete: bool,
+    /// The last row that has been built, as the engine's key.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub(crate) built: Bytes,
+}
+
+/// Reads one of these.
+pub(crate) fn decode<M: Message + Default>(bytes: &[u8]) -> Result<M> {
+    M::decode(bytes).map_err(|_| MirrorError::Damaged("a record about a table is malformed"))
+}
+
+/// The key's fields, in column order.
+pub(crate) fn key_fields(row_type: &RowType) -> Vec<u32> {
+    row_type.proto().columns.iter().filter(|column| column.key).map(|column| column.field).collect()
+}
