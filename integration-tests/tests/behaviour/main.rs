@@ -26,6 +26,7 @@ mod row_text;
 mod server_tls;
 mod several_sources;
 mod slow_subscriber;
+mod snapshot_exactness;
 mod synchronous_standby;
 mod telemetry;
 mod undeliverable;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tidegate_control::Control;
 use tidegate_feed::{FeedItem, Publish};
-use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Lsn, Position, Retry, TransactionId};
+use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Lsn, Position, Retry, TableName, TransactionId};
 use tidegate_postgres::{
     PublicationContent, ReplicationConnection, ReplicationError, Session, StreamOptions, SystemIdentity,
     TimelineSwitch, pgoutput::Decoder, protocol_version, snapshot::table_plan,
@@ -311,20 +311,12 @@ impl<P: Publish> Capture<P> {
             let jobs = self.resolver.control.snapshots(&self.config.source).await?;
             let job = jobs.into_iter().find(|job| job.snapshot == snapshot && !job.state.has_ended());
             let names = job.map(|job| job.tables).unwrap_or_default();
+            // All are known before one is followed: an attempt that fails is made again.
+            let mut codecs = Vec::with_capacity(names.len());
             for name in &names {
-                let plan = match table_plan(session, &self.config.publication, name).await {
-                    Ok(plan) if !plan.key.is_empty() => Some(plan),
-                    Ok(_) => None,
-                    Err(error) if matches!(error.retry(), Retry::After(_)) => return Err(error.into()),
-                    Err(error) => {
-                        warn!(source = %self.config.source, snapshot, %error, "a snapshot cannot be taken up again");
-                        None
-                    }
-                };
-                let codec = match &plan {
-                    Some(plan) => self.resolver.resolve(session, &plan.relation).await?,
-                    None => Followed::No,
-                };
+                codecs.push(self.restored(session, snapshot, name).await?);
+            }
+            for (name, codec) in names.iter().zip(codecs) {
                 match codec {
                     Followed::Yes(codec) => {
                         self.assembler.describe(&codec);
@@ -340,6 +332,19 @@ impl<P: Publish> Capture<P> {
             self.interrupted.remove(&snapshot);
         }
         Ok(())
+    }
+
+    /// How a table is encoded of which a snapshot was interrupted.
+    async fn restored(&mut self, session: &Session, snapshot: u32, name: &TableName) -> Result<Followed, CaptureError> {
+        match table_plan(session, &self.config.publication, name).await {
+            Ok(plan) if !plan.key.is_empty() => self.resolver.resolve(session, &plan.relation).await,
+            Ok(_) => Ok(Followed::No),
+            Err(error) if matches!(error.retry(), Retry::After(_)) => Err(error.into()),
+            Err(error) => {
+                warn!(source = %self.config.source, snapshot, %error, "a snapshot cannot be taken up again");
+                Ok(Followed::No)
+            }
+        }
     }
 
     async fn history(

@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use super::{
     job::{Read, Work},
-    order::{Begun, ChunkResult, Finish, Order, Outcome, Ticket},
+    order::{Begun, ChunkResult, Finish, Order, Outcome, StartedRead, Ticket},
     pass::{Pass, SnapshotResume, Step},
     reader::{Planned, ReadFailure, Reader},
     reconcile::ReadAgain,
@@ -297,7 +297,7 @@ impl Coordinator {
     fn dispatch(&mut self) -> Option<Instant> {
         let now = Instant::now();
         if self.is_behind() {
-            self.hold_until = Some(now + HOLD);
+            self.hold_until = self.hold_until.max(Some(now + HOLD));
         }
         let held = self.hold_until.filter(|until| *until > now);
         for (number, pass) in &mut self.passes {
@@ -323,7 +323,8 @@ impl Coordinator {
                         let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&context.connect)));
                         let (planned, outcomes) = (pass.plan(table), self.outcomes.clone());
                         let (snapshot, table_oid, attempt) = (*number, planned.table_oid(), work.attempt());
-                        let ticket = Ticket { snapshot, table_oid, table, attempt, end: None, outcomes };
+                        let ticket =
+                            Ticket { snapshot, table_oid, table, attempt, start: work.start(), end: None, outcomes };
                         self.tasks.spawn(read(orders, reader, (planned, work), ticket));
                     }
                     Step::End(abandoned) => {
@@ -446,6 +447,10 @@ impl Coordinator {
     fn forget(&mut self, snapshot: u32) {
         let Some(pass) = self.passes.remove(&snapshot) else { return };
         let (state, detail) = pass.outcome();
+        for reply in self.waiting.remove(&snapshot).unwrap_or_default() {
+            // Whoever asked may have gone.
+            drop(reply.send(Err(SnapshotError::Failed(detail.to_owned()))));
+        }
         let ended_us = Some(self.context.clock.now_us());
         self.ended.push(SnapshotStatus { state, detail: detail.to_owned(), ended_us, ..pass.status() });
         if self.ended.len() > ENDED_MAX {
@@ -541,7 +546,8 @@ async fn read(
     if orders.send(Order::StartRead { snapshot, table_oid, reply }).await.is_err() {
         return Done::Void;
     }
-    let Ok(name) = answer.await else { return Done::Void };
+    let Ok(StartedRead { read: name, connection }) = answer.await else { return Done::Void };
+    reader.beside(connection);
     match reader.read(snapshot, &planned, work).await {
         Ok((read, chunk)) => {
             ticket.end.clone_from(&read.end);
@@ -564,10 +570,17 @@ async fn finish(orders: mpsc::Sender<Order>, (snapshot, table, table_oid): (u32,
     answer.await.map_or(Done::Void, |finish| Done::Finished { snapshot, table, attempt, finish })
 }
 
+/// Orders the end; one that is given up is ordered until it is out.
 async fn end(orders: mpsc::Sender<Order>, snapshot: u32, abandoned: String) -> Done {
-    let (reply, answer) = oneshot::channel();
-    if orders.send(Order::End { snapshot, abandoned, reply }).await.is_err() {
-        return Done::Void;
+    loop {
+        let (reply, answer) = oneshot::channel();
+        if orders.send(Order::End { snapshot, abandoned: abandoned.clone(), reply }).await.is_err() {
+            return Done::Void;
+        }
+        match answer.await {
+            Ok(false) if !abandoned.is_empty() => tokio::time::sleep(HOLD).await,
+            Ok(is_out) => return Done::Ended { snapshot, is_out },
+            Err(_) => return Done::Void,
+        }
     }
-    answer.await.map_or(Done::Void, |is_out| Done::Ended { snapshot, is_out })
 }

@@ -41,6 +41,7 @@ pub(crate) struct TableJob {
     /// The last chunk that was emitted ended there.
     emitted: Place,
     reading: bool,
+    /// Reads that were begun and are not emitted: a chunk may be emitted before we hear that it was read.
     outstanding: usize,
     /// Chunks of earlier attempts are void.
     attempt: u32,
@@ -82,6 +83,14 @@ impl Work {
     pub(crate) fn attempt(&self) -> u32 {
         match self {
             Work::Chunk { attempt, .. } | Work::Keys { attempt, .. } | Work::Finish { attempt } => *attempt,
+        }
+    }
+
+    /// Where its chunk starts; None where it is not about a range.
+    pub(crate) fn start(&self) -> Option<Place> {
+        match self {
+            Work::Chunk { from, .. } => Some(from.clone()),
+            Work::Keys { .. } | Work::Finish { .. } => None,
         }
     }
 }
@@ -143,11 +152,12 @@ impl TableJob {
         match self.phase {
             _ if self.reading || self.outstanding >= OUTSTANDING_MAX => None,
             Phase::Reading | Phase::Finishing if !self.keys.is_empty() && may_read => {
-                self.reading = true;
-                Some(Work::Keys { keys: std::mem::take(&mut self.keys), attempt: self.attempt })
+                (self.reading, self.outstanding) = (true, self.outstanding + 1);
+                let count = self.keys.len().min(self.row_limit as usize);
+                Some(Work::Keys { keys: self.keys.drain(..count).collect(), attempt: self.attempt })
             }
             Phase::Reading if self.next != Place::End && may_read => {
-                self.reading = true;
+                (self.reading, self.outstanding) = (true, self.outstanding + 1);
                 Some(Work::Chunk { from: self.next.clone(), row_limit: self.row_limit, attempt: self.attempt })
             }
             Phase::Reading | Phase::Finishing
@@ -167,7 +177,6 @@ impl TableJob {
             return;
         }
         self.reading = false;
-        self.outstanding += 1;
         if let Some(end) = &read.end {
             self.next.clone_from(end);
             self.row_limit = adapted(self.row_limit, read);
@@ -189,15 +198,18 @@ impl TableJob {
         }
     }
 
-    /// A chunk is in the changelog; `end` is where it ended, None for keys.
+    /// A chunk is in the changelog; `end` is where it ended, None for keys. That counts, whatever attempt it was of: the stream
+    /// takes only chunks that go on from there.
     pub(crate) fn was_emitted(&mut self, attempt: u32, end: Option<Place>, row_count: u64) {
-        if attempt != self.attempt {
-            return;
-        }
-        self.outstanding -= 1;
         self.row_count += row_count;
+        if attempt == self.attempt {
+            self.outstanding -= 1;
+        }
         if let Some(end) = end {
             self.emitted = end;
+            if !self.reading && self.outstanding == 0 {
+                self.next.clone_from(&self.emitted);
+            }
         }
     }
 
@@ -220,8 +232,8 @@ impl TableJob {
                 self.not_before = (!keys.is_empty()).then(|| now + AGAIN_PAUSE);
                 self.keys = keys;
             }
-            Finish::AnotherPass => {
-                (self.phase, self.emitted) = (Phase::Reading, Place::Start);
+            Finish::From(place) => {
+                (self.phase, self.emitted) = (Phase::Reading, place);
                 self.start_over(None);
             }
         }
@@ -241,4 +253,66 @@ fn adapted(row_limit: u32, read: &Read) -> u32 {
     let by_bytes = CHUNK_BYTES as f64 / read.byte_count.max(1) as f64;
     let factor = by_time.min(by_bytes).clamp(0.1, 4.0);
     ((f64::from(row_limit) * factor) as u32).clamp(1, ROWS_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> TableJob {
+        TableJob::new(TableName::new("public", "orders"), Place::Start, 0)
+    }
+
+    fn read(attempt: u32, end: Option<Place>) -> Read {
+        Read { attempt, row_count: 1, byte_count: 1, elapsed: CHUNK_TIME, end }
+    }
+
+    fn after(key: &'static str) -> Place {
+        Place::After(Bytes::from_static(key.as_bytes()))
+    }
+
+    fn start(job: &mut TableJob) -> Option<Place> {
+        job.next_work(Instant::now() + AGAIN_PAUSE, true).and_then(|work| work.start())
+    }
+
+    #[test]
+    fn a_chunk_may_be_emitted_before_its_read_is_told() {
+        let mut job = job();
+        assert_eq!(start(&mut job), Some(Place::Start));
+        job.was_emitted(0, Some(after("a")), 1);
+        job.was_read(&read(0, Some(after("a"))));
+        assert_eq!(start(&mut job), Some(after("a")));
+    }
+
+    #[test]
+    fn what_an_earlier_attempt_has_emitted_is_not_read_again() {
+        let mut job = job();
+        assert_eq!(start(&mut job), Some(Place::Start));
+        job.was_read(&read(0, Some(after("a"))));
+        job.start_over(None);
+        job.was_emitted(0, Some(after("a")), 1);
+        assert_eq!(start(&mut job), Some(after("a")));
+        assert_eq!(job.row_count, 1);
+    }
+
+    #[test]
+    fn fewer_keys_are_asked_for_at_once_where_their_rows_are_large() {
+        let mut job = job();
+        job.next = Place::End;
+        let now = Instant::now() + AGAIN_PAUSE;
+        let keys = |count: u8| Finish::Keys((0..count).map(|key| Box::from([key])).collect());
+        let asked = |job: &mut TableJob| match job.next_work(now + AGAIN_PAUSE, true) {
+            Some(Work::Keys { keys, .. }) => keys.len(),
+            other => panic!("{other:?}"),
+        };
+        job.row_limit = 8;
+        assert!(matches!(job.next_work(now, true), Some(Work::Finish { attempt: 0 })));
+        job.finished(0, keys(9), now);
+        assert_eq!(asked(&mut job), 8);
+        (job.emitted, job.phase) = (Place::End, Phase::Finishing);
+        job.chunk_was_too_large(0);
+        assert!(matches!(job.next_work(now, true), Some(Work::Finish { attempt: 1 })));
+        job.finished(1, keys(9), now);
+        assert_eq!(asked(&mut job), 2);
+    }
 }

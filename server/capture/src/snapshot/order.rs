@@ -18,7 +18,7 @@ pub(crate) enum Order {
     /// Describe these tables. Follow them for the snapshot, and emit its begin, unless that was done before.
     Begin { snapshot: u32, tables: Vec<(TableName, Relation)>, reply: oneshot::Sender<Result<Begun, CaptureError>> },
     /// A chunk is about to be read: its name.
-    StartRead { snapshot: u32, table_oid: u32, reply: oneshot::Sender<ReadId> },
+    StartRead { snapshot: u32, table_oid: u32, reply: oneshot::Sender<StartedRead> },
     /// It could not be read.
     AbandonRead { read: ReadId },
     /// Reconcile the chunk when its watermark is passed, and emit it.
@@ -38,13 +38,21 @@ pub(crate) struct Begun {
     pub(crate) codecs: Vec<Option<Arc<TableCodec>>>,
 }
 
+/// A read as the stream knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StartedRead {
+    pub(crate) read: ReadId,
+    /// Of the stream's connections, the one that it counts for: a session from before may be to another server.
+    pub(crate) connection: u64,
+}
+
 /// What is left to be read of a table whose chunks are all out.
 #[derive(Debug)]
 pub(crate) enum Finish {
     /// The rows of these keys; none, and it is done.
     Keys(Vec<Box<[u8]>>),
-    /// All of it once more.
-    AnotherPass,
+    /// Chunks from there on: all of them, where the table must be read once more.
+    From(Place),
 }
 
 /// What a chunk is to its job, and who wants to know what becomes of it.
@@ -55,7 +63,9 @@ pub(crate) struct Ticket {
     /// Its place among the snapshot's tables.
     pub(crate) table: usize,
     pub(crate) attempt: u32,
-    /// Where the chunk ended; None for keys that were read again.
+    /// Where the chunk starts; None for keys that were read again.
+    pub(crate) start: Option<Place>,
+    /// Where it ended; None for keys that were read again.
     pub(crate) end: Option<Place>,
     pub(crate) outcomes: mpsc::Sender<Outcome>,
 }

@@ -163,7 +163,8 @@ impl Pass {
         }
         self.retry_at = None;
         if let Some((_, detail)) = &self.abandoned {
-            return (self.stage != Stage::Ending).then(|| {
+            // What is beginning must be known to have begun, or not, before its end.
+            return (!matches!(self.stage, Stage::Beginning | Stage::Ending)).then(|| {
                 self.stage = Stage::Ending;
                 Step::End(detail.clone())
             });
@@ -188,7 +189,13 @@ impl Pass {
 
     /// When time alone lets it go on.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.tables.iter().filter_map(TableJob::not_before).chain(self.retry_at).min()
+        match self.retry_at {
+            Some(retry_at) => Some(retry_at),
+            None if self.stage == Stage::Reading && self.job.state == JobState::Running => {
+                self.tables.iter().filter_map(TableJob::not_before).min()
+            }
+            None => None,
+        }
     }
 
     /// The stream follows its tables, which are these.

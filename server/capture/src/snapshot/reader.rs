@@ -113,7 +113,12 @@ impl EncodedRows {
 
 /// Reads one chunk at a time, over a session of its own.
 #[derive(Debug)]
-pub(crate) struct Reader(ChunkReader);
+pub(crate) struct Reader {
+    config: ConnectConfig,
+    reader: ChunkReader,
+    /// The stream's connection at which the session began.
+    connection: u64,
+}
 
 /// A chunk could not be read.
 #[derive(Debug)]
@@ -137,7 +142,16 @@ impl From<SnapshotReadError> for ReadFailure {
 
 impl Reader {
     pub(crate) fn new(config: &ConnectConfig) -> Self {
-        Reader(ChunkReader::new(config.clone(), ReadLimits::default()))
+        let reader = ChunkReader::new(config.clone(), ReadLimits::default());
+        Reader { config: config.clone(), reader, connection: 0 }
+    }
+
+    /// The stream has this connection: a session from before another may be to a server that is not the primary any more.
+    pub(crate) fn beside(&mut self, connection: u64) {
+        if self.connection != connection {
+            self.reader = ChunkReader::new(self.config.clone(), ReadLimits::default());
+            self.connection = connection;
+        }
     }
 
     /// Reads what the work says, which is not to finish, for a snapshot.
@@ -150,7 +164,7 @@ impl Reader {
         let range = planned.range(&work)?;
         let mut rows = EncodedRows::default();
         let chunk = tidegate_postgres::snapshot::Chunk { plan: &planned.plan, range: &range, shared: None };
-        let facts = Box::pin(self.0.read(chunk, |row| rows.push(&planned.codec, row))).await?;
+        let facts = Box::pin(self.reader.read(chunk, |row| rows.push(&planned.codec, row))).await?;
         let end = matches!(work, Work::Chunk { .. }).then(|| match &facts.next {
             Some(cursor) => Place::After(cursor.to_bytes().into()),
             None => Place::End,

@@ -45,6 +45,9 @@ pub(crate) enum ReadAgain {
     /// A transaction is committed, and was decoded before its keys were remembered, but is not visible yet.
     #[error("a transaction that is committed is not visible yet; a synchronous standby may be slow or gone")]
     Hidden,
+    /// The connection has ended since, or a chunk before it is to be read again.
+    #[error("what was read no longer joins what was delivered")]
+    Void,
 }
 
 /// What becomes of a chunk.

@@ -21,9 +21,9 @@ use tidegate_proto::v1;
 use super::{
     gaps::Gaps,
     job::Place,
-    order::{ChunkResult, Finish, Ticket},
+    order::{ChunkResult, Finish, StartedRead, Ticket},
     pass::{TableResume, before},
-    reconcile::Chunk,
+    reconcile::{Chunk, ReadAgain},
     touched::Limits,
     tracking::{Passing, ReadId, Recorded, TrackedTable, Tracking, next_position},
 };
@@ -42,6 +42,7 @@ pub(crate) struct Stage {
     tables: BTreeMap<(u32, u32), Progress>,
     begins: BTreeMap<u32, Position>,
     not_restored: BTreeSet<u32>,
+    connection: u64,
 }
 
 /// What the last cursor of a table says.
@@ -49,7 +50,15 @@ pub(crate) struct Stage {
 struct Progress {
     name: TableName,
     place: Place,
+    /// Where the last chunk ended that was accepted: only one that starts there may follow.
+    accepted: Place,
     row_count: u64,
+}
+
+impl Progress {
+    fn new(name: &TableName, place: Place, row_count: u64) -> Self {
+        Progress { name: name.clone(), accepted: place.clone(), place, row_count }
+    }
 }
 
 impl Default for Stage {
@@ -60,14 +69,22 @@ impl Default for Stage {
             tables: BTreeMap::new(),
             begins: BTreeMap::new(),
             not_restored: BTreeSet::new(),
+            connection: 0,
         }
     }
 }
 
 impl Stage {
-    /// A connection begins to a server whose WAL is flushed up to here.
+    /// A connection begins to a server whose WAL is flushed up to here. What was read before is void.
     pub(crate) fn connected(&mut self, flush_lsn: Lsn) {
+        self.connection += 1;
         self.tracking.connected(flush_lsn);
+        for (_, ticket) in self.tickets.drain() {
+            ticket.tell(ChunkResult::Again(ReadAgain::Void));
+        }
+        for progress in self.tables.values_mut() {
+            progress.accepted.clone_from(&progress.place);
+        }
     }
 
     /// A new epoch: every snapshot is given up.
@@ -100,7 +117,7 @@ impl Stage {
             pass_done: resume.place == Place::End,
         });
         self.track(snapshot, begin, (name, codec), (recorded, Vec::new()));
-        let progress = Progress { name: name.clone(), place, row_count: resume.map_or(0, |resume| resume.row_count) };
+        let progress = Progress::new(name, place, resume.map_or(0, |resume| resume.row_count));
         self.tables.insert((snapshot, codec.table_oid), progress);
         self.begins.insert(snapshot, begin);
     }
@@ -140,7 +157,7 @@ impl Stage {
         assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, _)| name.to_string()).collect());
         for (name, codec) in tables {
             self.track(snapshot, begin, (name, codec), (None, writers(codec.table_oid)));
-            let progress = Progress { name: name.clone(), place: Place::Start, row_count: 0 };
+            let progress = Progress::new(name, Place::Start, 0);
             self.tables.insert((snapshot, codec.table_oid), progress);
         }
         self.begins.insert(snapshot, begin);
@@ -160,8 +177,8 @@ impl Stage {
     }
 
     /// A chunk of the table is about to be read.
-    pub(crate) fn start_read(&mut self, snapshot: u32, table_oid: u32) -> ReadId {
-        self.tracking.start_read(snapshot, table_oid)
+    pub(crate) fn start_read(&mut self, snapshot: u32, table_oid: u32) -> StartedRead {
+        StartedRead { read: self.tracking.start_read(snapshot, table_oid), connection: self.connection }
     }
 
     /// It could not be read.
@@ -169,8 +186,17 @@ impl Stage {
         self.tracking.abandon_read(read);
     }
 
-    /// It was read, and waits for its watermark.
+    /// It was read, and waits for its watermark; unless it does not go on where the last one ended.
     pub(crate) fn chunk(&mut self, read: ReadId, chunk: Chunk, ticket: Ticket, assembler: &mut Assembler) {
+        let progress = self.tables.get_mut(&(ticket.snapshot, ticket.table_oid));
+        let follows = |progress: &&mut Progress| ticket.start.as_ref().is_none_or(|start| *start == progress.accepted);
+        let Some(progress) = progress.filter(|_| self.tracking.is_wanted(read)).filter(follows) else {
+            self.tracking.abandon_read(read);
+            return ticket.tell(ChunkResult::Again(ReadAgain::Void));
+        };
+        if let Some(end) = &ticket.end {
+            progress.accepted.clone_from(end);
+        }
         self.tracking.polled(chunk.visibility.clone());
         self.tickets.insert(read, ticket);
         self.tracking.chunk(read, chunk);
@@ -211,19 +237,24 @@ impl Stage {
 
     /// Which keys of the table are to be read again?
     pub(crate) fn finish(&mut self, snapshot: u32, table_oid: u32, assembler: &mut Assembler) -> Finish {
-        let Some(gaps) = self.tracking.gaps(snapshot, table_oid) else { return Finish::Keys(Vec::new()) };
+        let gaps = self.tracking.gaps(snapshot, table_oid);
+        let (Some(gaps), Some(progress)) = (gaps, self.tables.get_mut(&(snapshot, table_oid))) else {
+            return Finish::Keys(Vec::new());
+        };
         if !gaps.wants_another_pass() {
-            return Finish::Keys(gaps.keys(KEYS_MAX));
+            return match &progress.place {
+                Place::End => Finish::Keys(gaps.keys(KEYS_MAX)),
+                place @ (Place::Start | Place::After(_)) => Finish::From(place.clone()),
+            };
         }
+        (progress.place, progress.accepted) = (Place::Start, Place::Start);
         self.tracking.restart_pass(snapshot, table_oid);
-        if let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) {
-            progress.place = Place::Start;
-        }
+        self.void(snapshot, table_oid);
         let received = assembler.received();
         let position = next_position(received, received.lsn);
         let cursor = self.cursor(position, snapshot, table_oid);
         assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
-        Finish::AnotherPass
+        Finish::From(Place::Start)
     }
 
     /// Emits the snapshot's end; false where a row is still to be read. Unless it is given up, for this reason.
@@ -251,10 +282,22 @@ impl Stage {
                 Passing::ReadAgain { read, reason } => {
                     let Some(ticket) = self.tickets.remove(&read) else { continue };
                     // What was read behind it would record a cursor that passes it over.
-                    self.tracking.abandon_reads(ticket.snapshot, ticket.table_oid);
+                    self.void(ticket.snapshot, ticket.table_oid);
                     ticket.tell(ChunkResult::Again(reason));
                 }
             }
+        }
+    }
+
+    /// What was read of the table and is not out is void.
+    fn void(&mut self, snapshot: u32, table_oid: u32) {
+        self.tracking.abandon_reads(snapshot, table_oid);
+        let is_of_table = |ticket: &Ticket| (ticket.snapshot, ticket.table_oid) == (snapshot, table_oid);
+        for (_, ticket) in self.tickets.extract_if(|_, ticket| is_of_table(ticket)) {
+            ticket.tell(ChunkResult::Again(ReadAgain::Void));
+        }
+        if let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) {
+            progress.accepted.clone_from(&progress.place);
         }
     }
 

@@ -122,9 +122,13 @@ impl Tracking {
         }
     }
 
-    /// A connection begins to a server whose WAL is flushed up to here: nothing beyond it has been delivered.
+    /// A connection begins to a server whose WAL is flushed up to here: nothing beyond it has been delivered. What was read before
+    /// is void, and what was seen: a server that crashed may have lost transactions that were visible, and give their xids again.
     pub(crate) fn connected(&mut self, flush_lsn: Lsn) {
         self.delivered_lsn = flush_lsn;
+        self.reads.clear();
+        self.pending.clear();
+        self.newest = None;
     }
 
     /// Changes of this row type belong to the table and have this key.
@@ -221,6 +225,11 @@ impl Tracking {
     pub(crate) fn abandon_reads(&mut self, snapshot: u32, table_oid: u32) {
         self.reads.retain(|_, read| (read.snapshot, read.table_oid) != (snapshot, table_oid));
         self.pending.retain(|(_, read), _| self.reads.contains_key(read));
+    }
+
+    /// Is what the read brings wanted?
+    pub(crate) fn is_wanted(&self, read: ReadId) -> bool {
+        self.reads.contains_key(&read)
     }
 
     /// Does a chunk wait for its watermark?

@@ -1,0 +1,274 @@
+//! A subscriber's copy of tables, kept as the guide tells programs to: reads, inserts and updates are upserts by key, a field that
+//! an update does not send keeps the value that it has, deletes and truncates take away, and a snapshot's begin starts afresh.
+//!
+//! A transaction counts when its commit has been received. A field without a value is tolerated until the snapshot's end.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value as Json};
+use tidegate_client::{
+    Change, Changes, Client, ClientError, Event, Op, Position, ResetReason, Start, Subscription, Token,
+};
+use tokio_stream::StreamExt as _;
+
+use crate::{Database, history::shorten, within};
+
+/// Column and value, as text; NULL is no value.
+pub type HeldRow = BTreeMap<String, Option<String>>;
+/// By key, its values in the order of the columns' names.
+pub type HeldTable = BTreeMap<Vec<String>, HeldRow>;
+
+/// What a program holds of tables, by `schema.table`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replica {
+    tables: BTreeMap<String, HeldTable>,
+    /// Reads that were received, of any snapshot.
+    pub read_count: u64,
+}
+
+/// What a commit did to the copy: table and key.
+#[derive(Debug)]
+pub enum Touched {
+    /// This row.
+    Row(String, Vec<String>),
+    /// Every row.
+    Table(String),
+}
+
+/// What ends a stretch of receiving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A snapshot's begin.
+    Begun(u32),
+    /// A transaction, or a chunk of the snapshot with this number.
+    Committed(u32),
+    /// A snapshot's end: the copy is exact.
+    Ended(u32),
+    /// Nothing is missing up to the token's position.
+    Progress,
+    /// Continuity is lost.
+    Reset(ResetReason, String),
+}
+
+impl Replica {
+    /// A table's rows; none where nothing was received of it.
+    #[must_use]
+    pub fn table(&self, name: &str) -> HeldTable {
+        self.tables.get(name).cloned().unwrap_or_default()
+    }
+
+    /// One row.
+    #[must_use]
+    pub fn table_row(&self, name: &str, key: &[String]) -> Option<HeldRow> {
+        self.tables.get(name)?.get(key).cloned()
+    }
+
+    fn apply(&mut self, change: &Change) -> Result<Vec<Touched>> {
+        let name = match change.table() {
+            Some(name) => name.to_owned(),
+            None => return Ok(Vec::new()),
+        };
+        let table = self.tables.entry(name.clone()).or_default();
+        match change.op {
+            Op::Truncate => {
+                table.clear();
+                return Ok(vec![Touched::Table(name)]);
+            }
+            Op::Delete => {
+                let key = key(change.key_json()?)?;
+                table.remove(&key);
+                return Ok(vec![Touched::Row(name, key)]);
+            }
+            Op::Read => self.read_count += 1,
+            Op::Insert | Op::Update | Op::Message => {}
+        }
+        let key_now = key(change.key_json()?)?;
+        let mut touched = vec![Touched::Row(name.clone(), key_now.clone())];
+        let key_before = change.old_key_json()?.map(|old| key(Some(old))).transpose()?.filter(|old| *old != key_now);
+        let before = match key_before.filter(|_| change.op == Op::Update) {
+            Some(old) => {
+                let before = table.remove(&old);
+                touched.push(Touched::Row(name, old));
+                before
+            }
+            None => table.get(&key_now).cloned(),
+        };
+        let mut row: HeldRow = HeldRow::new();
+        for (column, value) in change.row_json()?.context("a change without a row")? {
+            row.insert(column, text(&value)?);
+        }
+        for column in change.unchanged_columns() {
+            if let Some(value) = before.as_ref().and_then(|before| before.get(column)) {
+                row.insert(column.to_owned(), value.clone());
+            }
+        }
+        table.insert(key_now, row);
+        Ok(touched)
+    }
+}
+
+fn key(key: Option<Map<String, Json>>) -> Result<Vec<String>> {
+    let key = key.context("a row without a key")?;
+    let sorted: BTreeMap<_, _> = key.into_iter().collect();
+    sorted.values().map(|value| text(value)?.context("NULL in a key")).collect()
+}
+
+fn text(value: &Json) -> Result<Option<String>> {
+    Ok(Some(match value {
+        Json::Null => return Ok(None),
+        Json::Bool(value) => if *value { "t" } else { "f" }.to_owned(),
+        Json::Number(value) => value.to_string(),
+        Json::String(value) => shorten(value),
+        Json::Array(_) | Json::Object(_) => bail!("a value of a type that these tests do not use"),
+    }))
+}
+
+/// A table's rows as PostgreSQL has them, by key.
+///
+/// # Errors
+/// The query fails.
+pub async fn held_by_postgres(database: &Database, table: &str, key: &[&str]) -> Result<HeldTable> {
+    let query = format!("select * from {table} order by {}", key.join(", "));
+    let mut rows = HeldTable::new();
+    for message in database.client().simple_query(&query).await? {
+        let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
+        let names = row.columns().iter().map(|column| column.name().to_owned());
+        let held: HeldRow = names.enumerate().map(|(at, name)| (name, row.get(at).map(shorten))).collect();
+        let mut key: Vec<&str> = key.to_vec();
+        key.sort_unstable();
+        let key = key.iter().map(|column| held[*column].clone().context("NULL in a key")).collect::<Result<_>>()?;
+        rows.insert(key, held);
+    }
+    Ok(rows)
+}
+
+/// Are the copies the same?
+///
+/// # Errors
+/// The first rows that differ.
+pub fn must_equal(what: &str, ours: &HeldTable, theirs: &HeldTable) -> Result<()> {
+    let keys: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    let differs: Vec<_> = keys.into_iter().filter(|key| ours.get(*key) != theirs.get(*key)).collect();
+    let show = |key: &&Vec<String>| format!("{key:?}\n   held {:?}\n   is   {:?}", ours.get(*key), theirs.get(*key));
+    let first: Vec<String> = differs.iter().take(4).map(show).collect();
+    ensure!(differs.is_empty(), "{what}: {} of {} rows differ:\n  {}", differs.len(), theirs.len(), first.join("\n  "));
+    Ok(())
+}
+
+/// A subscriber that keeps a copy.
+#[derive(Debug)]
+pub struct Copier {
+    endpoint: String,
+    tables: Vec<String>,
+    events: Option<Changes>,
+    start: Start,
+    open: Vec<Change>,
+    open_of: u32,
+    /// What it holds.
+    pub replica: Replica,
+    /// Up to where.
+    pub position: Position,
+    /// What the last commit touched.
+    pub touched: Vec<Touched>,
+}
+
+impl Copier {
+    /// Of these tables; of all where there are none.
+    #[must_use]
+    pub fn new(endpoint: &str, tables: &[&str], start: Start) -> Self {
+        Copier {
+            endpoint: endpoint.to_owned(),
+            tables: tables.iter().map(|name| (*name).to_owned()).collect(),
+            events: None,
+            start,
+            open: Vec::new(),
+            open_of: 0,
+            replica: Replica::default(),
+            position: Position::ZERO,
+            touched: Vec::new(),
+        }
+    }
+
+    /// Ends the subscription: the next call goes on by token.
+    pub fn drop_connection(&mut self) {
+        self.events = None;
+        self.open.clear();
+    }
+
+    /// Up to the next thing that has arrived.
+    ///
+    /// # Errors
+    /// The subscription fails for good.
+    pub async fn next(&mut self) -> Result<Arrival> {
+        loop {
+            let event = self.event().await?;
+            match event {
+                Event::Begin { snapshot, .. } => self.open_of = snapshot,
+                Event::Change(change) => self.open.push(change),
+                Event::Abort => self.open.clear(),
+                Event::Commit { token } => {
+                    self.touched.clear();
+                    for change in std::mem::take(&mut self.open) {
+                        ensure!((change.op == Op::Read) == (self.open_of != 0), "{} in {}", change.op, self.open_of);
+                        self.touched.extend(self.replica.apply(&change)?);
+                    }
+                    self.is_at(token);
+                    return Ok(Arrival::Committed(self.open_of));
+                }
+                Event::Progress { token, .. } => {
+                    if self.open.is_empty() {
+                        self.is_at(token);
+                        return Ok(Arrival::Progress);
+                    }
+                }
+                Event::SnapshotBegin { snapshot, token, .. } => {
+                    self.replica = Replica::default();
+                    self.is_at(token);
+                    return Ok(Arrival::Begun(snapshot));
+                }
+                Event::SnapshotEnd { snapshot, token } => {
+                    self.is_at(token);
+                    return Ok(Arrival::Ended(snapshot));
+                }
+                Event::Reset { reason, detail } => return Ok(Arrival::Reset(reason, detail)),
+                Event::Opened { .. } | Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
+            }
+        }
+    }
+
+    /// Up to the snapshot's end.
+    ///
+    /// # Errors
+    /// It does not come within the deadline, or not at all.
+    pub async fn until_snapshot_end(&mut self) -> Result<u32> {
+        let receiving = async {
+            loop {
+                match self.next().await? {
+                    Arrival::Ended(snapshot) => return Ok(snapshot),
+                    Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
+                    Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Progress => {}
+                }
+            }
+        };
+        tokio::time::timeout(crate::DEADLINE, receiving).await.context("the snapshot does not end")?
+    }
+
+    fn is_at(&mut self, token: Token) {
+        self.position = token.position();
+        self.start = Start::Token(token);
+    }
+
+    async fn event(&mut self) -> Result<Event, anyhow::Error> {
+        loop {
+            if let Some(events) = &mut self.events {
+                let event: Result<Event, ClientError> = events.next().await.context("the subscription ended")?;
+                return Ok(event?);
+            }
+            let client =
+                within("the server to answer", || async { Ok(Client::connect(self.endpoint.as_str()).await.ok()) });
+            let subscription = Subscription::tables(self.tables.clone()).from(self.start.clone());
+            self.events = Some(client.await?.subscribe(subscription));
+        }
+    }
+}
