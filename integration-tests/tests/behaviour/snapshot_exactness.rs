@@ -16,8 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, Position, ResetReason, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Seed, Server, ServerConfig, Stop, Touched,
-    held_by_postgres, must_equal,
+    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Replica, Seed, Server, ServerConfig, Stop,
+    Touched, held_by_postgres, must_equal,
 };
 use tokio::{
     sync::{RwLock, watch},
@@ -217,11 +217,15 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
                     stage.resumed.fetch_add(1, Relaxed);
                 }
                 None => {}
-                Some(0) => return check(stage, copier, tables).await.context("after the end"),
+                Some(0) => {
+                    return check(stage, (copier.position, &copier.replica), tables).await.context("after the end");
+                }
                 Some(left) => after_end = Some(left - 1),
             },
             Arrival::Ended(snapshot) => {
-                check(stage, copier, tables).await.with_context(|| format!("at the end of snapshot {snapshot}"))?;
+                check(stage, (copier.position, &copier.replica), tables)
+                    .await
+                    .with_context(|| format!("at the end of snapshot {snapshot}"))?;
                 stage.ended.fetch_add(1, Relaxed);
                 after_end = Some(random.random_range(0..30_u32));
             }
@@ -235,12 +239,11 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
 }
 
 /// Is the copy what the replay says of its position?
-async fn check(stage: &Stage, copier: &Copier, tables: &[&str]) -> Result<()> {
-    let position = copier.position;
+async fn check(stage: &Stage, (position, held): (Position, &Replica), tables: &[&str]) -> Result<()> {
     let mut replayed = stage.replayed.subscribe();
     tokio::time::timeout(DEADLINE, replayed.wait_for(|at| *at >= position)).await.context("the replay is stuck")??;
     for name in tables {
-        must_equal(&format!("{name} at {position}"), &copier.replica.table(name), &stage.replay.at(name, position))?;
+        must_equal(&format!("{name} at {position}"), &held.table(name), &stage.replay.at(name, position))?;
     }
     Ok(())
 }
@@ -256,7 +259,7 @@ async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
         must_equal(&format!("{name}, quiet"), &copier.replica.table(name), &theirs)?;
     }
     let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
-    check(stage, &copier, &names).await
+    check(stage, (copier.position, &copier.replica), &names).await
 }
 
 async fn disturb(
