@@ -1,0 +1,140 @@
+//! Commits that wait for a synchronous standby are in the WAL and are delivered, but a snapshot's queries do not see them: its
+//! chunks wait, or are reconciled, and the copy is exact.
+
+use anyhow::{Context, Result, ensure};
+use rand::RngExt;
+use tidegate_client::{Client, Start};
+use tidegate_integration_tests::{
+    Arrival, Cluster, Copier, DEADLINE, Database, Seed, Server, ServerConfig, held_by_postgres, must_equal, within,
+};
+use tokio::task::JoinSet;
+
+const ROUNDS: u32 = 6;
+const TABLE: &str = "public.account";
+
+/// A table of 5,000 rows with large values, and a session whose commits wait for nobody.
+async fn prepared(cluster: &Cluster, name: &str) -> Result<Database> {
+    let database = cluster.database(name).await?;
+    database.create_marker().await?;
+    database
+        .execute(
+            "set synchronous_commit = local; create table account (id bigint primary key, v int, note text); alter table \
+             account alter note set storage external; insert into account select n, 0, repeat('x' || n, 800) from \
+             generate_series(1, 5000) n",
+        )
+        .await?;
+    Ok(database)
+}
+
+async fn wait_for_standby(database: &Database, name: &str) -> Result<()> {
+    database.execute(&format!("alter system set synchronous_standby_names = '{name}'")).await?;
+    database.execute("select pg_reload_conf()").await?;
+    let other = database.another().await?;
+    let known = format!("select 'yes' where current_setting('synchronous_standby_names') = '{name}'");
+    within("the setting to be known", || other.text(&known)).await.map(drop)
+}
+
+/// Starts statements of which each commits in a session of its own, and waits until it is stuck there or over.
+async fn stall(database: &Database, stalled: &mut JoinSet<Result<()>>, statements: Vec<String>) -> Result<()> {
+    for sql in statements {
+        let session = database.another().await?;
+        stalled.spawn(async move { session.execute(&sql).await });
+    }
+    let count = stalled.len();
+    let waiting = format!("select 'yes' from pg_stat_activity where wait_event = 'SyncRep' having count(*) >= {count}");
+    within("the commits to be stuck", || database.text(&waiting)).await.map(drop)
+}
+
+async fn equals_postgres(database: &Database, copier: &mut Copier, marker: &str) -> Result<()> {
+    database.mark(marker).await?;
+    let key = [marker.to_owned()];
+    let receiving = async {
+        while copier.replica.table_row("public.marker", &key).is_none() {
+            copier.next().await?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DEADLINE, receiving).await.context("the marker does not come")??;
+    let theirs = held_by_postgres(database, TABLE, &["id"]).await?;
+    must_equal(marker, &copier.replica.table(TABLE), &theirs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
+    let mut random = Seed::from_environment().generator(0);
+    let cluster = Cluster::start(&[]).await?;
+    let database = prepared(&cluster, "stalled").await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    for round in 0..ROUNDS {
+        let mut id = round * 40;
+        let mut statements = |count: u32| -> Vec<String> {
+            (0..count)
+                .map(|_| {
+                    id += 1;
+                    match id % 5 {
+                        0 => format!("delete from account where id = {id}"),
+                        1 => format!("update account set id = id + 100000 where id = {id}"),
+                        2 => format!("insert into account values ({}, {round}, 'new')", 200_000 + id),
+                        _ => format!("update account set v = {round} + 1 where id = {id}"),
+                    }
+                })
+                .collect()
+        };
+        wait_for_standby(&database, "nobody").await?;
+        let mut stalled = JoinSet::new();
+        let before = if round % 2 == 0 { 4 } else { 0 };
+        stall(&database, &mut stalled, statements(before)).await?;
+        let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+        while !matches!(copier.next().await?, Arrival::Begun(_)) {}
+        stall(&database, &mut stalled, statements(6)).await?;
+        for _ in 0..random.random_range(0..40_u32) {
+            let id = random.random_range(1_000..5_000_u32);
+            database.execute(&format!("update account set v = v + 1 where id = {id}")).await?;
+        }
+        let mut ended = false;
+        if before == 0 && random.random_bool(0.5) {
+            // Nothing hides from its chunks what they cannot reconcile: it ends though the commits are stuck.
+            copier.until_snapshot_end().await?;
+            ended = true;
+        }
+        wait_for_standby(&database, "").await?;
+        while let Some(done) = stalled.join_next().await {
+            done??;
+        }
+        if !ended {
+            copier.until_snapshot_end().await?;
+        }
+        equals_postgres(&database, &mut copier, &format!("round {round}")).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_stays_invisible_over_a_restart_is_waited_for() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let database = prepared(&cluster, "hidden").await?;
+    let mut server = Server::start(ServerConfig::of(database.url())).await?;
+    wait_for_standby(&database, "nobody").await?;
+    let mut stalled = JoinSet::new();
+    let sql = "update account set v = -1, note = 'seen?' where id = 2500".to_owned();
+    stall(&database, &mut stalled, vec![sql]).await?;
+    for id in 1..=5_000_u32 {
+        let id = if id == 2_500 { 1 } else { id };
+        database.execute(&format!("update account set v = v + 1 where id = {id}")).await?;
+    }
+    server.kill().await?;
+    server.launch().await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+    while !matches!(copier.next().await?, Arrival::Begun(_)) {}
+    let client = Client::connect(server.endpoint()).await?;
+    within("the snapshot to say why it waits", || async {
+        let snapshots = client.snapshots("").await?;
+        Ok(snapshots.iter().any(|snapshot| snapshot.detail.contains("not visible")).then_some(()))
+    })
+    .await?;
+    ensure!(stalled.try_join_next().is_none(), "the commit is not stuck");
+    wait_for_standby(&database, "").await?;
+    stalled.join_next().await.context("spawned above")???;
+    copier.until_snapshot_end().await?;
+    equals_postgres(&database, &mut copier, "the end").await
+}
