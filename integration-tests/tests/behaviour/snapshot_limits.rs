@@ -48,7 +48,7 @@ async fn what_cannot_be_read_in_full_is_refused() -> Result<()> {
     let database = cluster.database("refused").await?;
     database
         .execute(
-            "create role reader login replication; create table secret (id int primary key); insert into secret select \
+            "create role reader login replication; grant create on database refused to reader; create table secret (id int primary key); insert into secret select \
              generate_series(1, 9); alter table secret enable row level security; create policy p on secret using (id < 5); \
              create table keyless (id int); alter table keyless replica identity full; insert into keyless values (1); \
              create table outside (id int primary key); insert into outside values (1); create table fine (id int primary key); \
@@ -133,7 +133,7 @@ async fn row_filter_column_list_and_partitions_are_the_publications() -> Result<
         )
         .await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
-    let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+    let mut copier = Copier::new(&server.endpoint(), &["f", "root", "marker"], Start::Snapshot);
     ensure!(outcome(&mut copier).await?.is_none());
     database
         .execute("insert into f values (5001, 1, 'h'), (5002, 1, 'h'); insert into root values (9000, 150)")

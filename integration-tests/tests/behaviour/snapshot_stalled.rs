@@ -18,12 +18,13 @@ async fn prepared(cluster: &Cluster, name: &str) -> Result<Database> {
     database.create_marker().await?;
     database
         .execute(
-            "set synchronous_commit = local; create table account (id bigint primary key, v int, note text); alter table \
+            &format!("alter database {name} set synchronous_commit = local; create table account (id bigint primary key, v int, note text); alter table \
              account alter note set storage external; insert into account select n, 0, repeat('x' || n, 800) from \
-             generate_series(1, 5000) n",
+             generate_series(1, 5000) n"),
         )
         .await?;
-    Ok(database)
+    // The setting holds for new sessions, those of the server's own tables among them.
+    database.another().await
 }
 
 async fn wait_for_standby(database: &Database, name: &str) -> Result<()> {
@@ -38,7 +39,7 @@ async fn wait_for_standby(database: &Database, name: &str) -> Result<()> {
 async fn stall(database: &Database, stalled: &mut JoinSet<Result<()>>, statements: Vec<String>) -> Result<()> {
     for sql in statements {
         let session = database.another().await?;
-        stalled.spawn(async move { session.execute(&sql).await });
+        stalled.spawn(async move { session.execute(&format!("set synchronous_commit = on; {sql}")).await });
     }
     let count = stalled.len();
     let waiting = format!("select 'yes' from pg_stat_activity where wait_event = 'SyncRep' having count(*) >= {count}");

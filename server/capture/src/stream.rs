@@ -273,7 +273,10 @@ impl<P: Publish> Streaming<'_, P> {
         let received = self.assembler.received();
         let followed: Option<Vec<_>> = codecs.iter().cloned().collect();
         let after = match (self.snapshots.after(snapshot)?, followed) {
-            (Some(after), _) => after,
+            (Some(after), _) => {
+                self.snapshots.planned_again(snapshot, &codecs)?;
+                after
+            }
             // Nothing begins: whoever asked finds the table that is not followed.
             (None, None) => received,
             (None, Some(followed)) => {

@@ -37,6 +37,8 @@ pub(crate) struct TableResume {
     pub(crate) name: TableName,
     /// Where the cursor stands.
     pub(crate) at: Position,
+    /// Its rows' encoding.
+    pub(crate) row_type: u32,
     /// Where the next chunk starts.
     pub(crate) place: Place,
     pub(crate) row_count: u64,

@@ -17,6 +17,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
 use tidegate_model::{BlockBuilder, Lsn, Position, TableName};
 use tidegate_proto::v1;
+use tidegate_schema::FieldSet;
 
 use super::{
     gaps::Gaps,
@@ -53,11 +54,15 @@ struct Progress {
     /// Where the last chunk ended that was accepted: only one that starts there may follow.
     accepted: Place,
     row_count: u64,
+    /// What its rows are encoded as, and by what they are told apart.
+    row_type: u32,
+    key: FieldSet,
 }
 
 impl Progress {
-    fn new(name: &TableName, place: Place, row_count: u64) -> Self {
-        Progress { name: name.clone(), accepted: place.clone(), place, row_count }
+    fn new(name: &TableName, codec: &TableCodec, place: Place, row_count: u64) -> Self {
+        let (name, accepted, key) = (name.clone(), place.clone(), codec.key.clone());
+        Progress { name, place, accepted, row_count, row_type: codec.row_type, key }
     }
 }
 
@@ -111,13 +116,16 @@ impl Stage {
     ) {
         let (name, codec) = table;
         let place = resume.map_or(Place::Start, |resume| resume.place.clone());
-        let recorded = resume.map(|resume| Recorded {
-            at: resume.at,
-            gaps: resume.gaps.clone(),
-            pass_done: resume.place == Place::End,
+        let recorded = resume.map(|resume| {
+            let mut gaps = resume.gaps.clone();
+            if resume.row_type != codec.row_type {
+                // Rows that are out lack what the table has now.
+                gaps.give_up();
+            }
+            Recorded { at: resume.at, gaps, pass_done: resume.place == Place::End }
         });
         self.track(snapshot, begin, (name, codec), (recorded, Vec::new()));
-        let progress = Progress::new(name, place, resume.map_or(0, |resume| resume.row_count));
+        let progress = Progress::new(name, codec, place, resume.map_or(0, |resume| resume.row_count));
         self.tables.insert((snapshot, codec.table_oid), progress);
         self.begins.insert(snapshot, begin);
     }
@@ -139,6 +147,30 @@ impl Stage {
         Ok(self.begins.get(&snapshot).copied().map(before))
     }
 
+    /// The tables of a snapshot that has begun were planned again. One that has other columns now is read once more to its end:
+    /// rows that are out lack what it has got.
+    ///
+    /// # Errors
+    /// One is another table than before, or has another key.
+    pub(crate) fn planned_again(
+        &mut self,
+        snapshot: u32,
+        codecs: &[Option<Arc<TableCodec>>],
+    ) -> Result<(), CaptureError> {
+        for codec in codecs {
+            let codec = codec.as_ref().ok_or(CaptureError::SnapshotNotRestored { snapshot })?;
+            let progress = self.tables.get_mut(&(snapshot, codec.table_oid)).filter(|known| known.key == codec.key);
+            let progress = progress.ok_or(CaptureError::SnapshotNotRestored { snapshot })?;
+            if progress.row_type != codec.row_type {
+                progress.row_type = codec.row_type;
+                if let Some(gaps) = self.tracking.gaps(snapshot, codec.table_oid) {
+                    gaps.give_up();
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// May orders be carried out: has all that was delivered before come again?
     pub(crate) fn takes_orders(&self, received: Position) -> bool {
         self.tracking.mark_position(received).is_some()
@@ -157,7 +189,7 @@ impl Stage {
         assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, _)| name.to_string()).collect());
         for (name, codec) in tables {
             self.track(snapshot, begin, (name, codec), (None, writers(codec.table_oid)));
-            let progress = Progress::new(name, Place::Start, 0);
+            let progress = Progress::new(name, codec, Place::Start, 0);
             self.tables.insert((snapshot, codec.table_oid), progress);
         }
         self.begins.insert(snapshot, begin);
@@ -341,7 +373,7 @@ impl Stage {
         v1::SnapshotCursor {
             snapshot,
             table_oid,
-            cursor: encode_cursor(at, &progress.place, &gaps.unwrap_or_default()),
+            cursor: encode_cursor((at, progress.row_type), &progress.place, &gaps.unwrap_or_default()),
             table_done: progress.place == Place::End,
             row_count: progress.row_count,
             schema: progress.name.schema.clone(),
@@ -351,15 +383,16 @@ impl Stage {
     }
 }
 
-/// Where the cursor stands; where the next chunk starts, with its length before it; then the gaps. Integers little endian.
-fn encode_cursor(at: Position, place: &Place, gaps: &[u8]) -> Bytes {
+/// Where the cursor stands, and the row type; where the next chunk starts, with its length before it; then the gaps. Integers little endian.
+fn encode_cursor((at, row_type): (Position, u32), place: &Place, gaps: &[u8]) -> Bytes {
     let after: &[u8] = match place {
         Place::After(cursor) => cursor,
         Place::Start | Place::End => &[],
     };
-    let mut out = BytesMut::with_capacity(16 + after.len() + gaps.len());
+    let mut out = BytesMut::with_capacity(20 + after.len() + gaps.len());
     out.put_u64_le(at.lsn.0);
     out.put_u32_le(at.ordinal);
+    out.put_u32_le(row_type);
     out.put_u32_le(u32::try_from(after.len()).expect("keys are below 1 GiB"));
     out.put_slice(after);
     out.put_slice(gaps);
@@ -370,6 +403,7 @@ fn encode_cursor(at: Position, place: &Place, gaps: &[u8]) -> Bytes {
 pub(crate) fn decode_cursor(cursor: &v1::SnapshotCursor) -> Option<TableResume> {
     let mut bytes = cursor.cursor.clone();
     let at = Position::new(Lsn(bytes.try_get_u64_le().ok()?), bytes.try_get_u32_le().ok()?);
+    let row_type = bytes.try_get_u32_le().ok()?;
     let len = usize::try_from(bytes.try_get_u32_le().ok()?).ok()?;
     if len > bytes.len() {
         return None;
@@ -381,5 +415,5 @@ pub(crate) fn decode_cursor(cursor: &v1::SnapshotCursor) -> Option<TableResume> 
         (false, false) => Place::After(after),
     };
     let name = TableName::new(cursor.schema.as_str(), cursor.table.as_str());
-    Some(TableResume { name, at, place, row_count: cursor.row_count, gaps: Gaps::decode(&bytes)? })
+    Some(TableResume { name, at, row_type, place, row_count: cursor.row_count, gaps: Gaps::decode(&bytes)? })
 }
