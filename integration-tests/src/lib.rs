@@ -23,6 +23,7 @@ mod seed;
 mod server;
 mod standby;
 mod subscriber;
+mod type_table;
 mod wait;
 mod workload;
 
@@ -38,5 +39,6 @@ pub use scratch::Scratch;
 pub use seed::Seed;
 pub use server::{OnDiscontinuity, Server, ServerConfig, ServerTls, tidegate, tidegate_with};
 pub use subscriber::{Ended, Recorder};
+pub use type_table::{define_types, has_equality, literal, type_table, written};
 pub use wait::{DEADLINE, within};
 pub use workload::{Workload, Writers};

@@ -32,4 +32,5 @@ mod snapshot_limits;
 mod snapshot_stalled;
 mod synchronous_standby;
 mod telemetry;
+mod types;
 mod undeliverable;
