@@ -37,8 +37,7 @@ impl Both {
     async fn read(database: &Database, config: ServerConfig, table: &str) -> Result<Self> {
         let server = Server::start(config).await?;
         let subscription = Subscription::tables([table, "public.marker"]).from(Start::Snapshot);
-        let mut both =
-            Both { changes: server.client().await?.subscribe(subscription), server, reads: Rows::new() };
+        let mut both = Both { changes: server.client().await?.subscribe(subscription), server, reads: Rows::new() };
         database.mark("before").await?;
         while let Some(event) = both.changes.next().await {
             match event? {
@@ -86,7 +85,8 @@ fn id(change: &Change) -> Result<i64> {
 /// The row without its id.
 fn values_of(change: &Change) -> Result<BytesMut> {
     let row_type = row_type(change)?;
-    let fields = row_type.proto().columns.iter().filter(|column| column.name != "id").map(|column| column.field).collect();
+    let fields =
+        row_type.proto().columns.iter().filter(|column| column.name != "id").map(|column| column.field).collect();
     let mut values = BytesMut::new();
     row_type.project(&change.row, &fields, &mut values)?;
     Ok(values)
@@ -276,7 +276,9 @@ async fn names_generated_and_identity_columns_are_alike_over_both_paths() -> Res
             }
             config.slot = format!("{}_generated", config.slot);
             let slot = &config.slot;
-            let sql = format!("create publication {slot} for table public.columns, marker with (publish_generated_columns = stored)");
+            let sql = format!(
+                "create publication {slot} for table public.columns, marker with (publish_generated_columns = stored)"
+            );
             database.execute(&sql).await?;
         }
         database.execute(&insert(7)).await?;
@@ -329,7 +331,9 @@ async fn large_values_are_whole_in_a_snapshot_and_never_null_in_the_stream() -> 
         // A table that refuses updates while they are published is published without them.
         let publish = if identity == "nothing" { "insert" } else { "insert, update, delete, truncate" };
         let slot = &config.slot;
-        database.execute(&format!("create publication {slot} for table {table}, marker with (publish = '{publish}')")).await?;
+        database
+            .execute(&format!("create publication {slot} for table {table}, marker with (publish = '{publish}')"))
+            .await?;
         let name = format!("public.{table}");
         database.execute("truncate marker").await?;
         let mut both = Both::read(&database, config, &name).await?;
@@ -361,9 +365,7 @@ fn documented() -> Result<BTreeMap<String, String>> {
     let mut documented = BTreeMap::new();
     for line in std::fs::read_to_string(path)?.lines().filter(|line| line.starts_with("| ")) {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
-        let quoted = |cell: &str| -> Vec<String> {
-            cell.split('`').skip(1).step_by(2).map(str::to_owned).collect()
-        };
+        let quoted = |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
         let (types, fields) = (quoted(cells[1]), quoted(cells[2]));
         for (at, type_name) in types.into_iter().enumerate() {
             let field = fields.get(at).or(fields.first()).with_context(|| line.to_owned())?;
@@ -415,7 +417,8 @@ async fn the_document_of_types_is_complete_and_true() -> Result<()> {
 }
 
 /// Documented types that not every server has.
-const EXTENSION_TYPES: &[&str] = &["citext", "hstore", "ltree", "lquery", "cube", "isbn13", "seg", "xml", "xml[]", "query_int"];
+const EXTENSION_TYPES: &[&str] =
+    &["citext", "hstore", "ltree", "lquery", "cube", "isbn13", "seg", "xml", "xml[]", "query_int"];
 
 /// The name under which the document has a type: user-defined ones by their kind.
 fn documented_name(type_name: &str) -> String {

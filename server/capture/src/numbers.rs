@@ -1,14 +1,19 @@
 //! The numbers that the changelog holds, against a control database that has forgotten some: it may have been restored from
 //! a backup, at any time. Pure.
 //!
-//! Invariant: within an epoch, a row type's number, and a field's number within its table, has one meaning.
+//! Invariant: within an epoch, a row type's number, and a field's number within its table, has one meaning: a column, under all
+//! the names that it is proven to have had.
+//!
+//! PostgreSQL never uses a column number of a table again, so within an epoch the same table, column number and type are the
+//! same column, whatever its name. Which number a column of the stream has, the catalog tells only where it fits the stream's
+//! description whole; else the number is unknown, 0, and a new name is another column.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tidegate_control::UsedNumbers;
 use tidegate_model::TableName;
 use tidegate_proto::v1;
-use tidegate_schema::same_rows;
+use tidegate_schema::{ColumnSpec, same_rows};
 
 use crate::CaptureError;
 
@@ -16,8 +21,23 @@ use crate::CaptureError;
 #[derive(Debug, Default)]
 pub(crate) struct Numbers {
     row_types: HashMap<u32, v1::RowType>,
-    /// Column name and type, without its modifier, by table and field.
-    fields: HashMap<TableName, HashMap<u32, (String, String)>>,
+    /// By table and field.
+    fields: HashMap<TableName, HashMap<u32, Meaning>>,
+}
+
+/// What a field's number stands for.
+#[derive(Debug, Default)]
+struct Meaning {
+    /// Names, with types without their modifiers.
+    names: HashSet<(String, String)>,
+    /// Table and type as OIDs, with the column's number.
+    columns: HashSet<(u32, i32, u32)>,
+}
+
+impl Meaning {
+    fn is_of(&self, table_oid: u32, column: &v1::Column) -> bool {
+        self.names.contains(&name_of(column)) || self.columns.contains(&(table_oid, column.attnum, column.type_oid))
+    }
 }
 
 impl Numbers {
@@ -38,6 +58,21 @@ impl Numbers {
         }
     }
 
+    /// The number that a column is proven to have, be it under another name. None where its name and type decide: nothing is
+    /// proven, or the name has a number that may well be this column's.
+    pub(crate) fn proven(&self, table: &TableName, table_oid: u32, column: &ColumnSpec) -> Option<u32> {
+        let fields = self.fields.get(table).filter(|_| column.attnum != 0)?;
+        let itself = (table_oid, column.attnum, column.type_oid);
+        let name = (column.name.clone(), without_modifier(&column.type_name));
+        let is_open = |meaning: &Meaning| meaning.names.contains(&name) && meaning.columns.is_empty();
+        if fields.values().any(is_open) {
+            return None;
+        }
+        let found = fields.iter().filter(|(_, meaning)| meaning.columns.contains(&itself));
+        // Where there are several, the one of this name.
+        found.max_by_key(|(field, meaning)| (meaning.names.contains(&name), **field)).map(|(field, _)| *field)
+    }
+
     /// Takes a row type that the control database has given the numbers of.
     ///
     /// # Errors
@@ -52,8 +87,10 @@ impl Numbers {
         let fields = self.fields.get(&found);
         for column in &row_type.columns {
             let stored = fields.and_then(|fields| fields.get(&column.field));
-            if let Some((name, _)) = stored.filter(|stored| **stored != meaning(column)) {
-                return reused(format!("column {name} of {found}"));
+            if let Some(stored) = stored.filter(|stored| !stored.is_of(row_type.table_oid, column)) {
+                let mut names: Vec<&str> = stored.names.iter().map(|(name, _)| name.as_str()).collect();
+                names.sort_unstable();
+                return reused(format!("column {} of {found}", names.join(" or ")));
             }
         }
         self.insert(row_type);
@@ -62,12 +99,18 @@ impl Numbers {
 
     fn insert(&mut self, row_type: v1::RowType) {
         let fields = self.fields.entry(table_of(&row_type)).or_default();
-        fields.extend(row_type.columns.iter().map(|column| (column.field, meaning(column))));
+        for column in &row_type.columns {
+            let meaning = fields.entry(column.field).or_default();
+            meaning.names.insert(name_of(column));
+            if column.attnum != 0 {
+                meaning.columns.insert((row_type.table_oid, column.attnum, column.type_oid));
+            }
+        }
         self.row_types.insert(row_type.row_type, row_type);
     }
 }
 
-fn meaning(column: &v1::Column) -> (String, String) {
+fn name_of(column: &v1::Column) -> (String, String) {
     (column.name.clone(), without_modifier(&column.r#type))
 }
 
@@ -129,5 +172,47 @@ mod tests {
             assert!(matches!(&error, CaptureError::NumberReused { .. }), "{error}");
         }
         assert_eq!(numbers.used(&TableName::new("public", "a")).row_type, 9);
+    }
+
+    fn of_table(table_oid: u32, number: u32, columns: &[(u32, &str, i32)]) -> v1::RowType {
+        let named: Vec<_> = columns.iter().map(|(field, name, _)| (*field, *name, "integer")).collect();
+        let mut row_type = v1::RowType { table_oid, ..row_type(number, "a", &named) };
+        for (column, (_, _, attnum)) in row_type.columns.iter_mut().zip(columns) {
+            (column.attnum, column.type_oid) = (*attnum, 23);
+        }
+        row_type
+    }
+
+    fn column(name: &str, attnum: i32, type_oid: u32) -> ColumnSpec {
+        let codec = tidegate_schema::ValueKind::TEXT;
+        let type_name = "integer".to_owned();
+        ColumnSpec { name: name.to_owned(), attnum, type_oid, type_name, codec, key: false, field: 0 }
+    }
+
+    #[test]
+    fn the_same_column_of_the_same_table_and_type_is_proven_under_another_name() {
+        let name = TableName::new("public", "a");
+        let numbers = Numbers::new(vec![of_table(1, 7, &[(1, "id", 1), (2, "x", 2), (3, "y", 0)])]);
+        assert_eq!(numbers.proven(&name, 1, &column("renamed", 2, 23)), Some(2));
+        assert_eq!(numbers.proven(&name, 1, &column("id", 2, 23)), Some(2), "id is another column");
+        for (why, other, table_oid) in [
+            ("another table", column("renamed", 2, 23), 2),
+            ("another type", column("renamed", 2, 20), 1),
+            ("another column", column("renamed", 4, 23), 1),
+            ("the catalog does not fit", column("renamed", 0, 23), 1),
+            ("y may be this column", column("y", 2, 23), 1),
+        ] {
+            assert_eq!(numbers.proven(&name, table_oid, &other), None, "{why}");
+        }
+    }
+
+    #[test]
+    fn a_number_keeps_its_meaning_under_the_names_of_its_column() {
+        let mut numbers = Numbers::new(vec![of_table(1, 7, &[(1, "x", 1), (2, "y", 2)])]);
+        numbers.learn(of_table(1, 8, &[(1, "y", 1), (2, "x", 2)])).unwrap();
+        assert_eq!(numbers.proven(&TableName::new("public", "a"), 1, &column("x", 2, 23)), Some(2));
+        numbers.learn(of_table(1, 9, &[(1, "x", 0), (2, "y", 0)])).unwrap();
+        let error = numbers.learn(of_table(1, 10, &[(1, "z", 3)])).unwrap_err();
+        assert!(error.to_string().contains("x or y"), "{error}");
     }
 }

@@ -2,7 +2,8 @@
 //! control database for numbers.
 //!
 //! The stream says the columns' names and types as they were when the change was made; the catalog, as they are now. What the
-//! catalog no longer has is encoded as text, so that a change never waits for a table that is gone.
+//! catalog no longer has is encoded as text, so that a change never waits for a table that is gone. A column's number is taken
+//! from it only where it fits the stream whole, so that a column is never mistaken for another that has taken its name.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -11,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_control::{ColumnRequest, Control, RowTypeRequest, UsedNumbers};
+use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
 use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
 use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info};
 use tidegate_proto::v1;
@@ -47,7 +48,7 @@ impl Resolver {
         let types: HashMap<u32, TypeInfo> =
             type_info(session, &type_oids).await?.into_iter().map(|info| (info.oid, info)).collect();
         let mut columns = describe_columns(relation, &catalog, &types);
-        let request = row_type_request((&name, self.numbers.used(&name)), relation, &columns);
+        let request = self.row_type_request(&name, relation, &columns);
         let numbers = self.control.row_type(&self.source, &request).await?;
         for (column, field) in columns.iter_mut().zip(&numbers.fields) {
             column.field = *field;
@@ -73,16 +74,35 @@ impl Resolver {
             announcement,
         })))
     }
+
+    fn row_type_request(&self, name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {
+        let request = |column: &ColumnSpec| ColumnRequest {
+            name: column.name.clone(),
+            type_key: type_key(column),
+            field: self.numbers.proven(name, relation.oid, column),
+        };
+        let described: Vec<_> = columns
+            .iter()
+            .map(|column| (&column.name, &column.type_name, column.type_oid, column.codec, column.key))
+            .collect();
+        RowTypeRequest {
+            name: name.clone(),
+            fingerprint: format!("{} {:?} {described:?}", relation.oid, relation.replica_identity),
+            columns: columns.iter().map(request).collect(),
+            used: self.numbers.used(name),
+        }
+    }
 }
 
 fn describe_columns(relation: &Relation, catalog: &[CatalogColumn], types: &HashMap<u32, TypeInfo>) -> Vec<ColumnSpec> {
     let by_name: HashMap<&str, &CatalogColumn> = catalog.iter().map(|column| (column.name.as_str(), column)).collect();
+    let fits = fits(relation, catalog);
     let describe = |column: &tidegate_model::RelationColumn| {
         let now = by_name.get(column.name.as_str()).filter(|now| now.type_oid == column.type_oid);
         let info = types.get(&column.type_oid);
         ColumnSpec {
             name: column.name.clone(),
-            attnum: now.map_or(0, |now| now.attnum),
+            attnum: now.filter(|_| fits).map_or(0, |now| now.attnum),
             type_oid: column.type_oid,
             type_name: match (now, info) {
                 (Some(now), _) => now.type_name.clone(),
@@ -120,19 +140,17 @@ fn identity(relation: &Relation, columns: &[ColumnSpec]) -> v1::ReplicaIdentity 
     }
 }
 
-fn row_type_request(
-    (name, used): (&TableName, UsedNumbers),
-    relation: &Relation,
-    columns: &[ColumnSpec],
-) -> RowTypeRequest {
-    let requests: Vec<ColumnRequest> =
-        columns.iter().map(|column| ColumnRequest { name: column.name.clone(), type_key: type_key(column) }).collect();
-    let described: Vec<_> = columns
-        .iter()
-        .map(|column| (&column.name, &column.type_name, column.type_oid, column.codec, column.key))
-        .collect();
-    let fingerprint = format!("{} {:?} {described:?}", relation.oid, relation.replica_identity);
-    RowTypeRequest { name: name.clone(), fingerprint, columns: requests, used }
+/// Does the catalog have these columns, in this order, and no other that would be streamed? A column list of the publication
+/// cannot be told from a catalog that is ahead, and does not fit.
+fn fits(relation: &Relation, catalog: &[CatalogColumn]) -> bool {
+    let mut announced = relation.columns.iter().peekable();
+    for now in catalog {
+        let is_next = announced.next_if(|column| column.name == now.name && column.type_oid == now.type_oid).is_some();
+        if !is_next && !now.generated {
+            return false;
+        }
+    }
+    announced.next().is_none()
 }
 
 /// The catalog's answer in the codec's words.

@@ -1,9 +1,10 @@
 //! Numbers of row types and of their fields.
 //!
-//! Invariant: a field number belongs to one (column name, type) of a row message for ever, and a row type's number to one
-//! fingerprint. Allocation is serialised by locking the source's row.
+//! Invariant: a field number belongs to one column and type of a row message for ever, under all names that the column is proven
+//! to have had, and a row type's number to one fingerprint with its fields. Allocation is serialised by locking the source's
+//! row.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use tidegate_model::{SourceName, TableName};
 use tokio_postgres::{Client, Transaction};
@@ -42,6 +43,8 @@ pub struct ColumnRequest {
     pub name: String,
     /// The type's name and how its values are encoded: where it differs, the number must.
     pub type_key: String,
+    /// The number that this very column is proven to have; None: the number goes by name and type.
+    pub field: Option<u32>,
 }
 
 /// The answer.
@@ -64,7 +67,9 @@ pub(crate) async fn allocate(
         .await?;
     transaction.execute("SELECT FROM tidegate.source WHERE name = $1 FOR UPDATE", &[&source.as_str()]).await?;
     let fields = allocate_fields(&transaction, source, request).await?;
-    let row_type = allocate_row_type(&transaction, source, request).await?;
+    // The same columns may have other numbers after two were given each other's names.
+    let fingerprint = format!("{} {fields:?}", request.fingerprint);
+    let row_type = allocate_row_type(&transaction, source, (request, &fingerprint)).await?;
     transaction.commit().await?;
     Ok(RowTypeNumbers { row_type, fields })
 }
@@ -78,32 +83,40 @@ async fn allocate_fields(
     let rows = transaction
         .query(
             "SELECT column_name, type_key, field FROM tidegate.field
-             WHERE source = $1 AND schema_name = $2 AND table_name = $3",
+             WHERE source = $1 AND schema_name = $2 AND table_name = $3 ORDER BY naming",
             &[&source.as_str(), schema, table],
         )
         .await?;
     let given = rows.iter().map(|row| row.get::<_, i32>(2)).max().unwrap_or(0);
     let mut last = given.max(i32::try_from(request.used.field).unwrap_or(LAST_FIELD));
+    // Of several columns that had the same name, it is now the last one's.
     let known: HashMap<(String, String), i32> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    let proven = |column: &ColumnRequest| column.field.and_then(|field| i32::try_from(field).ok());
+    let mut taken: HashSet<i32> = request.columns.iter().filter_map(proven).collect();
     let mut fields = Vec::with_capacity(request.columns.len());
     for column in &request.columns {
-        let field = match known.get(&(column.name.clone(), column.type_key.clone())) {
-            Some(field) => *field,
-            None => {
+        let named = known.get(&(column.name.clone(), column.type_key.clone())).copied();
+        let field = match (proven(column), named.filter(|field| !taken.contains(field))) {
+            (Some(field), _) | (None, Some(field)) => field,
+            (None, None) => {
                 last += 1;
-                if last > LAST_FIELD {
-                    return Err(ControlError::FieldsExhausted { table: request.name.to_string(), limit: LAST_FIELD });
-                }
-                insert_field(transaction, source, request, (column, last)).await?;
                 last
             }
         };
+        if field > LAST_FIELD {
+            return Err(ControlError::FieldsExhausted { table: request.name.to_string(), limit: LAST_FIELD });
+        }
+        if named != Some(field) {
+            name_field(transaction, source, request, (column, field)).await?;
+        }
+        taken.insert(field);
         fields.push(field.unsigned_abs());
     }
     Ok(fields)
 }
 
-async fn insert_field(
+/// From now on the name means this number.
+async fn name_field(
     transaction: &Transaction<'_>,
     source: &SourceName,
     request: &RowTypeRequest,
@@ -112,7 +125,8 @@ async fn insert_field(
     transaction
         .execute(
             "INSERT INTO tidegate.field (source, schema_name, table_name, column_name, type_key, field)
-             VALUES ($1, $2, $3, $4, $5, $6)",
+             VALUES ($1, $2, $3, $4, $5, $6)
+             ON CONFLICT (source, schema_name, table_name, column_name, type_key, field) DO UPDATE SET naming = DEFAULT",
             &[&source.as_str(), &request.name.schema, &request.name.table, &column.name, &column.type_key, &field],
         )
         .await?;
@@ -122,14 +136,14 @@ async fn insert_field(
 async fn allocate_row_type(
     transaction: &Transaction<'_>,
     source: &SourceName,
-    request: &RowTypeRequest,
+    (request, fingerprint): (&RowTypeRequest, &String),
 ) -> Result<u32, ControlError> {
     let (schema, table) = (&request.name.schema, &request.name.table);
     let known = transaction
         .query_opt(
             "SELECT row_type FROM tidegate.row_type
              WHERE source = $1 AND schema_name = $2 AND table_name = $3 AND fingerprint = $4",
-            &[&source.as_str(), schema, table, &request.fingerprint],
+            &[&source.as_str(), schema, table, fingerprint],
         )
         .await?;
     if let Some(row) = known {
@@ -143,7 +157,7 @@ async fn allocate_row_type(
                RETURNING last_row_type)
              INSERT INTO tidegate.row_type (source, row_type, schema_name, table_name, fingerprint)
              SELECT $1, last_row_type, $2, $3, $4 FROM next RETURNING row_type",
-            &[&source.as_str(), schema, table, &request.fingerprint, &used],
+            &[&source.as_str(), schema, table, fingerprint, &used],
         )
         .await?;
     Ok(row.get::<_, i32>(0).unsigned_abs())
