@@ -23,6 +23,7 @@ mod pooler;
 mod promotion;
 mod rotated_password;
 mod row_text;
+mod schema_change;
 mod server_tls;
 mod several_sources;
 mod slow_subscriber;
