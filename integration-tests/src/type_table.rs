@@ -204,7 +204,7 @@ const WITHOUT_EQUALITY: &[&str] = &[
 ];
 
 /// Extensions that bring a type; not every server has each.
-const EXTENSIONS: &[&str] = &["hstore", "ltree", "citext", "cube", "isn", "seg", "intarray"];
+const EXTENSIONS: &[&str] = &["hstore", "ltree", "citext", "cube", "isn"];
 
 /// Creates the user-defined types, and the extensions that the server has.
 ///

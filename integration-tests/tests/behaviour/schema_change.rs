@@ -311,8 +311,9 @@ async fn a_renamed_type_keeps_the_number() -> Result<()> {
     stage.run(&["insert into t values (1)"]).await?;
     let before = fields(&stage.arrived().await?)?;
     // It is no change of the table, which is not described again before that has one.
-    stage.run(&["alter type mood rename to feeling", "insert into t values (2)", "alter table t add x int"]).await?;
-    stage.run(&["insert into t values (3)"]).await?;
+    stage.run(&["alter type mood rename to feeling", "insert into t values (2)"]).await?;
+    stage.arrived().await?;
+    stage.run(&["begin; alter table t add x int; insert into t values (3); commit"]).await?;
     let after = fields(&stage.arrived().await?)?;
     ensure!(before["m"] == after["m"], "{before:?} became {after:?}");
     Ok(())
