@@ -68,9 +68,9 @@ impl Numbers {
         if fields.values().any(is_open) {
             return None;
         }
-        let found = fields.iter().filter(|(_, meaning)| meaning.columns.contains(&itself));
-        // Where there are several, the one of this name.
-        found.max_by_key(|(field, meaning)| (meaning.names.contains(&name), **field)).map(|(field, _)| *field)
+        let found = || fields.iter().filter(|(_, meaning)| meaning.columns.contains(&itself));
+        // A catalog that was ahead may have given two of them this column; then the name has to tell.
+        only(found()).or_else(|| only(found().filter(|(_, meaning)| meaning.names.contains(&name))))
     }
 
     /// Takes a row type that the control database has given the numbers of.
@@ -108,6 +108,12 @@ impl Numbers {
         }
         self.row_types.insert(row_type.row_type, row_type);
     }
+}
+
+/// The field, where there is one and no other.
+fn only<'a>(mut fields: impl Iterator<Item = (&'a u32, &'a Meaning)>) -> Option<u32> {
+    let (field, _) = fields.next()?;
+    fields.next().is_none().then_some(*field)
 }
 
 fn name_of(column: &v1::Column) -> (String, String) {
@@ -214,5 +220,14 @@ mod tests {
         numbers.learn(of_table(1, 9, &[(1, "x", 0), (2, "y", 0)])).unwrap();
         let error = numbers.learn(of_table(1, 10, &[(1, "z", 3)])).unwrap_err();
         assert!(error.to_string().contains("x or y"), "{error}");
+    }
+
+    #[test]
+    fn two_numbers_for_one_column_prove_nothing_but_by_name() {
+        let mut numbers = Numbers::new(vec![of_table(1, 7, &[(1, "x", 2), (2, "z", 3)])]);
+        numbers.learn(of_table(1, 7, &[(1, "x", 3), (2, "z", 4)])).unwrap();
+        let name = TableName::new("public", "a");
+        assert_eq!(numbers.proven(&name, 1, &column("x", 3, 23)), Some(1));
+        assert_eq!(numbers.proven(&name, 1, &column("w", 3, 23)), None);
     }
 }

@@ -76,10 +76,13 @@ impl Resolver {
     }
 
     fn row_type_request(&self, name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {
-        let request = |column: &ColumnSpec| ColumnRequest {
+        let proven: Vec<_> = columns.iter().map(|column| self.numbers.proven(name, relation.oid, column)).collect();
+        // What would be proven of two columns is proven of none.
+        let is_one = |field: &u32| proven.iter().flatten().filter(|other| *other == field).count() == 1;
+        let request = |(column, proven): (&ColumnSpec, &Option<u32>)| ColumnRequest {
             name: column.name.clone(),
             type_key: type_key(column),
-            field: self.numbers.proven(name, relation.oid, column),
+            field: proven.filter(is_one),
         };
         let described: Vec<_> = columns
             .iter()
@@ -88,7 +91,7 @@ impl Resolver {
         RowTypeRequest {
             name: name.clone(),
             fingerprint: format!("{} {:?} {described:?}", relation.oid, relation.replica_identity),
-            columns: columns.iter().map(request).collect(),
+            columns: columns.iter().zip(&proven).map(request).collect(),
             used: self.numbers.used(name),
         }
     }
