@@ -5,11 +5,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 use tonic_prost_build::FileDescriptorSet;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "tidegate/v1/value.proto",
     "tidegate/v1/changes.proto",
     "tidegate/v1/catalog.proto",
     "tidegate/v1/snapshots.proto",
+    "tidegate/v1/mirror.proto",
     "google/rpc/status.proto",
     "google/rpc/error_details.proto",
 ];

@@ -18,6 +18,7 @@ mod grpcurl;
 mod idle;
 mod large_transaction;
 mod large_value;
+mod mirror;
 mod operations;
 mod pooler;
 mod promotion;

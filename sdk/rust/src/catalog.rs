@@ -6,7 +6,10 @@ use tidegate_proto::v1::{GetTableRequest, ListSourcesRequest, ListTablesRequest,
 
 use crate::{Client, ClientError, RowType};
 
-pub use tidegate_proto::v1::{SourceStatus, SubscriptionStatus, source_status::State as SourceState};
+pub use tidegate_proto::v1::{
+    MirroredTable, SourceStatus, SubscriptionStatus, mirrored_table::State as MirrorState,
+    source_status::State as SourceState,
+};
 
 impl Client {
     /// The sources with their positions and lag.

@@ -67,6 +67,8 @@ pub(crate) struct Source {
     pub(crate) name: SourceName,
     pub(crate) connect: ConnectConfig,
     pub(crate) tables: TablePatterns,
+    /// Tables to be mirrored; None for none.
+    pub(crate) mirror: Option<TablePatterns>,
     pub(crate) slot: String,
     pub(crate) publication: String,
     pub(crate) on_discontinuity: OnDiscontinuity,
@@ -94,6 +96,8 @@ pub(crate) struct Memory {
     pub(crate) feed_bytes: usize,
     #[serde(rename = "tail")]
     pub(crate) tail_bytes: usize,
+    #[serde(rename = "mirror")]
+    pub(crate) mirror_bytes: usize,
 }
 
 /// How the rows that tables have already are read.
@@ -227,6 +231,7 @@ struct WrittenSource {
     url: Option<SecretString>,
     url_file: Option<PathBuf>,
     tables: Vec<String>,
+    mirror: Vec<String>,
     slot: String,
     publication: String,
     on_discontinuity: OnDiscontinuity,
@@ -339,6 +344,8 @@ impl WrittenSource {
         let connect = Url { url: self.url, url_file: self.url_file }.check(&path, problems);
         let tables = TablePatterns::parse(&self.tables)
             .map_err(|error| Problem::invalid(format!("{path}.tables"), error.to_string()));
+        let mirror = TablePatterns::parse(&self.mirror)
+            .map_err(|error| Problem::invalid(format!("{path}.mirror"), error.to_string()));
         if !is_slot_name(&self.slot) {
             let reason = "a slot's name is made of a-z, 0-9 and _, at most 63 of them";
             problems.push(Problem::invalid(format!("{path}.slot"), reason));
@@ -349,10 +356,13 @@ impl WrittenSource {
         }
         let mut keep = |problem: Problem| problems.push(problem);
         let (parsed, tables) = (parsed.map_err(&mut keep).ok(), tables.map_err(&mut keep).ok());
+        // No pattern at all would mean every table.
+        let mirror = mirror.map_err(&mut keep).ok().filter(|_| !self.mirror.is_empty());
         Some(Source {
             name: parsed?,
             connect: connect?,
             tables: tables?,
+            mirror,
             slot: self.slot,
             publication: self.publication,
             on_discontinuity: self.on_discontinuity,
@@ -398,6 +408,7 @@ mod tests {
         assert_eq!(source.slot, "tidegate_shop");
         assert_eq!(source.publication, "tidegate_shop");
         assert_eq!(source.on_discontinuity, OnDiscontinuity::Reset);
+        assert_eq!(source.mirror, None);
         assert_eq!(source.memory.feed_bytes, 8 << 20);
         assert_eq!(config.retention.size_bytes, 50 << 30);
         assert_eq!(config.retention.age, Duration::from_secs(7 * 86_400));
@@ -513,6 +524,15 @@ mod tests {
         let config = read(MINIMAL, &environment).expect("valid");
         assert_eq!(patterns(&config), ["orders", "shop.*"]);
         assert_eq!(config.retention.size_bytes, 1 << 30);
+    }
+
+    #[test]
+    fn a_mirror_is_kept_of_the_tables_that_are_named() {
+        let text = "sources: {shop: {url: 'postgres://app@db/shop', mirror: [orders, '!public.audit_*']}}";
+        let mirror = read(text, &[]).expect("valid").sources.remove(0).mirror.expect("named");
+        let matches = |name: &str| mirror.matches(&name.parse().expect("a name"));
+        assert!(matches("public.orders") && !matches("public.customers"));
+        assert!(error(text, &[("TIDEGATE_SOURCES__SHOP__MIRROR", "a.b.c")]).contains("sources.shop.mirror"));
     }
 
     #[test]

@@ -125,11 +125,12 @@ fn configuration(postgres: &TemporaryPostgres, listen: Listen, log: Log) -> anyh
         name: SOURCE.parse()?,
         connect: connect.clone(),
         tables: tidegate_model::TablePatterns::parse(["public.*"])?,
+        mirror: None,
         slot: "tidegate_shop".to_owned(),
         publication: "tidegate_shop".to_owned(),
         on_discontinuity: OnDiscontinuity::Reset,
         snapshots: Snapshots { readers: 2, rows_per_second_max: 0, lag_bytes_max: 0 },
-        memory: Memory { transaction_bytes: 16 << 20, feed_bytes: 8 << 20, tail_bytes: 16 << 20 },
+        memory: Memory { transaction_bytes: 16 << 20, feed_bytes: 8 << 20, tail_bytes: 16 << 20, mirror_bytes: 0 },
     };
     Ok(Config {
         listen,

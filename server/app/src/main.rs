@@ -1,13 +1,13 @@
 //! The `tidegate` binary: its commands, and what their exit codes mean.
 //!
 //! ```text
-//! serve ─▶ config ─▶ serve ─▶ capture_task, known_tables (a source each) ─▶ gateway, http
+//! serve ─▶ config ─▶ serve ─▶ capture_task, known_tables, mirror_keeper (a source each) ─▶ gateway, http
 //! check, source ──▶ config ─▶ the source's database
-//! tail, status, snapshot ─▶ a running server, by the client library
+//! tail, status, snapshot, mirror ─▶ a running server, by the client library
 //! demo ───────────▶ own PostgreSQL + shop + serve + what tail does
 //! ```
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 `check` has findings. What a command prints goes to
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 `check` or `mirror verify` has findings. What a command prints goes to
 //! standard output, everything else to standard error.
 
 mod capture_task;
@@ -19,6 +19,8 @@ mod demo;
 mod http;
 mod known_tables;
 mod metrics;
+mod mirror;
+mod mirror_keeper;
 mod remote;
 mod render;
 mod serve;
@@ -57,6 +59,9 @@ enum Command {
     /// Run snapshots of tables on a running server.
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// About the mirror of a running server.
+    #[command(subcommand)]
+    Mirror(mirror::MirrorCommand),
     /// Watch it work: a temporary PostgreSQL, a small shop, and its changes.
     Demo(demo::DemoArgs),
     /// Manage sources.
@@ -132,6 +137,12 @@ async fn run_until(command: Command, stop: CancellationToken) -> anyhow::Result<
         Command::Tail(args) => unless_stopped(&stop, tail::run(args)).await?,
         Command::Status(args) => unless_stopped(&stop, status::run(args)).await?,
         Command::Snapshot(command) => unless_stopped(&stop, snapshot::run(command)).await?,
+        Command::Mirror(command) => {
+            return tokio::select! {
+                result = mirror::run(command) => result,
+                () = stop.cancelled() => Err(anyhow::anyhow!("stopped before every row was compared")),
+            };
+        }
         Command::Demo(args) => demo::run(&args, stop).await?,
         Command::Source(command) => source::run(&command).await?,
         Command::Config(ConfigCommand::Reference) => print!("{}", config::reference::markdown()),

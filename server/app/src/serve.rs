@@ -3,7 +3,8 @@
 //! ```text
 //!              ┌ capture_task ─▶ feed ─▶ StoreWriter ┐
 //! each source ─┤                                     ├─▶ Store ─▶ gateway (gRPC)
-//!              └ known_tables ───────────────────────┘       └──▶ http (metrics, health)
+//!              ├ known_tables ───────────────────────┤       └──▶ http (metrics, health)
+//!              └ mirror_keeper (where there is one) ─┘
 //! ```
 //!
 //! What a task's death means: a store that fails takes the process down in order, since a restart recovers it; so does
@@ -17,7 +18,7 @@ use std::{fs::File, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tidegate_feed::{Durable, local};
 use tidegate_gateway::{Gateway, GatewayConfig, SourceHandle, SourceStatus};
 use tidegate_model::{Clock, Position, SystemClock};
-use tidegate_store::{Retention, Store, StoreConfig};
+use tidegate_store::{Budgets, MirrorConfig, Retention, Store, StoreConfig};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -35,6 +36,7 @@ use crate::{
     http::{self, Observed},
     known_tables,
     metrics::{Metrics, ObservedSource},
+    mirror_keeper::MirrorKeeper,
 };
 
 /// Length of an instance's name.
@@ -178,7 +180,8 @@ impl Server {
         let mut store_config = StoreConfig::new(config.data_dir.join(source.name.as_str()));
         store_config.tail_bytes = source.memory.tail_bytes;
         store_config.retention = Retention { size_bytes: config.retention.size_bytes, age: config.retention.age };
-        let (store, writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
+        let (store, mut writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
+        let mirror = mirror_of(config, source)?.map(|mirror| writer.keep_mirror(mirror));
         let recovered = store.recovered();
         let start = Durable {
             position: recovered.as_ref().map_or(Position::ZERO, |recovered| recovered.durable),
@@ -203,7 +206,7 @@ impl Server {
             connector: self.control.connector(),
             publisher,
             resume: recovered.map(|recovered| resume(recovered, &store)),
-            status,
+            status: status.clone(),
             counters: Arc::clone(&counters),
             requests,
             clock: Arc::clone(&self.clock),
@@ -220,6 +223,15 @@ impl Server {
             known_tables::watch(connect, patterns, known, stop).await;
             Ok(())
         });
+        if let (Some(mirror), Some(patterns)) = (mirror.clone(), source.mirror.clone()) {
+            let (tables, requests) = (tables.clone(), requests_seen.clone());
+            let keeper = MirrorKeeper { source: source.name.clone(), patterns, mirror, tables, requests, status };
+            let stop = self.stop.intake.clone();
+            self.intake.spawn(async move {
+                keeper.run(stop).await;
+                Ok(())
+            });
+        }
         self.observed.push(ObservedSource {
             name: source.name.clone(),
             status: status_seen.clone(),
@@ -227,7 +239,7 @@ impl Server {
             counters,
         });
         let (name, snapshots) = (source.name.clone(), Arc::new(CapturedSnapshots(requests_seen)));
-        self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots });
+        self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror });
         Ok(())
     }
 
@@ -317,14 +329,29 @@ async fn settle(what: &str, tasks: &mut JoinSet<anyhow::Result<()>>, deadline: I
     }
 }
 
+/// Where the source's mirror is kept and of what; one that is no longer wanted is removed.
+fn mirror_of(config: &Config, source: &Source) -> anyhow::Result<Option<MirrorConfig>> {
+    let dir = config.data_dir.join(format!("{}.mirror", source.name));
+    let Some(tables) = source.mirror.clone() else {
+        remove_dir(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
+        return Ok(None);
+    };
+    let overlay = source.memory.mirror_bytes / 3;
+    let budgets = Budgets { overlay, cache: (source.memory.mirror_bytes - overlay) as u64 };
+    Ok(Some(MirrorConfig { dir, tables, budgets }))
+}
+
 /// Removes what a crash has left.
 fn empty_dir(dir: &Path) -> std::io::Result<()> {
-    match std::fs::remove_dir_all(dir) {
-        Ok(()) => {}
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
-    }
+    remove_dir(dir)?;
     std::fs::create_dir_all(dir)
+}
+
+fn remove_dir(dir: &Path) -> std::io::Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 fn server_tls(tls: &Tls) -> anyhow::Result<ServerTlsConfig> {

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use tidegate_client::{SourceState, SourceStatus, SubscriptionStatus};
+use tidegate_client::{MirrorState, MirroredTable, SourceState, SourceStatus, SubscriptionStatus};
 
 use crate::remote::RemoteArgs;
 
@@ -45,6 +45,7 @@ fn table(sources: &[SourceStatus]) -> String {
         if !source.detail.is_empty() {
             text.push_str(&format!("  {}\n", source.detail));
         }
+        text.push_str(&mirror(&source.mirror));
         for SubscriptionStatus { subscription, position, acked_position, credit_bytes } in &source.subscriptions {
             text.push_str(&format!(
                 "  subscription {subscription}: delivered {position}, acknowledged {acked_position}, credit {credit_bytes} B\n"
@@ -52,6 +53,36 @@ fn table(sources: &[SourceStatus]) -> String {
         }
     }
     text
+}
+
+/// The tables that are not complete one by one; those that are, in a number.
+fn mirror(tables: &[MirroredTable]) -> String {
+    let is_complete = |table: &&MirroredTable| table.state() == MirrorState::Complete;
+    let mut text = match tables {
+        [] => String::new(),
+        tables => {
+            format!("  mirror: {} of {} tables complete\n", tables.iter().filter(is_complete).count(), tables.len())
+        }
+    };
+    for table in tables.iter().filter(|table| !is_complete(table)) {
+        text.push_str(&format!("  mirror of {}: {}", table.table, mirror_state(table.state())));
+        if table.state() == MirrorState::Building {
+            text.push_str(&format!(", see snapshot {}", table.snapshot));
+        }
+        text.push_str(&if table.detail.is_empty() { "\n".to_owned() } else { format!(": {}\n", table.detail) });
+    }
+    text
+}
+
+fn mirror_state(state: MirrorState) -> &'static str {
+    match state {
+        MirrorState::Unknown => "unknown",
+        MirrorState::Waiting => "waiting",
+        MirrorState::Building => "building",
+        MirrorState::Complete => "complete",
+        MirrorState::Unsupported => "unsupported",
+        MirrorState::Failed => "failed",
+    }
 }
 
 fn row(source: &SourceStatus) -> [String; 10] {
@@ -114,11 +145,21 @@ fn json(sources: &[SourceStatus]) -> String {
                 "server_version": source.server_version,
                 "slot": source.slot,
                 "publication": source.publication,
+                "mirror": source.mirror.iter().map(mirrored_table).collect::<Vec<_>>(),
                 "subscriptions": source.subscriptions.iter().map(subscription).collect::<Vec<_>>(),
             })
         })
         .collect();
     format!("{:#}\n", json!({ "sources": sources }))
+}
+
+fn mirrored_table(of: &MirroredTable) -> Value {
+    json!({
+        "table": of.table,
+        "state": mirror_state(of.state()),
+        "detail": of.detail,
+        "snapshot": (of.snapshot != 0).then_some(of.snapshot),
+    })
 }
 
 fn subscription(of: &SubscriptionStatus) -> Value {
@@ -154,6 +195,26 @@ mod tests {
         assert!(lines[1][at..].starts_with("streaming") && lines[2][at..].starts_with("streaming"));
         assert_eq!(lines[3], "  create the slot");
         assert!(lines[1].contains("5.0 MiB") && lines[1].contains(" -  "));
+    }
+
+    #[test]
+    fn mirrored_tables_that_are_not_complete_are_named_with_the_reason() {
+        let table = |table: &str, state: MirrorState, detail: &str| MirroredTable {
+            table: table.to_owned(),
+            state: state as i32,
+            detail: detail.to_owned(),
+            snapshot: 7,
+        };
+        let tables = [
+            table("public.a", MirrorState::Complete, ""),
+            table("public.b", MirrorState::Building, ""),
+            table("public.c", MirrorState::Unsupported, "no key"),
+        ];
+        assert_eq!(
+            mirror(&tables),
+            "  mirror: 1 of 3 tables complete\n  mirror of public.b: building, see snapshot 7\n  mirror of public.c: \
+             unsupported: no key\n"
+        );
     }
 
     #[test]

@@ -40,4 +40,5 @@ pub use continuity::Discontinuity;
 pub use error::CaptureError;
 pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotRequests, SnapshotStatus, Started, TableStatus};
 pub use status::{CaptureStatus, State};
+pub use tidegate_postgres::snapshot::{SnapshotReadError, Unsupported};
 pub use undeliverable::{Place, Undeliverable};

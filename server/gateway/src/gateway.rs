@@ -25,6 +25,7 @@ use crate::{
     drain::Drain,
     health::HealthService,
     metrics::GatewayMetrics,
+    mirror_service::MirrorService,
     reflection::ReflectionService,
     service::ChangesService,
     share::ShareCache,
@@ -127,6 +128,7 @@ impl Gateway {
             .add_service(ChangesService::new(shared()))
             .add_service(CatalogServer::new(CatalogService::new(shared())).max_decoding_message_size(limit))
             .add_service(SnapshotService::server(shared()))
+            .add_service(MirrorService::server(shared()))
             .add_service(HealthServer::new(HealthService::new(shared())).max_decoding_message_size(limit))
             .add_service(ServerReflectionServer::new(reflection.clone()).max_decoding_message_size(limit))
             .add_service(ServerReflectionServerV1Alpha::new(reflection).max_decoding_message_size(limit));

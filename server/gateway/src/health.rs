@@ -20,7 +20,8 @@ const WATCH_INTERVAL: Duration = Duration::from_secs(1);
 /// What precedes a source's name.
 const SOURCE_PREFIX: &str = "tidegate.source.";
 /// The services that share the state of the whole.
-const SERVICES: [&str; 4] = ["", "tidegate.v1.Changes", "tidegate.v1.Catalog", "tidegate.v1.Snapshots"];
+const SERVICES: [&str; 5] =
+    ["", "tidegate.v1.Changes", "tidegate.v1.Catalog", "tidegate.v1.Snapshots", "tidegate.v1.Mirror"];
 
 /// The service.
 pub(crate) struct HealthService {

@@ -7,7 +7,7 @@
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
-//! capture ◀───▶ │ snapshots ─▶ opening, snapshot_service                              │
+//! capture ◀───▶ │ snapshots ─▶ opening, snapshot_service, mirror_service              │
 //!               └─────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
@@ -24,6 +24,7 @@ mod source;
 mod service;
 mod session;
 
+mod mirror_service;
 mod open_subscriptions;
 mod snapshot_service;
 mod snapshots;

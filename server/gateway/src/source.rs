@@ -8,7 +8,8 @@ use std::{
 };
 
 use tidegate_model::{Clock, Lsn, SourceName, TableName};
-use tidegate_store::Store;
+use tidegate_proto::v1;
+use tidegate_store::{MirrorReader, Store};
 use tokio::sync::watch;
 
 use crate::{
@@ -34,6 +35,8 @@ pub struct SourceHandle {
     pub tables: watch::Receiver<Arc<Vec<KnownTable>>>,
     /// Makes its snapshots.
     pub snapshots: Arc<dyn Snapshots>,
+    /// Its mirror, where it has one.
+    pub mirror: Option<MirrorReader>,
 }
 
 /// A table of the source's catalog.
@@ -86,6 +89,8 @@ pub struct SourceStatus {
     pub slot: String,
     /// The publication.
     pub publication: String,
+    /// The tables that are to be mirrored, by name.
+    pub mirror: Vec<v1::MirroredTable>,
 }
 
 impl SourceStatus {

@@ -410,9 +410,10 @@ async fn grpcurl_lists_describes_and_watches_with_column_names() {
         String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
     };
     let services = run(&[&address, "list"]).await;
-    for service in ["tidegate.v1.Changes", "tidegate.v1.Catalog", "tidegate.v1.Snapshots", "grpc.health.v1.Health"] {
-        assert!(services.contains(service), "{services}");
+    for service in ["Changes", "Catalog", "Snapshots", "Mirror"].map(|name| format!("tidegate.v1.{name}")) {
+        assert!(services.contains(&service), "{services}");
     }
+    assert!(services.contains("grpc.health.v1.Health"), "{services}");
     let described = run(&[&address, "describe", "tidegate.rows.shop.public.orders"]).await;
     assert!(described.contains("note"), "{described}");
     let request = r#"{"tables": {"names": ["orders"]}, "start": {"at": "EARLIEST"}}"#;

@@ -40,8 +40,8 @@ mod writer;
 
 pub use error::{ReadError, StoreError};
 pub use mirror::{
-    Budgets, Checksum, Held, IndexId, LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, MirrorRow,
-    MirroredTable, Scan,
+    Budgets, Checksum, Compared, Difference, DifferenceKind, Held, IndexId, LogFacts, Mirror, MirrorConfig,
+    MirrorError, MirrorReader, MirrorRow, MirroredTable, Scan, Stage, Verification,
 };
 pub use reader::Reader;
 pub use row_types::RowTypes;

@@ -36,6 +36,7 @@ mod row;
 mod snapshots;
 mod sweep;
 mod table;
+mod verify;
 
 use std::path::PathBuf;
 
@@ -48,6 +49,7 @@ pub use error::MirrorError;
 pub use fill::Held;
 pub use index::IndexId;
 pub use reader::{Checksum, MirrorReader, MirroredTable};
+pub use verify::{Compared, Difference, DifferenceKind, Stage, Verification};
 
 /// Which tables are mirrored, and where.
 #[derive(Clone, Debug)]

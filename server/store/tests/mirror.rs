@@ -11,7 +11,7 @@ use tidegate_model::{
 };
 use tidegate_proto::v1;
 use tidegate_schema::{ChangeParts, Extra, OldKind, push_change, set_ordinal, wire};
-use tidegate_store::{MirrorReader, StoreConfig};
+use tidegate_store::{Difference, DifferenceKind, MirrorReader, Stage, StoreConfig};
 
 mod support;
 
@@ -258,6 +258,36 @@ async fn an_index_is_built_while_nothing_happens() {
     let sum = mirror.checksum(OID, None, 1000).unwrap();
     let rest = mirror.checksum(OID, sum.last.as_deref(), 5000).unwrap();
     assert_eq!((sum.row_count, rest.row_count, rest.position), (1000, 2000, end));
+    running.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_snapshot_shows_what_differs_from_the_mirror_and_puts_it_right() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut script = script();
+    let (mut running, mirror) = begin(config(dir.path())).await;
+    assert!(mirror.verify(&orders()).is_err());
+    let end = script.snapshot(1, &[&row("a", Some("one")), &row("b", Some("two")), &row("c", Some("three"))]);
+    running.publish([script.take()]).await;
+    running.durable(end).await;
+    let verification = mirror.verify(&orders()).unwrap();
+    let mut snapshots = verification.snapshots();
+    for (number, expected) in [
+        (2, vec![(DifferenceKind::Different, "b"), (DifferenceKind::Missing, "d"), (DifferenceKind::Extra, "c")]),
+        (3, vec![]),
+    ] {
+        let rows = [row("a", Some("one")), row("b", Some("other")), row("d", Some("four"))];
+        let end = script.snapshot(number, &rows.each_ref().map(|row| &row[..]));
+        running.publish([script.take()]).await;
+        running.durable(end).await;
+        let done = snapshots.wait_for(|all| all.get(&number).is_some_and(|compared| compared.stage == Stage::Done));
+        let compared = done.await.unwrap()[&number].clone();
+        let expected: Vec<_> =
+            expected.iter().map(|(kind, id)| Difference { kind: *kind, key: row(id, None).into() }).collect();
+        assert_eq!((compared.row_count, compared.difference_count), (3, expected.len() as u64));
+        assert_eq!(compared.differences, expected);
+    }
+    drop(verification);
     running.close().await.unwrap();
 }
 

@@ -14,14 +14,11 @@ use tidegate_integration_tests::{Cluster, Database, Scratch, Server, ServerConfi
 use tidegate_model::Lsn;
 
 use crate::{
-    bare_reader,
+    bare_reader, load,
     outcome::{Outcome, Target},
 };
 
 const ROW_COUNT: u32 = 1_200_000;
-const TABLE: &str = "create table load (id bigint primary key, customer int, placed timestamptz, status text, \
-                     total numeric(12, 2), express boolean, reference uuid, note text)";
-
 /// What the backlog consists of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
@@ -76,7 +73,7 @@ pub(crate) async fn run(case: &'static str, shape: Shape) -> Result<Outcome> {
 /// Lets the server create its slot, copies it for the peers, stops the server, and writes the backlog.
 async fn prepare(cluster: &Cluster, shape: Shape) -> Result<Backlog> {
     let database = cluster.database("bench").await?;
-    database.execute(TABLE).await?;
+    database.execute(load::TABLE).await?;
     database.create_marker().await?;
     let mut server = Server::start(ServerConfig::of(database.url())).await?;
     server.terminate().await?;
@@ -89,7 +86,7 @@ async fn prepare(cluster: &Cluster, shape: Shape) -> Result<Backlog> {
         Shape::Small => ROW_COUNT,
     };
     eprintln!("writing {ROW_COUNT} rows, {small} of them in transactions of their own");
-    let row = "n, n % 1000, now(), 'open', n / 100.0, n % 2 = 0, md5(n::text)::uuid, 'note ' || n";
+    let row = load::ROW;
     database
         .execute(&format!(
             "do $$ begin for n in 1..{small} loop insert into load values ({}); commit; end loop; end $$",

@@ -14,8 +14,12 @@ mod bytes_codec;
 mod drain;
 mod fanout;
 mod latency;
+mod load;
 mod memory;
+mod mirror;
 mod outcome;
+mod restart;
+mod snapshot;
 
 use std::process::ExitCode;
 
@@ -23,7 +27,7 @@ use anyhow::{Result, bail};
 
 use outcome::Outcome;
 
-const CASES: [&str; 5] = ["drain", "drain-small", "latency", "memory", "fanout"];
+const CASES: [&str; 8] = ["drain", "drain-small", "latency", "memory", "fanout", "snapshot", "mirror", "restart"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -62,6 +66,9 @@ async fn measure(case: &'static str) -> Result<Outcome> {
         "latency" => Box::pin(latency::run()).await,
         "memory" => Box::pin(memory::run()).await,
         "fanout" => Box::pin(fanout::run()).await,
+        "snapshot" => Box::pin(snapshot::run()).await,
+        "mirror" => Box::pin(mirror::run()).await,
+        "restart" => Box::pin(restart::run()).await,
         other => bail!("no case {other}"),
     }
 }

@@ -94,6 +94,15 @@ pub(crate) const OPTIONS: &[Opt] = &[
          leave some out. YAML needs quotes around what begins with `*` or `!`.",
     ),
     opt(
+        "sources.<name>.mirror",
+        Kind::List,
+        Some(""),
+        "Tables of which the server keeps the current rows on its own disk, as names or patterns like those of `tables`; \
+         none by default. Their updates and deletes have whole old rows and complete values without `REPLICA IDENTITY \
+         FULL`. They need a key, and are read once, by a snapshot that starts by itself; `tidegate status` shows how far \
+         it is.",
+    ),
+    opt(
         "sources.<name>.slot",
         Kind::Text,
         Some("tidegate_<name>"),
@@ -130,6 +139,13 @@ pub(crate) const OPTIONS: &[Opt] = &[
         Kind::Size,
         Some("64MiB"),
         "Memory for the newest changes, from which all subscribers that keep up are served. The others read the disk.",
+    ),
+    opt(
+        "sources.<name>.memory.mirror",
+        Kind::Size,
+        Some("192MiB"),
+        "Memory for the mirror, where there is one: a third for what is not on the disk yet, the rest for what has been \
+         read from it.",
     ),
     opt(
         "sources.<name>.snapshots.readers",

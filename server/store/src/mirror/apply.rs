@@ -26,6 +26,7 @@ use super::{
     key,
     overlay::{Overlay, Staged},
     table::{self, Index, Pass, Table},
+    verify::Check,
 };
 use crate::RowTypes;
 
@@ -39,6 +40,8 @@ pub(crate) struct Shared {
     pub(crate) index_requests: RwLock<Vec<(u32, Vec<u32>)>>,
     pub(crate) index_requested: tokio::sync::Notify,
     pub(crate) tables: tidegate_model::TablePatterns,
+    /// Tables that are being compared with PostgreSQL.
+    pub(crate) checks: RwLock<Vec<Arc<Check>>>,
 }
 
 /// The changelog as a mirror finds it.
@@ -85,6 +88,8 @@ pub struct Mirror {
     /// An index that has just been made is built when this transaction is in the engine.
     pub(super) index_after: HashMap<u32, u64>,
     pub(super) joiner: Joiner,
+    /// The snapshot whose chunk is being taken; 0 within transactions.
+    pub(super) chunk: u32,
     /// Numbers the transaction that is being staged.
     pub(super) transaction: u64,
     /// Of the last transaction that was staged to its end.
@@ -116,6 +121,7 @@ impl Mirror {
     pub fn open(config: MirrorConfig, log: LogFacts, row_types: &RowTypes, reader: &MirrorReader) -> Result<Self> {
         // A mirror that is opened again must let go of the files first.
         reader.close();
+        reader.shared.fail_checks("the mirror was opened again meanwhile");
         remove_others(&config, log.epoch)?;
         let dir = config.dir.join(log.epoch.to_string());
         let engine = match Engine::open(&dir, config.budgets.cache) {
@@ -139,6 +145,8 @@ impl Mirror {
         let mut mirror = Self::around(engine, config, Arc::clone(&reader.shared))?;
         mirror.row_types = row_types.iter().map(|known| (known.proto().row_type, Known::new(known))).collect();
         mirror.follow_known(row_types)?;
+        // Whoever found none looks again.
+        mirror.shared.changed.send_modify(|version| *version += 1);
         Ok(mirror)
     }
 
@@ -185,6 +193,7 @@ impl Mirror {
             row_types: HashMap::new(),
             index_after: HashMap::new(),
             joiner: Joiner::default(),
+            chunk: 0,
             transaction: 1,
             ends: VecDeque::new(),
             spilled: None,

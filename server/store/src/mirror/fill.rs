@@ -101,7 +101,8 @@ impl Mirror {
             Kind::SnapshotBegin => self.take_snapshot_begin(output.block, entry)?,
             Kind::SnapshotEnd => self.take_snapshot_end(output.block, entry)?,
             Kind::SnapshotCursor => self.take_cursor(output.block, entry)?,
-            Kind::Begin | Kind::Commit | Kind::Progress => {}
+            Kind::Begin => self.chunk = if entry.is_of_snapshot() { entry.row_type } else { 0 },
+            Kind::Commit | Kind::Progress => {}
         }
         output.pass(at);
         Ok(())
@@ -155,7 +156,11 @@ impl Mirror {
         match change.op {
             Op::Read | Op::Insert => {
                 let key = table.row(&of(&change.row)?);
-                let held = if self.has_indexes(table.oid) { self.stored(&key)? } else { None };
+                let is_checked = change.op == Op::Read && self.is_checked(&table);
+                let held = if is_checked || self.has_indexes(table.oid) { self.stored(&key)? } else { None };
+                if is_checked {
+                    self.check_read(change, (&table, &row_type), held.as_ref())?;
+                }
                 self.put_row(&table, key, held.as_ref(), (change, change.row.clone(), Vec::new()))?;
                 Ok(None)
             }

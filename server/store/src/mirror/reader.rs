@@ -70,6 +70,7 @@ impl MirrorReader {
             index_requests: RwLock::default(),
             index_requested: tokio::sync::Notify::new(),
             tables,
+            checks: RwLock::default(),
         };
         MirrorReader { shared: Arc::new(shared) }
     }

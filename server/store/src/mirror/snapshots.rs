@@ -117,6 +117,7 @@ impl Mirror {
         for mut table in named {
             table.generation += 1;
             table.passes.insert(begin.snapshot, table.generation);
+            self.check_begins(begin.snapshot, &table);
             self.stage_table(table);
         }
         let entry = |name: String| PassTable { name, oid: 0, mixed: false };
@@ -157,6 +158,7 @@ impl Mirror {
             self.tables.values().filter(|table| table.passes.contains_key(&end.snapshot)).cloned().collect();
         for mut table in waiting {
             let generation = table.passes.remove(&end.snapshot).unwrap_or_default();
+            self.check_ends(end.snapshot, &table, whole(&table));
             if whole(&table) {
                 table.complete = true;
                 table.generation_min = table.generation_min.max(generation);

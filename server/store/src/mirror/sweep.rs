@@ -76,6 +76,8 @@ impl Mirror {
         let rows = table.rows();
         let after = Some(from).filter(|from| from.starts_with(&rows));
         let snapshot = self.engine.snapshot();
+        let is_checked = self.is_checked(table);
+        let mut stale = Vec::new();
         for (count, pair) in self.engine.range(&snapshot, &rows, after.map(|after| &after[..])).enumerate() {
             let (at, bytes) = pair.into_inner()?;
             let at = Bytes::from(at);
@@ -86,11 +88,16 @@ impl Mirror {
                     self.engine.put(batch, &key::entry((*number, table.life), &value, &at), &None);
                 }
                 self.engine.put(batch, &at, &None);
+                if is_checked {
+                    stale.push(stored);
+                }
             }
             if count == STEP_KEYS {
+                self.check_swept(table, &stale, false)?;
                 return Ok(Some(at));
             }
         }
+        self.check_swept(table, &stale, true)?;
         Ok(None)
     }
 }

@@ -1,0 +1,270 @@
+//! Has a snapshot made of each table that is to be mirrored and is not complete, and says how each is doing.
+//!
+//! ```text
+//! known tables + mirror ─▶ which need a snapshot ─▶ SnapshotRequests, a job a table ─▶ SourceStatus.mirror
+//! ```
+//!
+//! Invariant: a table that cannot be read is tried again less and less often, and never holds up another. It deliberately knows
+//! nothing of rows: when a table is complete, the mirror says.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use tidegate_capture::{SnapshotError, SnapshotReadError, SnapshotRequests, Unsupported};
+use tidegate_control::JobState;
+use tidegate_gateway::{KnownTable, SourceStatus};
+use tidegate_model::{Retry, SourceName, TableName, TablePatterns};
+use tidegate_proto::v1::{MirroredTable as TableStatus, mirrored_table::State};
+use tidegate_store::{MirrorReader, MirroredTable};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Snapshots that run at the same time, so that a source of many tables is not asked for all of them at once.
+const JOBS_MAX: usize = 4;
+/// After what may come right by itself; doubled with each failure in a row.
+const RETRY: Duration = Duration::from_secs(2);
+/// After a refusal that someone has to mend.
+const REFUSED_RETRY: Duration = Duration::from_secs(60);
+const RETRY_MAX: Duration = Duration::from_secs(3600);
+
+/// Keeps the mirror of a source complete.
+pub(crate) struct MirrorKeeper {
+    pub(crate) source: SourceName,
+    pub(crate) patterns: TablePatterns,
+    pub(crate) mirror: MirrorReader,
+    /// The source's tables; none before they are known.
+    pub(crate) tables: watch::Receiver<Arc<Vec<KnownTable>>>,
+    /// None before there is a capture.
+    pub(crate) requests: watch::Receiver<Option<SnapshotRequests>>,
+    pub(crate) status: watch::Sender<SourceStatus>,
+}
+
+/// What has come of a table's snapshot.
+enum Ended {
+    Done,
+    Cancelled,
+    Failed(String),
+    Refused { error: SnapshotError },
+}
+
+/// A table that was tried in vain.
+struct Failure {
+    detail: String,
+    state: State,
+    /// In a row.
+    count: u32,
+    retry_at: Instant,
+}
+
+/// What the keeper knows beyond the mirror.
+#[derive(Default)]
+struct Attempts {
+    jobs: JoinSet<(TableName, Ended)>,
+    running: Vec<TableName>,
+    failures: BTreeMap<TableName, Failure>,
+}
+
+impl MirrorKeeper {
+    /// Works until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut attempts = Attempts::default();
+        let mut changed = self.mirror.changed();
+        loop {
+            changed.mark_unchanged();
+            let known = Arc::clone(&self.tables.borrow_and_update());
+            let requests = self.requests.borrow_and_update().clone();
+            let wake = self.look(&known, requests.as_ref(), &mut attempts).await;
+            tokio::select! {
+                () = stop.cancelled() => return,
+                Some(ended) = attempts.jobs.join_next() => match ended {
+                    Ok((table, ended)) => self.ended(table, ended, &mut attempts),
+                    Err(error) => std::panic::resume_unwind(error.into_panic()),
+                },
+                // The mirror outlives its keeper, and so do the others but for the end of everything.
+                Ok(()) = changed.changed() => {}
+                Ok(()) = self.tables.changed() => {}
+                Ok(()) = self.requests.changed() => {}
+                () = async { sleep_until(wake.expect("only polled with a time")).await }, if wake.is_some() => {}
+                () = std::future::pending() => {}
+            }
+        }
+    }
+
+    /// Starts what can be started, and shows where everything stands. Returns when to look again though nothing has happened.
+    async fn look(
+        &self,
+        known: &Arc<Vec<KnownTable>>,
+        requests: Option<&SnapshotRequests>,
+        attempts: &mut Attempts,
+    ) -> Option<Instant> {
+        let followed: Vec<TableName> =
+            known.iter().map(|table| table.name.clone()).filter(|name| self.patterns.matches(name)).collect();
+        let (mirror, names) = (self.mirror.clone(), followed.clone());
+        let read = tokio::task::spawn_blocking(move || {
+            let needed = mirror.needs_snapshot(&names)?;
+            Ok::<_, tidegate_store::MirrorError>((mirror.tables()?, needed))
+        });
+        let (mirrored, needed) = match read.await {
+            Ok(Ok(read)) => read,
+            // There is none yet, or it is being opened again; whoever writes to it says why.
+            Ok(Err(_)) => return Some(Instant::now() + RETRY),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        attempts.failures.retain(|name, failure| {
+            let of = mirrored.iter().find(|table| table.name == *name);
+            // It has been given a key, or somebody else's snapshot has completed it.
+            !of.is_some_and(|table| table.complete || (failure.state == State::Unsupported && !table.keyless))
+        });
+        let now = Instant::now();
+        for name in &needed {
+            let waits = attempts.failures.get(name).is_some_and(|failure| failure.retry_at > now);
+            if let Some(requests) = requests
+                && !waits
+                && attempts.jobs.len() < JOBS_MAX
+                && !attempts.running.contains(name)
+            {
+                attempts.running.push(name.clone());
+                attempts.jobs.spawn(snapshot(requests.clone(), name.clone()));
+            }
+        }
+        let mut statuses: Vec<TableStatus> =
+            followed.iter().filter_map(|name| self.table_status(name, &mirrored, attempts)).collect();
+        if !known.is_empty() {
+            statuses.extend(
+                self.patterns.exact_names().filter(|name| !followed.contains(name)).map(|name| not_captured(&name)),
+            );
+        }
+        self.show(statuses);
+        attempts.failures.values().map(|failure| failure.retry_at).filter(|at| *at > now).min()
+    }
+
+    /// None for a partition or a root whose rows are mirrored as another table's, unless it was named.
+    fn table_status(&self, name: &TableName, mirrored: &[MirroredTable], attempts: &Attempts) -> Option<TableStatus> {
+        let of = mirrored.iter().find(|table| table.name == *name);
+        let failure = attempts.failures.get(name);
+        let (state, detail) = match (of, failure) {
+            (Some(table), _) if table.complete => (State::Complete, String::new()),
+            (Some(table), _) if table.keyless => (State::Unsupported, SnapshotError::Keyless(name.clone()).to_string()),
+            (Some(table), _) if !table.snapshots.is_empty() => (State::Building, String::new()),
+            (_, Some(failure)) if failure.detail.is_empty() => return None,
+            (_, Some(failure)) => (failure.state, failure.detail.clone()),
+            (_, None) if attempts.running.contains(name) => (State::Waiting, "its snapshot begins".to_owned()),
+            (_, None) => (State::Waiting, "it waits for its snapshot".to_owned()),
+        };
+        let snapshot = of.and_then(|table| table.snapshots.first()).copied().unwrap_or(0);
+        Some(TableStatus { table: name.to_string(), state: state as i32, detail, snapshot })
+    }
+
+    fn ended(&self, table: TableName, ended: Ended, attempts: &mut Attempts) {
+        attempts.running.retain(|name| *name != table);
+        let count = attempts.failures.get(&table).map_or(0, |failure| failure.count) + 1;
+        let (state, detail, first) = match ended {
+            // The mirror completes it when it has taken the last of it. A table that then is not complete has changed meanwhile.
+            Ended::Done => (State::Waiting, "its snapshot has ended, and is being taken in".to_owned(), RETRY),
+            Ended::Cancelled => (State::Failed, "its snapshot was cancelled".to_owned(), REFUSED_RETRY),
+            Ended::Failed(detail) => (State::Failed, detail, REFUSED_RETRY),
+            Ended::Refused { error } => self.refusal(&table, &error),
+        };
+        let pause = first.saturating_mul(1 << (count - 1).min(12)).min(RETRY_MAX);
+        let known = attempts.failures.get(&table).is_some_and(|failure| failure.detail == detail);
+        if !known && !detail.is_empty() && state != State::Waiting {
+            let source = &self.source;
+            if self.is_named(&table) {
+                tracing::error!(%source, %table, detail, "a table that `mirror` names is not mirrored");
+            } else {
+                tracing::warn!(%source, %table, detail, "a table is not mirrored");
+            }
+        }
+        attempts.failures.insert(table, Failure { detail, state, count, retry_at: Instant::now() + pause });
+    }
+
+    fn refusal(&self, table: &TableName, error: &SnapshotError) -> (State, String, Duration) {
+        let elsewhere = matches!(
+            error,
+            SnapshotError::Read(SnapshotReadError::Unsupported {
+                reason: Unsupported::ThroughRoot { .. } | Unsupported::ByPartitions { .. },
+                ..
+            })
+        );
+        if elsewhere && !self.is_named(table) {
+            return (State::Unsupported, String::new(), REFUSED_RETRY);
+        }
+        let state = match error {
+            SnapshotError::Keyless(_) | SnapshotError::Read(SnapshotReadError::Unsupported { .. }) => {
+                State::Unsupported
+            }
+            SnapshotError::Read(_)
+            | SnapshotError::Connect(_)
+            | SnapshotError::Capture(_)
+            | SnapshotError::Control(_)
+            | SnapshotError::NoTable
+            | SnapshotError::NotFollowed(_)
+            | SnapshotError::Key(_)
+            | SnapshotError::Failed(_)
+            | SnapshotError::Unknown(_)
+            | SnapshotError::NotConnected => State::Failed,
+        };
+        match error.retry() {
+            Retry::After(pause) => (State::Waiting, error.to_string(), pause.max(RETRY)),
+            Retry::Never | Retry::Reset => (state, error.to_string(), REFUSED_RETRY),
+        }
+    }
+
+    fn is_named(&self, table: &TableName) -> bool {
+        self.patterns.exact_names().any(|name| name == *table)
+    }
+
+    fn show(&self, mut statuses: Vec<TableStatus>) {
+        statuses.sort_unstable_by(|a, b| a.table.cmp(&b.table));
+        self.status.send_if_modified(|status| {
+            let differs = status.mirror != statuses;
+            if differs {
+                for new in statuses.iter().filter(|new| new.state() == State::Complete) {
+                    if !status.mirror.iter().any(|old| old.table == new.table && old.state() == State::Complete) {
+                        tracing::info!(source = %self.source, table = new.table, "the mirror of a table is complete");
+                    }
+                }
+                status.mirror = statuses;
+            }
+            differs
+        });
+    }
+}
+
+fn not_captured(name: &TableName) -> TableStatus {
+    TableStatus {
+        table: name.to_string(),
+        state: State::Unsupported as i32,
+        detail: "there is no such table, or `tables` leaves it out; correct the source's `mirror` or `tables`"
+            .to_owned(),
+        snapshot: 0,
+    }
+}
+
+/// Runs a snapshot of the table to its end.
+async fn snapshot(requests: SnapshotRequests, table: TableName) -> (TableName, Ended) {
+    let mut statuses = requests.statuses();
+    let started = match requests.start(vec![table.clone()]).await {
+        Ok(started) => started,
+        Err(error) => return (table, Ended::Refused { error }),
+    };
+    let ended = statuses.wait_for(|all| {
+        let job = all.iter().find(|status| status.snapshot == started.snapshot);
+        job.is_none_or(|status| status.state.has_ended())
+    });
+    let ended = match ended.await {
+        Ok(all) => match all.iter().find(|status| status.snapshot == started.snapshot) {
+            Some(status) => match status.state {
+                JobState::Cancelled => Ended::Cancelled,
+                JobState::Failed => Ended::Failed(status.detail.clone()),
+                JobState::Done | JobState::Running | JobState::Paused => Ended::Done,
+            },
+            None => Ended::Done,
+        },
+        Err(_) => Ended::Refused { error: SnapshotError::NotConnected },
+    };
+    (table, ended)
+}

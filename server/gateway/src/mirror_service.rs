@@ -1,0 +1,187 @@
+//! `tidegate.v1.Mirror`: is a table's mirror what PostgreSQL has?
+//!
+//! It deliberately compares nothing itself: the store does, while a snapshot of the table passes by.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{Stream, StreamExt as _, stream};
+use tidegate_model::TableName;
+use tidegate_proto::v1::{
+    self,
+    mirror_difference::Kind,
+    mirror_server::{Mirror, MirrorServer},
+    snapshot_status::State,
+};
+use tidegate_store::{Compared, Difference, DifferenceKind, MirrorReader, Stage, Verification};
+use tokio::time::{Instant, sleep_until};
+use tonic::{Request, Response, Status};
+
+use crate::{gateway::Shared, snapshots::SnapshotError, source::Source, status::GatewayError};
+
+/// Between two messages, unless it is the last.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Until a table whose snapshot runs is asked for again.
+const RUNNING_RETRY: Duration = Duration::from_secs(5);
+
+/// The service.
+pub(crate) struct MirrorService {
+    shared: Arc<Shared>,
+}
+
+/// A comparison that is being told.
+struct Verifying {
+    source: Arc<Source>,
+    verification: Verification,
+    snapshot: u32,
+    /// The row message's name, for its keys.
+    type_url: String,
+    /// Differences that have been told.
+    told: usize,
+    next_at: Instant,
+    is_done: bool,
+}
+
+impl MirrorService {
+    pub(crate) fn server(shared: Arc<Shared>) -> MirrorServer<Self> {
+        let limit = shared.config.request_bytes_max;
+        MirrorServer::new(MirrorService { shared }).max_decoding_message_size(limit)
+    }
+
+    async fn open(&self, request: v1::VerifyMirrorRequest) -> Result<Verifying, GatewayError> {
+        let source = self.shared.sources.get(&request.source)?;
+        let table: TableName = request.table.parse()?;
+        let refused = |detail: String| GatewayError::Snapshot(SnapshotError::Refused { detail });
+        let no_mirror = || refused(format!("table {table} has no mirror; name it in the source's `mirror`"));
+        let mirror = source.handle.mirror.clone().ok_or_else(no_mirror)?;
+        let row_types = source.handle.store.row_types();
+        let row_type = row_types.newest(&table).ok_or_else(no_mirror)?;
+        let type_url = format!("type.googleapis.com/{}", row_type.proto().message);
+        // One that runs has read rows already, which nobody has compared.
+        let running = source.handle.snapshots.statuses().next().await.unwrap_or_default();
+        if let Some(running) = running.iter().find(|status| reads(status, &table)) {
+            let detail = format!("snapshot {} of table {table} is running; verify it after that", running.snapshot);
+            return Err(SnapshotError::Later { detail, retry_in: RUNNING_RETRY }.into());
+        }
+        let verification = verification(mirror, table.clone()).await.map_err(|error| refused(error.to_string()))?;
+        let started = source.handle.snapshots.start(vec![table]).await?;
+        let (snapshot, next_at) = (started.snapshot, Instant::now() + INTERVAL);
+        Ok(Verifying { source, verification, snapshot, type_url, told: 0, next_at, is_done: false })
+    }
+}
+
+/// The listing of tables reads the disk.
+async fn verification(mirror: MirrorReader, table: TableName) -> Result<Verification, tidegate_store::MirrorError> {
+    match tokio::task::spawn_blocking(move || mirror.verify(&table)).await {
+        Ok(verification) => verification,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+fn reads(status: &v1::SnapshotStatus, table: &TableName) -> bool {
+    let has_ended = matches!(status.state(), State::Done | State::Cancelled | State::Failed);
+    !has_ended && status.tables.iter().any(|read| read.table == table.to_string())
+}
+
+impl Verifying {
+    /// The next message; None behind the last.
+    async fn next(&mut self) -> Option<Result<v1::VerifyMirrorResponse, GatewayError>> {
+        if self.is_done {
+            return None;
+        }
+        let mut snapshots = self.verification.snapshots();
+        loop {
+            let stage = snapshots.borrow_and_update().get(&self.snapshot).map(|compared| compared.stage);
+            let is_due = Instant::now() >= self.next_at;
+            match stage {
+                Some(Stage::Done) => {
+                    self.is_done = true;
+                    return Some(Ok(self.response()));
+                }
+                Some(Stage::Failed(reason)) => return Some(Err(self.failed(reason))),
+                Some(Stage::Reading | Stage::Sweeping) if is_due => return Some(Ok(self.response())),
+                None if is_due && self.has_ended().await && !self.has_begun() => {
+                    return Some(Err(self.failed("its snapshot had begun before")));
+                }
+                None if is_due => self.next_at = Instant::now() + INTERVAL,
+                Some(Stage::Reading | Stage::Sweeping) | None => {}
+            }
+            // It changes with every row; what is told is told once a second.
+            let until_done = snapshots.wait_for(|snapshots| {
+                let stage = snapshots.get(&self.snapshot).map(|compared| compared.stage);
+                matches!(stage, Some(Stage::Done | Stage::Failed(_)))
+            });
+            tokio::select! {
+                // The sender lives as long as the verification.
+                _ended = until_done => {}
+                () = sleep_until(self.next_at) => {}
+            }
+        }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.verification.snapshots().borrow().contains_key(&self.snapshot)
+    }
+
+    async fn has_ended(&self) -> bool {
+        let statuses = self.source.handle.snapshots.statuses().next().await.unwrap_or_default();
+        let status = statuses.iter().find(|status| status.snapshot == self.snapshot);
+        status.is_none_or(|status| matches!(status.state(), State::Done | State::Cancelled | State::Failed))
+    }
+
+    fn failed(&mut self, reason: &str) -> GatewayError {
+        self.is_done = true;
+        let detail =
+            format!("the mirror could not be compared by snapshot {}: {reason}; verify it again", self.snapshot);
+        SnapshotError::Later { detail, retry_in: RUNNING_RETRY }.into()
+    }
+
+    fn response(&mut self) -> v1::VerifyMirrorResponse {
+        self.next_at = Instant::now() + INTERVAL;
+        let snapshots = self.verification.snapshots();
+        let snapshots = snapshots.borrow();
+        let Some(compared) = snapshots.get(&self.snapshot) else { return v1::VerifyMirrorResponse::default() };
+        let Compared { row_count, incomplete_count, difference_count, differences, .. } = compared;
+        let response = v1::VerifyMirrorResponse {
+            snapshot: self.snapshot,
+            rows_compared: *row_count,
+            rows_incomplete: *incomplete_count,
+            rows_different: *difference_count,
+            differences: differences[self.told..].iter().map(|found| difference(found, &self.type_url)).collect(),
+            done: self.is_done,
+        };
+        self.told = differences.len();
+        response
+    }
+}
+
+fn difference(Difference { kind, key }: &Difference, type_url: &str) -> v1::MirrorDifference {
+    let kind = match kind {
+        DifferenceKind::Missing => Kind::Missing,
+        DifferenceKind::Different => Kind::Different,
+        DifferenceKind::Extra => Kind::Extra,
+    };
+    let key = prost_types::Any { type_url: type_url.to_owned(), value: key.to_vec() };
+    v1::MirrorDifference { kind: kind as i32, key: Some(key) }
+}
+
+#[tonic::async_trait]
+impl Mirror for MirrorService {
+    type VerifyStream = Pin<Box<dyn Stream<Item = Result<v1::VerifyMirrorResponse, Status>> + Send>>;
+
+    async fn verify(&self, request: Request<v1::VerifyMirrorRequest>) -> Result<Response<Self::VerifyStream>, Status> {
+        let failed = |shared: &Shared, error: &GatewayError| {
+            shared.metrics.error(error.reason());
+            error.to_tonic()
+        };
+        let verifying = self.open(request.into_inner()).await.map_err(|error| failed(&self.shared, &error))?;
+        let (shared, drain) = (Arc::clone(&self.shared), self.shared.drain.clone());
+        let responses = stream::unfold(verifying, move |mut verifying| {
+            let shared = Arc::clone(&shared);
+            async move {
+                let response = verifying.next().await?;
+                Some((response.map_err(|error| failed(&shared, &error)), verifying))
+            }
+        });
+        Ok(Response::new(responses.take_until(async move { drain.wait().await }).boxed()))
+    }
+}
