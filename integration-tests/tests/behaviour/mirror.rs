@@ -373,8 +373,7 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("mirror: [account]".to_owned());
     let mut server = Server::start(config).await?;
-    let complete =
-        |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
+    let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
     server.until("shop", "a complete mirror", complete).await?;
     let (code, text) = verify(&server, "account").await?;
     ensure!(code == Some(0) && text.contains("500 rows compared") && text.contains("no difference"), "{text}");

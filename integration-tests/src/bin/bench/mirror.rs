@@ -40,8 +40,7 @@ async fn drain(cluster: &Cluster, name: &str, row_count: u64, is_mirrored: bool)
     }
     let mut server = Server::start(config).await?;
     if is_mirrored {
-        let complete =
-            |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
+        let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
         server.until("shop", "a complete mirror", complete).await?;
     }
     let head = server.status().await?.head_position;

@@ -68,8 +68,7 @@ async fn grow(dir: &Path, byte_count: u64) -> Result<Position> {
     let (store, writer) = Store::open(StoreConfig::new(dir), Arc::new(SystemClock)).await?;
     let recovered = store.recovered().context("an epoch")?;
     let template = transaction(&store, recovered.durable).await?;
-    let start =
-        Durable { position: recovered.durable, epoch: Some(recovered.epoch.epoch), disk_full: false };
+    let start = Durable { position: recovered.durable, epoch: Some(recovered.epoch.epoch), disk_full: false };
     let (mut publisher, subscriber) = local::channel(8 << 20, start);
     let mut writing = JoinSet::new();
     writing.spawn(writer.run(subscriber, CancellationToken::new()));

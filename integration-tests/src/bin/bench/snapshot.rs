@@ -36,7 +36,8 @@ pub(crate) async fn run() -> Result<Outcome> {
     outcome.figure("rows_per_s", rate(plain), None);
     outcome.figure("mirrored_rows_per_s", rate(mirrored), None);
     outcome.figure("copy_rows_per_s", rate(copy), None);
-    outcome.note("The subscriber is the Rust client library, counting rows. The peer counts lines, and decodes nothing.");
+    outcome
+        .note("The subscriber is the Rust client library, counting rows. The peer counts lines, and decodes nothing.");
     Ok(outcome)
 }
 

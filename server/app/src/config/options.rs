@@ -97,8 +97,8 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "sources.<name>.mirror",
         Kind::List,
         Some(""),
-        "Tables of which the server keeps the current rows on its own disk, as names or patterns like those of `tables`; \
-         none by default. Their updates and deletes have whole old rows and complete values without `REPLICA IDENTITY \
+        "Tables of which the server keeps the current rows on its own disk, as names or patterns like those of `tables`. \
+         Their updates and deletes have whole old rows and complete values without `REPLICA IDENTITY \
          FULL`. They need a key, and are read once, by a snapshot that starts by itself; `tidegate status` shows how far \
          it is.",
     ),

@@ -61,7 +61,11 @@ pub(crate) fn markdown() -> String {
 
 fn write_option(text: &mut String, heading: &str, option: &Opt) {
     let Opt { path, kind, default, about } = option;
-    let default = default.map_or_else(String::new, |value| format!(", default `{value}`"));
+    let default = match default {
+        None => String::new(),
+        Some("") => ", none by default".to_owned(),
+        Some(value) => format!(", default `{value}`"),
+    };
     let words = |words: &[&str]| words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(" or ");
     let kind = match kind {
         Kind::Choice(choices) => words(choices),
