@@ -53,7 +53,7 @@ pub enum Row {
 }
 
 /// A column's value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
     /// NULL.
     Null,
