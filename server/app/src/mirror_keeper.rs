@@ -207,9 +207,21 @@ impl MirrorKeeper {
             | SnapshotError::Unknown(_)
             | SnapshotError::NotConnected => State::Failed,
         };
+        // Its key is looked at only when it is published.
+        let is_left_out = matches!(
+            error,
+            SnapshotError::Read(SnapshotReadError::Unsupported { reason: Unsupported::NotPublished { .. }, .. })
+        );
+        let hint = match is_left_out {
+            true => {
+                "; a table without a primary key or replica identity has no mirror, and is left out of a publication that \
+                     Tidegate makes: give it one, and add it"
+            }
+            false => "",
+        };
         match error.retry() {
             Retry::After(pause) => (State::Waiting, error.to_string(), pause.max(RETRY)),
-            Retry::Never | Retry::Reset => (state, error.to_string(), REFUSED_RETRY),
+            Retry::Never | Retry::Reset => (state, format!("{error}{hint}"), REFUSED_RETRY),
         }
     }
 

@@ -32,6 +32,8 @@ pub(crate) struct MirrorService {
 struct Verifying {
     source: Arc<Source>,
     verification: Verification,
+    table: TableName,
+    /// 0 before it has begun, which may take as long as transactions that write the table do.
     snapshot: u32,
     /// The row message's name, for its keys.
     type_url: String,
@@ -63,9 +65,8 @@ impl MirrorService {
             return Err(SnapshotError::Later { detail, retry_in: RUNNING_RETRY }.into());
         }
         let verification = verification(mirror, table.clone()).await.map_err(|error| refused(error.to_string()))?;
-        let started = source.handle.snapshots.start(vec![table]).await?;
-        let (snapshot, next_at) = (started.snapshot, Instant::now() + INTERVAL);
-        Ok(Verifying { source, verification, snapshot, type_url, told: 0, next_at, is_done: false })
+        let next_at = Instant::now() + INTERVAL;
+        Ok(Verifying { source, verification, table, snapshot: 0, type_url, told: 0, next_at, is_done: false })
     }
 }
 
@@ -87,6 +88,15 @@ impl Verifying {
     async fn next(&mut self) -> Option<Result<v1::VerifyMirrorResponse, GatewayError>> {
         if self.is_done {
             return None;
+        }
+        if self.snapshot == 0 {
+            match self.source.handle.snapshots.start(vec![self.table.clone()]).await {
+                Ok(started) => self.snapshot = started.snapshot,
+                Err(error) => {
+                    self.is_done = true;
+                    return Some(Err(error.into()));
+                }
+            }
         }
         let mut snapshots = self.verification.snapshots();
         loop {
