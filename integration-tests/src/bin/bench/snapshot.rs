@@ -21,7 +21,8 @@ pub(crate) async fn run() -> Result<Outcome> {
     let cluster = Cluster::start(&[("synchronous_commit", "off"), ("max_wal_size", "8GB")]).await?;
     let database = cluster.database("bench").await?;
     load::create(&database, row_count).await?;
-    database.execute("vacuum analyze load; checkpoint").await?;
+    database.execute("vacuum analyze load").await?;
+    database.execute("checkpoint").await?;
     eprintln!("warm-up {:?}", copy(&database, row_count).await?);
     let before = copy(&database, row_count).await?;
     let plain = tidegate(&database, row_count, &[]).await?;
