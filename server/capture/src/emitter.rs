@@ -9,7 +9,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MAX_BLOCK_BYTES, MESSAGE_ORDINAL, Op, Position};
 use tidegate_proto::v1;
-use tidegate_schema::{ChangeParts, push_change, set_ordinal};
+use tidegate_schema::{BeginParts, ChangeParts, push_begin, push_change, push_commit, set_ordinal};
 
 use crate::{
     CaptureError,
@@ -74,7 +74,7 @@ impl Emitter {
         let Some(mut part) = ended.parts.next().map_err(CaptureError::SpoolRead)? else {
             if ended.begun {
                 let position = Position::new(ended.commit_end_lsn, ended.ordinal);
-                self.push_commit(position);
+                push_commit(position, 0, &mut self.builder);
             }
             return Ok(false);
         };
@@ -110,8 +110,7 @@ impl Emitter {
 
     /// Writes a message that stands outside of transactions.
     pub(crate) fn emit_message(&mut self, position: Position, change: &ChangeParts<'_>) {
-        let begin = v1::Begin { position: position.to_string(), ..v1::Begin::default() };
-        self.push_mark(Kind::Begin, position, &begin.encode_to_vec());
+        push_begin(&BeginParts { position, ..BeginParts::default() }, &mut self.builder);
         let first = self.builder.entries.len();
         push_change(change, position.lsn, &mut self.builder);
         for at in first..self.builder.entries.len() {
@@ -119,12 +118,12 @@ impl Emitter {
             entry.ordinal = MESSAGE_ORDINAL;
             set_ordinal(&mut self.builder.payload, entry, MESSAGE_ORDINAL);
         }
-        self.push_commit(position);
+        push_commit(position, 0, &mut self.builder);
     }
 
     /// States that nothing else happened up to `lsn`.
     pub(crate) fn emit_progress(&mut self, lsn: Lsn) {
-        self.push_mark(Kind::Progress, Position::new(lsn, 0), &[]);
+        self.builder.push(mark(Kind::Progress, Position::new(lsn, 0)), &[]);
     }
 
     /// The block so far, when it is worth sending.
@@ -154,24 +153,14 @@ impl Emitter {
 
     fn push_begin(&mut self, ended: &mut Ended) {
         ended.begun = true;
-        let position = Position::new(ended.commit_end_lsn, 0);
-        let begin = v1::Begin {
-            position: position.to_string(),
-            commit_time: Some(timestamp(ended.commit_time_us)),
+        let begin = BeginParts {
+            position: Position::new(ended.commit_end_lsn, 0),
+            commit_time_us: Some(ended.commit_time_us),
             xid: ended.xid,
-            origin: ended.origin.clone(),
+            origin: &ended.origin,
             snapshot: 0,
         };
-        self.push_mark(Kind::Begin, position, &begin.encode_to_vec());
-    }
-
-    fn push_commit(&mut self, position: Position) {
-        let commit = v1::Commit { position: position.to_string() };
-        self.push_mark(Kind::Commit, position, &commit.encode_to_vec());
-    }
-
-    fn push_mark(&mut self, kind: Kind, position: Position, payload: &[u8]) {
-        self.builder.push(mark(kind, position), payload);
+        push_begin(&begin, &mut self.builder);
     }
 }
 
@@ -187,14 +176,12 @@ impl Emitter {
                 self.announce(row_type, position);
             }
         }
-        let begin = v1::Begin { position: position.to_string(), snapshot, ..v1::Begin::default() };
-        self.push_snapshot_mark(Kind::Begin, position, snapshot, &begin.encode_to_vec());
+        push_begin(&BeginParts { position, snapshot, ..BeginParts::default() }, &mut self.builder);
         for part in parts {
             self.push_rows(position, part);
         }
         self.push_snapshot_mark(Kind::SnapshotCursor, position, snapshot, cursor);
-        let commit = v1::Commit { position: position.to_string() };
-        self.push_snapshot_mark(Kind::Commit, position, snapshot, &commit.encode_to_vec());
+        push_commit(position, snapshot, &mut self.builder);
     }
 
     /// A snapshot begins.
@@ -242,17 +229,11 @@ fn mark(kind: Kind, position: Position) -> Entry {
     }
 }
 
-fn timestamp(us: i64) -> prost_types::Timestamp {
-    prost_types::Timestamp {
-        seconds: us.div_euclid(1_000_000),
-        nanos: i32::try_from(us.rem_euclid(1_000_000) * 1_000).expect("less than a second"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidegate_schema::{Extra, OldKind};
+    use tidegate_proto::v1::event::What;
+    use tidegate_schema::{Extra, OldKind, event_body};
 
     const SNAPSHOT: u32 = 3;
 
@@ -289,18 +270,20 @@ mod tests {
         let marks = |kind| block.entries().iter().find(|entry| entry.kind == kind).copied().expect("it is there");
         assert!([Kind::Begin, Kind::SnapshotCursor, Kind::Commit].iter().all(|kind| marks(*kind).row_type == SNAPSHOT));
         assert_eq!(&block.slice(&marks(Kind::SnapshotCursor))[..], b"cursor");
-        let begin = v1::Begin::decode(block.slice(&marks(Kind::Begin))).expect("a Begin");
+        let begin = block.slice(&marks(Kind::Begin));
+        let begin = v1::Begin::decode(event_body(&begin).expect("an event")).expect("a Begin");
         assert_eq!((begin.snapshot, begin.xid, begin.position), (SNAPSHOT, 0, position.to_string()));
-        // Neighbouring changes are a valid batch as they stand.
-        let run = &block.payload()[block.entries()[2].start as usize..block.entries()[5].end as usize];
-        let batch = v1::ChangeBatch::decode(run).expect("a ChangeBatch");
-        assert!(
-            batch
-                .changes
-                .iter()
-                .all(|change| change.ordinal == position.ordinal && change.op() == v1::change::Op::Read)
-        );
-        assert_eq!(batch.changes.iter().map(|change| change.row.len()).sum::<usize>(), 600_014);
+        // Neighbours are a valid batch as they stand.
+        let run = &block.payload()[block.entries()[1].start as usize..block.entries()[5].end as usize];
+        let mut events = v1::ChangeBatch::decode(run).expect("a ChangeBatch").events.into_iter();
+        assert!(matches!(events.next().and_then(|event| event.what), Some(What::Begin(_))));
+        let mut row_bytes = 0;
+        for event in events {
+            let Some(What::Change(change)) = event.what else { panic!("a change") };
+            assert!(change.ordinal == position.ordinal && change.op() == v1::change::Op::Read);
+            row_bytes += change.row.len();
+        }
+        assert_eq!(row_bytes, 600_014);
     }
 
     #[test]

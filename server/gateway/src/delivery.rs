@@ -1,17 +1,18 @@
 //! What of a block a subscription receives, and in which messages: the pure core of every session.
 //!
 //! ```text
-//! block     | RowType | Begin | Change 7 | Change 7 | Change 9 | Change 7 | Commit | Begin | Change 9 | Commit |
-//! filtered  |           Begin | Changes:  7, 7      |          | Changes: 7 | Commit |       nothing matches    |
+//! block     | RowType | Begin | Change 7 | Change 7 | Commit | Begin | Change 9 | Commit | Begin | Change 7 | Commit |
+//! filtered  | Changes:  Begin   7          7          Commit |    nothing matches        | Changes: Begin 7   Commit |
 //! ```
 //!
 //! [`filter`] is a function of plan, block and carry, so that all subscriptions with the plan share its result. A
-//! [`Delivery`] is one subscription's way through filtered blocks: where it started, what it was told, and its credit.
+//! [`Delivery`] is one subscription's way through filtered blocks: what it was told, and its credit.
 //!
 //! Of chunks and snapshots' marks, a plan has those of its own snapshot; the others pass like transactions without a match.
 //!
-//! Invariants: runs of whole changes are slices of the block; marks are sent only for transactions in which something
-//! matched; changes are sent only while credit is positive, so that it is overdrawn by at most one message.
+//! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block;
+//! Begin and Commit are sent only of transactions in which something matched; messages of changes are sent only while credit
+//! is positive, so that it is overdrawn by at most one.
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
@@ -19,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use tidegate_model::{Block, Entry, Kind, Position};
 use tidegate_proto::v1;
+use tidegate_schema::event_body;
 
 use crate::{
     frame::{Addressee, Event, Outbox},
@@ -29,7 +31,7 @@ use crate::{
     time::microseconds,
 };
 
-/// A run of changes is cut before it exceeds this, so that subscriptions of a session take turns. One change may be larger.
+/// A run is cut before it exceeds this, so that subscriptions of a session take turns. One change may be larger.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
 
 /// What plan and block yield.
@@ -40,9 +42,9 @@ pub(crate) struct Filtered {
     uses: Vec<(u32, u32, Bytes)>,
     /// The block's payload.
     payload: Bytes,
-    /// Changes with some of their columns.
+    /// Changes with some of their columns, and the marks around them.
     projected: Bytes,
-    /// Changes that go on in the next block.
+    /// What goes on in the next block.
     carry: Carry,
     /// All up to here is complete; None where the block completes nothing.
     complete: Option<Position>,
@@ -50,17 +52,10 @@ pub(crate) struct Filtered {
     commit_time_us: Option<i64>,
 }
 
-impl Filtered {
-    fn memory(&self, piece: &Piece) -> &Bytes {
-        if piece.projected { &self.projected } else { &self.payload }
-    }
-}
-
+/// A message, or what a subscription has to know.
 #[derive(Clone, Debug)]
 struct Piece {
     what: What,
-    /// Of its last entry.
-    position: Position,
     range: Range<usize>,
     /// The range is in `projected`, not in the payload.
     projected: bool,
@@ -68,115 +63,144 @@ struct Piece {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
-    Begin,
+    /// A run of events.
     Changes {
-        selection: u32,
+        /// None where there are only marks in it.
+        selection: Option<u32>,
+        /// Changes that end in it.
         change_count: u32,
+        /// The last Commit in it.
+        complete: Option<Position>,
     },
-    Commit,
-    SnapshotBegin,
-    /// Complete, or given up: then its subscriptions end.
-    SnapshotEnd {
-        abandoned: bool,
-    },
+    SnapshotBegin(Position),
+    SnapshotEnd(Position),
+    /// The snapshot was given up: its subscriptions end.
+    SnapshotAbandoned,
 }
 
 /// What the end of a block cuts.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Carry {
+    /// The subscription has all up to here, and nothing has come that stands behind it.
+    start: Option<Position>,
+    /// The transaction that is open, unless nothing of it is wanted.
+    open: Option<Open>,
     /// Projections of changes. Empty almost always.
     cut: Vec<(u32, ChangeProjector)>,
-    /// The open chunk is another snapshot's.
-    foreign: bool,
 }
 
-/// Filters a block. `carry` is what the block before it left; None where that was not filtered: then what precedes the
-/// first Begin was received by the subscription earlier, and is passed over.
+impl Carry {
+    /// Of a subscription that starts after a position, before its first block.
+    fn starting(after: Position) -> Self {
+        Carry { start: Some(after.as_resume_point()), ..Carry::default() }
+    }
+
+    /// Does the next block depend on where the subscription starts? If not, then on the plan alone.
+    pub(crate) fn is_start(&self) -> bool {
+        self.start.is_some()
+    }
+}
+
+/// A transaction whose Commit has not come.
+#[derive(Clone, Debug)]
+struct Open {
+    begin: Begin,
+    of_snapshot: bool,
+    /// Something in it has matched, and its Begin is in a piece.
+    matched: bool,
+}
+
+/// Where a Begin is to be had.
+#[derive(Clone, Debug)]
+enum Begin {
+    /// In the payload.
+    Here(Range<usize>),
+    /// It was in an earlier block, which is not held for it.
+    Kept(Bytes),
+}
+
+impl Begin {
+    fn bytes<'a>(&'a self, payload: &'a [u8]) -> &'a [u8] {
+        match self {
+            Begin::Here(range) => &payload[range.clone()],
+            Begin::Kept(begin) => begin,
+        }
+    }
+}
+
+/// Filters a block. `carry` is what the block before it left.
 pub(crate) fn filter(
     plan: &Plan,
     block: &Block,
-    carry: Option<Carry>,
+    carry: Carry,
     lookup: &impl RowTypeLookup,
 ) -> Result<Filtered, GatewayError> {
     let mut filter = Filter {
         plan,
-        block,
-        received: carry.is_none(),
-        carry: carry.unwrap_or_default(),
+        payload: block.payload(),
+        carry,
         pieces: Vec::new(),
         uses: Vec::new(),
         projected: BytesMut::new(),
-        begin: None,
         routing: None,
-        commit_time: None,
+        ended: None,
     };
     for entry in block.entries() {
         filter.entry(entry, lookup)?;
     }
+    let Filter { mut carry, pieces, uses, projected, ended, .. } = filter;
+    if let Some(Open { begin: begin @ Begin::Here(_), .. }) = &mut carry.open {
+        *begin = Begin::Kept(Bytes::copy_from_slice(begin.bytes(block.payload())));
+    }
     Ok(Filtered {
-        pieces: filter.pieces,
-        uses: filter.uses,
+        pieces,
+        uses,
         payload: block.payload().clone(),
-        projected: filter.projected.freeze(),
-        carry: filter.carry,
+        projected: projected.freeze(),
+        carry,
         complete: block.complete_through(),
-        commit_time_us: filter.commit_time.and_then(|begin| commit_time_us(&block.slice(&begin))),
+        commit_time_us: ended.and_then(|begin| commit_time_us(begin.bytes(block.payload()))),
     })
 }
 
 /// A filter at work on one block.
 struct Filter<'a> {
     plan: &'a Plan,
-    block: &'a Block,
-    /// Changes were received earlier.
-    received: bool,
+    payload: &'a Bytes,
     carry: Carry,
     pieces: Vec<Piece>,
     uses: Vec<(u32, u32, Bytes)>,
     projected: BytesMut,
-    /// The open transaction's begin, and its place among the pieces.
-    begin: Option<(Entry, usize)>,
     /// The last routing used: neighbouring changes are mostly of one table.
     routing: Option<(u32, Arc<Routing>)>,
     /// The begin of the last transaction that has ended.
-    commit_time: Option<Entry>,
+    ended: Option<Begin>,
 }
 
 impl Filter<'_> {
     fn entry(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
+        if !self.has_started(entry) {
+            return Ok(());
+        }
         match entry.kind {
             Kind::RowType | Kind::Progress | Kind::SnapshotCursor => {}
             Kind::SnapshotBegin | Kind::SnapshotEnd if !self.plan.follows(entry.row_type) => {}
-            Kind::SnapshotBegin => self.mark(What::SnapshotBegin, entry),
+            Kind::SnapshotBegin => self.snapshot_mark(What::SnapshotBegin(entry.position()), entry),
             Kind::SnapshotEnd => {
-                let end = v1::SnapshotEnd::decode(self.block.slice(entry)).map_err(|_| damaged(entry))?;
-                self.mark(What::SnapshotEnd { abandoned: !end.abandoned.is_empty() }, entry);
+                let end = v1::SnapshotEnd::decode(&self.payload[range(entry)]).map_err(|_| damaged(entry))?;
+                let complete = end.abandoned.is_empty();
+                let what =
+                    if complete { What::SnapshotEnd(entry.position()) } else { What::SnapshotAbandoned };
+                self.snapshot_mark(what, entry);
             }
-            Kind::Begin if entry.is_of_snapshot() && !self.plan.follows(entry.row_type) => {
-                self.received = false;
-                self.carry.foreign = true;
-            }
-            Kind::Commit if self.carry.foreign => self.carry.foreign = false,
             Kind::Begin => {
-                self.received = false;
-                self.begin = Some((*entry, self.pieces.len()));
-                self.mark(What::Begin, entry);
+                let of_snapshot = entry.is_of_snapshot();
+                let wanted = !of_snapshot || self.plan.follows(entry.row_type);
+                let begin = Begin::Here(range(entry));
+                self.carry.open = wanted.then_some(Open { begin, of_snapshot, matched: false });
             }
-            Kind::Commit => match self.begin.take() {
-                Some((begin, at)) => {
-                    // A chunk has none of its own.
-                    if !begin.is_of_snapshot() {
-                        self.commit_time = Some(begin);
-                    }
-                    if at + 1 == self.pieces.len() {
-                        self.pieces.pop();
-                    } else {
-                        self.mark(What::Commit, entry);
-                    }
-                }
-                None => self.mark(What::Commit, entry),
-            },
-            Kind::Change if self.received || self.carry.foreign => {}
+            Kind::Commit => self.commit(entry),
+            Kind::Change if self.carry.open.is_none() => {}
             Kind::Change => {
                 let routing = self.routing(entry.row_type, lookup)?;
                 for selection in 0..routing.deliver.len() {
@@ -184,50 +208,103 @@ impl Filter<'_> {
                         self.change(entry, selection, &routing)?;
                     }
                 }
+                self.routing = Some((entry.row_type, routing));
             }
         }
         Ok(())
     }
 
+    /// Has the subscription begun? It begins between transactions: the rest of one that it has is passed over.
+    fn has_started(&mut self, entry: &Entry) -> bool {
+        let Some(after) = self.carry.start else { return true };
+        let within = match entry.kind {
+            Kind::Change | Kind::RowType | Kind::SnapshotCursor => true,
+            Kind::Begin | Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd => false,
+        };
+        if within || entry.position() <= after {
+            return false;
+        }
+        self.carry.start = None;
+        true
+    }
+
+    /// Taken out, to be put back after use.
     fn routing(&mut self, row_type: u32, lookup: &impl RowTypeLookup) -> Result<Arc<Routing>, GatewayError> {
-        match &self.routing {
-            Some((last, routing)) if *last == row_type => Ok(Arc::clone(routing)),
-            Some(_) | None => {
-                let routing = self.plan.routing(row_type, lookup)?;
-                self.routing = Some((row_type, Arc::clone(&routing)));
-                Ok(routing)
-            }
+        match self.routing.take() {
+            Some((last, routing)) if last == row_type => Ok(routing),
+            Some(_) | None => self.plan.routing(row_type, lookup),
         }
     }
 
-    fn mark(&mut self, what: What, entry: &Entry) {
-        let range = entry.start as usize..entry.end as usize;
-        self.pieces.push(Piece { what, position: entry.position(), range, projected: false });
+    fn snapshot_mark(&mut self, what: What, entry: &Entry) {
+        self.pieces.push(Piece { what, range: range(entry), projected: false });
+    }
+
+    fn commit(&mut self, entry: &Entry) {
+        let Some(open) = self.carry.open.take() else { return };
+        if open.matched {
+            let run = match self.pieces.last() {
+                Some(Piece { what: What::Changes { .. }, projected: true, .. }) => self.copy(range(entry)),
+                Some(_) | None => Run { range: range(entry), projected: false },
+            };
+            self.append(run, None, 0, Some(entry.position()));
+        }
+        // A chunk has no commit time of its own.
+        if !open.of_snapshot {
+            self.ended = Some(open.begin);
+        }
     }
 
     fn change(&mut self, entry: &Entry, selection: usize, routing: &Routing) -> Result<(), GatewayError> {
         let number = u32::try_from(selection).expect("selections are limited at open");
-        let (range, projected) = match &routing.deliver[selection] {
+        let columns = match &routing.deliver[selection] {
             Deliver::Skip => return Ok(()),
-            Deliver::Whole => (entry.start as usize..entry.end as usize, false),
-            Deliver::Columns(fields) => {
+            Deliver::Whole => None,
+            Deliver::Columns(fields) => Some(fields),
+        };
+        self.begin(number, columns.is_some());
+        let run = match columns {
+            None => Run { range: range(entry), projected: false },
+            Some(fields) => {
                 let mut projector = self.take_carry(number);
                 let start = self.projected.len();
-                let part = &self.block.payload()[entry.start as usize..entry.end as usize];
                 projector
-                    .push(part, |field| fields.contains(field), &mut self.projected)
+                    .push(&self.payload[range(entry)], |field| fields.contains(field), &mut self.projected)
                     .map_err(|_| damaged(entry))?;
                 if entry.continues {
                     self.carry.cut.push((number, projector));
                 }
-                (start..self.projected.len(), true)
+                Run { range: start..self.projected.len(), projected: true }
             }
         };
         if entry.row_type != 0 && !self.uses.iter().any(|(s, r, _)| (*s, *r) == (number, entry.row_type)) {
             self.uses.push((number, entry.row_type, routing.announcements[selection].clone()));
         }
-        self.append(number, entry, range, projected);
+        self.append(run, Some(number), u32::from(!entry.continues), None);
         Ok(())
+    }
+
+    /// Puts the transaction's Begin before its first change, beside which it stands if it can.
+    fn begin(&mut self, selection: u32, projected: bool) {
+        let Some(open) = self.carry.open.as_mut().filter(|open| !open.matched) else { return };
+        open.matched = true;
+        let run = match &open.begin {
+            Begin::Here(range) if projected => self.copy(range.clone()),
+            Begin::Here(range) => Run { range: range.clone(), projected: false },
+            Begin::Kept(begin) => {
+                let start = self.projected.len();
+                self.projected.extend_from_slice(begin);
+                Run { range: start..self.projected.len(), projected: true }
+            }
+        };
+        self.append(run, Some(selection), 0, None);
+    }
+
+    /// Copies a mark from the payload to where projected changes are.
+    fn copy(&mut self, range: Range<usize>) -> Run {
+        let start = self.projected.len();
+        self.projected.extend_from_slice(&self.payload[range]);
+        Run { range: start..self.projected.len(), projected: true }
     }
 
     fn take_carry(&mut self, selection: u32) -> ChangeProjector {
@@ -235,22 +312,34 @@ impl Filter<'_> {
         at.map_or_else(ChangeProjector::default, |at| self.carry.cut.swap_remove(at).1)
     }
 
-    /// Adds a change to the run before it, where it touches that and the message does not grow too large.
-    fn append(&mut self, selection: u32, entry: &Entry, range: Range<usize>, projected: bool) {
-        let ends = u32::from(!entry.continues);
-        if let Some(Piece { what: What::Changes { selection: s, change_count }, position, range: run, projected: p }) =
+    /// Adds an event to the run before it, where it touches that and the message does not grow too large.
+    fn append(&mut self, event: Run, selection: Option<u32>, ends: u32, commit: Option<Position>) {
+        let Run { range, projected } = event;
+        if let Some(Piece { what: What::Changes { selection: of_run, change_count, complete }, range: run, projected: p }) =
             self.pieces.last_mut()
-            && (*s, *p, run.end) == (selection, projected, range.start)
+            && (*p, run.end) == (projected, range.start)
+            && (selection.is_none() || of_run.is_none() || *of_run == selection)
             && range.end - run.start <= MESSAGE_BYTES_MAX
         {
             run.end = range.end;
-            *position = entry.position();
+            *of_run = of_run.or(selection);
             *change_count += ends;
+            *complete = commit.or(*complete);
             return;
         }
-        let what = What::Changes { selection, change_count: ends };
-        self.pieces.push(Piece { what, position: entry.position(), range, projected });
+        let what = What::Changes { selection, change_count: ends, complete: commit };
+        self.pieces.push(Piece { what, range, projected });
     }
+}
+
+/// Where an event's bytes are: see [`Piece`].
+struct Run {
+    range: Range<usize>,
+    projected: bool,
+}
+
+fn range(entry: &Entry) -> Range<usize> {
+    entry.start as usize..entry.end as usize
 }
 
 fn damaged(entry: &Entry) -> GatewayError {
@@ -259,7 +348,7 @@ fn damaged(entry: &Entry) -> GatewayError {
 
 /// The commit time that a Begin states.
 fn commit_time_us(begin: &[u8]) -> Option<i64> {
-    v1::Begin::decode(begin).ok()?.commit_time.as_ref().map(microseconds)
+    v1::Begin::decode(event_body(begin).ok()?).ok()?.commit_time.as_ref().map(microseconds)
 }
 
 /// What a [`Delivery`] did when it was asked to go on.
@@ -284,30 +373,15 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Delivery {
     subscription: u32,
-    /// Nothing up to here is sent.
-    after: Position,
     /// All that matched up to here was sent.
     position: Position,
     /// Bytes that may be sent; negative when overdrawn.
     credit_bytes: i64,
     current: Option<(Arc<Filtered>, usize)>,
-    /// What the last block left; None before the first.
-    carry: Option<Carry>,
-    begin: PendingBegin,
-    /// The open transaction's Begin was sent.
-    begun: bool,
+    /// What the last block left.
+    carry: Carry,
     announced: HashSet<(u32, u32)>,
     commit_time_us: Option<i64>,
-}
-
-/// The Begin of a transaction in which nothing has matched yet.
-#[derive(Debug)]
-enum PendingBegin {
-    None,
-    /// A piece of the current block.
-    Piece(usize),
-    /// Of an earlier block, which is not held for it.
-    Kept(Bytes),
 }
 
 impl Delivery {
@@ -315,13 +389,10 @@ impl Delivery {
     pub(crate) fn new(subscription: u32, after: Position, credit_bytes: u64) -> Self {
         Delivery {
             subscription,
-            after: after.as_resume_point(),
             position: after,
             credit_bytes: i64::try_from(credit_bytes).unwrap_or(i64::MAX),
             current: None,
-            carry: None,
-            begin: PendingBegin::None,
-            begun: false,
+            carry: Carry::starting(after),
             announced: HashSet::new(),
             commit_time_us: None,
         }
@@ -358,13 +429,13 @@ impl Delivery {
     }
 
     /// What to filter the next block with.
-    pub(crate) fn carry(&self) -> Option<Carry> {
+    pub(crate) fn carry(&self) -> Carry {
         self.carry.clone()
     }
 
     /// The next block, filtered. The one before must be exhausted.
     pub(crate) fn offer(&mut self, filtered: Arc<Filtered>) {
-        self.carry = Some(filtered.carry.clone());
+        self.carry = filtered.carry.clone();
         self.current = Some((filtered, 0));
     }
 
@@ -373,89 +444,55 @@ impl Delivery {
         self.current.is_some()
     }
 
-    /// Sends marks up to and including the next message of changes.
+    /// Sends marks of snapshots up to and including the next message of changes.
     pub(crate) fn next(&mut self, out: &mut Outbox) -> Step {
         let Some((filtered, mut at)) = self.current.take() else { return Step::Exhausted };
         while let Some(piece) = filtered.pieces.get(at) {
-            if piece.position <= self.after {
-                at += 1;
-                continue;
-            }
             match piece.what {
-                What::Begin => self.begin = PendingBegin::Piece(at),
-                What::Commit => self.commit(&filtered, piece, out),
-                What::SnapshotEnd { abandoned: true } => {
+                What::SnapshotAbandoned => {
                     let end = v1::SnapshotEnd::decode(filtered.payload.slice(piece.range.clone())).unwrap_or_default();
                     return Step::Abandoned(abandoned(&end));
                 }
-                What::SnapshotBegin => self.snapshot_mark(Event::SnapshotBegin, &filtered, piece, out),
-                What::SnapshotEnd { abandoned: false } => {
-                    self.snapshot_mark(Event::SnapshotEnd, &filtered, piece, out);
-                }
-                What::Changes { selection, change_count } => {
+                What::SnapshotBegin(at) => self.snapshot_mark(Event::SnapshotBegin, at, &filtered, piece, out),
+                What::SnapshotEnd(at) => self.snapshot_mark(Event::SnapshotEnd, at, &filtered, piece, out),
+                What::Changes { selection, change_count, complete } => {
                     if !self.has_credit() {
                         self.current = Some((filtered, at));
                         return Step::Starved;
                     }
-                    self.introduce(&filtered, out);
-                    let to = Addressee { subscription: self.subscription, selection };
-                    let byte_count = out.event(to, Event::Changes, filtered.memory(piece), piece.range.clone());
+                    self.announce(&filtered, out);
+                    let to = self.addressee(selection.unwrap_or(0));
+                    let memory = if piece.projected { &filtered.projected } else { &filtered.payload };
+                    let byte_count = out.event(to, Event::Changes, memory, piece.range.clone());
                     self.credit_bytes -= i64::try_from(byte_count).unwrap_or(i64::MAX);
+                    self.position = self.position.max(complete.unwrap_or(Position::ZERO));
                     self.current = Some((filtered, at + 1));
                     return Step::Sent { change_count, byte_count };
                 }
             }
             at += 1;
         }
-        self.leave(&filtered);
+        self.position = self.position.max(filtered.complete.unwrap_or(Position::ZERO));
+        self.commit_time_us = filtered.commit_time_us.or(self.commit_time_us);
         Step::Exhausted
     }
 
-    /// Sends what must come before changes: row types not yet announced, and the transaction's Begin.
-    fn introduce(&mut self, filtered: &Filtered, out: &mut Outbox) {
+    /// Sends the row types of the block that were not announced yet.
+    fn announce(&mut self, filtered: &Filtered, out: &mut Outbox) {
         for (selection, row_type, announcement) in &filtered.uses {
             if self.announced.insert((*selection, *row_type)) {
-                let to = Addressee { subscription: self.subscription, selection: *selection };
-                out.event(to, Event::RowType, announcement, 0..announcement.len());
+                out.event(self.addressee(*selection), Event::RowType, announcement, 0..announcement.len());
             }
         }
-        let to = Addressee { subscription: self.subscription, selection: 0 };
-        match std::mem::replace(&mut self.begin, PendingBegin::None) {
-            PendingBegin::None => return,
-            PendingBegin::Piece(at) => {
-                out.event(to, Event::Begin, &filtered.payload, filtered.pieces[at].range.clone());
-            }
-            PendingBegin::Kept(begin) => {
-                out.event(to, Event::Begin, &begin, 0..begin.len());
-            }
-        }
-        self.begun = true;
     }
 
-    fn commit(&mut self, filtered: &Filtered, piece: &Piece, out: &mut Outbox) {
-        if self.begun {
-            let to = Addressee { subscription: self.subscription, selection: 0 };
-            out.event(to, Event::Commit, &filtered.payload, piece.range.clone());
-        }
-        self.begun = false;
-        self.begin = PendingBegin::None;
-        self.position = self.position.max(piece.position);
+    fn snapshot_mark(&mut self, mark: Event, at: Position, filtered: &Filtered, piece: &Piece, out: &mut Outbox) {
+        out.event(self.addressee(0), mark, &filtered.payload, piece.range.clone());
+        self.position = self.position.max(at);
     }
 
-    fn snapshot_mark(&mut self, mark: Event, filtered: &Filtered, piece: &Piece, out: &mut Outbox) {
-        let to = Addressee { subscription: self.subscription, selection: 0 };
-        out.event(to, mark, &filtered.payload, piece.range.clone());
-        self.position = self.position.max(piece.position);
-    }
-
-    /// Everything in the block was sent or passed.
-    fn leave(&mut self, filtered: &Filtered) {
-        if let PendingBegin::Piece(at) = self.begin {
-            let begin = filtered.pieces[at].range.clone();
-            self.begin = PendingBegin::Kept(Bytes::copy_from_slice(&filtered.payload[begin]));
-        }
-        self.position = self.position.max(filtered.complete.unwrap_or(Position::ZERO));
-        self.commit_time_us = filtered.commit_time_us.or(self.commit_time_us);
+    fn addressee(&self, selection: u32) -> Addressee {
+        Addressee { subscription: self.subscription, selection }
     }
 }
 

@@ -25,9 +25,7 @@ const PREFIX_BYTES: usize = 5;
 #[repr(u32)]
 pub(crate) enum Event {
     RowType = 4,
-    Begin = 5,
     Changes = 6,
-    Commit = 7,
     SnapshotBegin = 8,
     SnapshotEnd = 9,
 }
@@ -135,7 +133,8 @@ mod tests {
     #[test]
     fn framed_messages_are_session_responses() {
         let change = v1::Change { row: vec![1; 6000].into(), ..v1::Change::default() };
-        let batch = v1::ChangeBatch { changes: vec![change] };
+        let event = v1::Event { what: Some(v1::event::What::Change(change)) };
+        let batch = v1::ChangeBatch { events: vec![event] };
         let memory = Bytes::from(batch.encode_to_vec());
         let mut outbox = Outbox::default();
         let len = outbox.event(Addressee { subscription: 300, selection: 2 }, Event::Changes, &memory, 0..memory.len());

@@ -9,14 +9,15 @@
 //! were cut; the memory held between parts is one field's head (at most 20 bytes).
 
 use bytes::BytesMut;
-use tidegate_schema::wire::{self, Fields, WireError, WireType};
+use tidegate_schema::{
+    event_body, put_change,
+    wire::{self, Fields, WireError, WireType},
+};
 
 /// `Change.row`, `Change.old` and `Change.unchanged`.
 const ROW: u32 = 4;
 const OLD: u32 = 5;
 const UNCHANGED: u32 = 7;
-/// `ChangeBatch.changes`.
-const CHANGES: u32 = 1;
 
 /// The bytes are not what capture writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -134,7 +135,7 @@ pub(crate) struct ChangeProjector {
 }
 
 impl ChangeProjector {
-    /// Appends the projected form of a part, a whole `changes` field of a ChangeBatch, to `out`.
+    /// Appends the projected form of a part, a whole `events` field of a ChangeBatch, to `out`.
     pub(crate) fn push(
         &mut self,
         part: &[u8],
@@ -143,7 +144,7 @@ impl ChangeProjector {
     ) -> Result<(), MalformedChange> {
         let mut change = BytesMut::with_capacity(part.len());
         let mut piece = BytesMut::new();
-        for field in Fields::new(change_of(part)?) {
+        for field in Fields::new(event_body(part)?) {
             let field = field?;
             piece.clear();
             match field.number {
@@ -159,16 +160,8 @@ impl ChangeProjector {
                 wire::put_len_field(&mut change, field.number, &piece);
             }
         }
-        wire::put_len_field(out, CHANGES, &change);
+        put_change(out, &change);
         Ok(())
-    }
-}
-
-/// The Change within a `changes` field of a ChangeBatch.
-pub(crate) fn change_of(part: &[u8]) -> Result<&[u8], MalformedChange> {
-    match Fields::new(part).next() {
-        Some(Ok(field)) if field.number == CHANGES && field.whole.len() == part.len() => Ok(field.value),
-        Some(_) | None => Err(MalformedChange),
     }
 }
 
@@ -267,9 +260,10 @@ mod tests {
             ..v1::Change::default()
         };
         let mut out = BytesMut::new();
-        let part = v1::ChangeBatch { changes: vec![change.clone()] }.encode_to_vec();
+        let mut part = BytesMut::new();
+        put_change(&mut part, &change.encode_to_vec());
         ChangeProjector::default().push(&part, |field| field == 1 || field == 300, &mut out).expect("valid");
-        let kept = v1::ChangeBatch::decode(out.freeze()).expect("valid").changes.remove(0);
+        let kept = v1::Change::decode(event_body(&out).expect("an event")).expect("valid");
         assert_eq!(kept.row[..], row(&[(1, b"key".to_vec())])[..]);
         assert_eq!(
             kept,

@@ -9,9 +9,9 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use prost_types::Any;
 use tidegate_proto::v1;
-use tidegate_schema::{FieldSet, RowType};
+use tidegate_schema::{FieldSet, RowType, event_body};
 
-use crate::projection::{MalformedChange, RowProjector, change_of};
+use crate::projection::{MalformedChange, RowProjector};
 
 /// Values in a response, in bytes; with names and framing it stays under about 1 MiB.
 const VALUE_BYTES_MAX: usize = (1 << 20) - (64 << 10);
@@ -59,9 +59,9 @@ impl ReadableChange {
         }
     }
 
-    /// Adds a part, a whole `changes` field of a ChangeBatch; only these fields, where some are selected.
+    /// Adds a part, a whole `events` field of a ChangeBatch; only these fields, where some are selected.
     pub(crate) fn push(&mut self, part: Bytes, fields: Option<&FieldSet>) -> Result<(), MalformedChange> {
-        let mut change = v1::Change::decode(part.slice_ref(change_of(&part)?)).map_err(|_| MalformedChange)?;
+        let mut change = v1::Change::decode(part.slice_ref(event_body(&part)?)).map_err(|_| MalformedChange)?;
         let selected = |field: u32| fields.is_none_or(|fields| fields.contains(field));
         let (value_bytes, omitted, keys) = (&mut self.value_bytes, &mut self.omitted, &self.keys);
         let mut keep = |field: u32, len: usize| {

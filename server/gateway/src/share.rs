@@ -55,8 +55,8 @@ impl ShareCache {
         lookup: &impl RowTypeLookup,
     ) -> Result<Arc<Filtered>, GatewayError> {
         let carry = delivery.carry();
-        // A subscription's first block may start in a transaction that it has, which others need.
-        if carry.is_none() || Arc::strong_count(plan) == 1 {
+        // A subscription's first block may hold transactions that it has, which others need.
+        if carry.is_start() || Arc::strong_count(plan) == 1 {
             self.metrics.block(false);
             return filter(plan, &block, carry, lookup).map(Arc::new);
         }

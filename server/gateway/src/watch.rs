@@ -12,6 +12,7 @@ use std::{
 use prost::Message as _;
 use tidegate_model::{Block, Entry, Kind, Position, Token, TokenPrefix};
 use tidegate_proto::v1::{self, watch_response::Mark};
+use tidegate_schema::event_body;
 use tidegate_store::{ReadError, Reader};
 use tokio::time::Instant;
 use tonic::Status;
@@ -218,7 +219,9 @@ impl Live {
                 }
             }
             Kind::Begin => {
-                self.begin = v1::Begin::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
+                let field = block.slice(entry);
+                let body = event_body(&field).map_err(|_| damaged(entry))?;
+                self.begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
             }
             Kind::Change if self.begin.snapshot != 0 && !self.plan.follows(self.begin.snapshot) => {}
             Kind::Change => self.change(block, entry, queue)?,

@@ -4,14 +4,15 @@ mod fixture;
 
 use std::{path::PathBuf, process::Stdio, time::Duration};
 
-use fixture::{Fixture, earliest, now, subscribe, tables};
+use fixture::{Fixture, changes, earliest, now, subscribe, tables, whats};
 use prost::Message as _;
 use tidegate_gateway::{GatewayConfig, SourceState};
 use tidegate_model::Op;
 use tidegate_proto::{
     rpc,
     v1::{
-        self, catalog_client::CatalogClient, session_request::Request, session_response::Event, watch_response::Mark,
+        self, catalog_client::CatalogClient, event::What, session_request::Request, session_response::Event,
+        watch_response::Mark,
     },
 };
 use tonic::Code;
@@ -39,13 +40,13 @@ async fn a_transaction_arrives_with_its_marks_and_its_token_resumes_after_it() {
     let end = fixture.transaction(&[(1, Op::Insert, 1, "a"), (2, Op::Insert, 9, "b"), (1, Op::Delete, 1, "a")]).await;
     let (_, Event::RowType(row_type)) = session.event().await else { panic!("no row type") };
     assert_eq!((row_type.row_type, row_type.table.as_str()), (1, "orders"));
-    let (_, Event::Begin(begin)) = session.event().await else { panic!("no begin") };
+    let Ok(What::Begin(begin)) = session.heard().await else { panic!("no begin") };
     assert_eq!(begin.xid, 77);
     let mut ordinals = Vec::new();
     let commit = loop {
-        match session.event().await.1 {
-            Event::Changes(batch) => ordinals.extend(batch.changes.iter().map(|change| change.ordinal)),
-            Event::Commit(commit) => break commit,
+        match session.heard().await {
+            Ok(What::Change(change)) => ordinals.push(change.ordinal),
+            Ok(What::Commit(commit)) => break commit,
             other => panic!("unexpected {other:?}"),
         }
     };
@@ -58,10 +59,10 @@ async fn a_transaction_arrives_with_its_marks_and_its_token_resumes_after_it() {
     resumed.subscribe(subscribe(&["orders"], v1::start::From::Token(token))).await;
     let mut received = Vec::new();
     loop {
-        match resumed.event().await.1 {
-            Event::Changes(batch) => received.extend(batch.changes.iter().map(|change| change.op)),
-            Event::Commit(_) => break,
-            Event::Opened(_) | Event::RowType(_) | Event::Begin(_) => {}
+        match resumed.heard().await {
+            Ok(What::Change(change)) => received.push(change.op),
+            Ok(What::Commit(_)) => break,
+            Ok(What::Begin(_)) | Err(Event::Opened(_) | Event::RowType(_)) => {}
             other => panic!("unexpected {other:?}"),
         }
     }
@@ -175,7 +176,7 @@ async fn a_subscription_without_credit_waits_and_others_go_on() {
     session.send(Request::Grant(v1::Grant { subscription: 99, credit_bytes: u64::MAX })).await;
     loop {
         if let (1, Event::Changes(batch)) = session.event().await {
-            assert_eq!(batch.changes.len(), 1);
+            assert_eq!(changes(batch).len(), 1);
             break;
         }
     }
@@ -189,7 +190,7 @@ async fn closing_the_requests_does_not_cancel_delivery() {
     session.requests = None;
     assert!(matches!(session.event().await, (1, Event::Opened(_))));
     fixture.transaction(&[(1, Op::Insert, 1, "still comes")]).await;
-    while !matches!(session.event().await.1, Event::Commit(_)) {}
+    session.commit().await;
 }
 
 #[tokio::test]
@@ -255,7 +256,7 @@ async fn stopping_drains_and_then_ends_every_stream() {
     let (2, Event::Error(error)) = session.event().await else { panic!("no error") };
     assert_eq!(reason(&error.details), "DRAINING");
     fixture.transaction(&[(1, Op::Insert, 1, "delivered to the end")]).await;
-    while !matches!(session.event().await.1, Event::Commit(_)) {}
+    session.commit().await;
     assert_eq!(session.end().await.code(), Code::Unavailable);
     fixture.tasks.join_next().await.expect("the server has returned").expect("without a panic");
 }
@@ -281,10 +282,19 @@ async fn a_large_transaction_and_a_cut_row_arrive_whole() {
         match response.event.expect("an event") {
             Event::Changes(batch) => {
                 let selection = response.selection as usize;
-                bytes[selection] += batch.changes.iter().map(|change| change.row.len()).sum::<usize>();
-                rows[selection].extend(batch.changes.iter().filter(|change| !change.continues).map(|c| c.ordinal));
+                let whats = whats(batch);
+                let ends = |what: &What| matches!(what, What::Commit(commit) if commit.position == end.to_string());
+                let ended = whats.iter().any(ends);
+                for what in whats {
+                    if let What::Change(change) = what {
+                        bytes[selection] += change.row.len();
+                        rows[selection].extend((!change.continues).then_some(change.ordinal));
+                    }
+                }
+                if ended {
+                    break;
+                }
             }
-            Event::Commit(commit) if commit.position == end.to_string() => break,
             _mark => {}
         }
     }
@@ -347,13 +357,7 @@ async fn a_client_that_stops_reading_does_not_hold_others_up() {
         let changes: Vec<_> = (0..200).map(|id| (1, Op::Insert, id, note.as_str())).collect();
         end = fixture.transaction(&changes).await.to_string();
     }
-    loop {
-        if let (_, Event::Commit(commit)) = reading.event().await
-            && commit.position == end
-        {
-            break;
-        }
-    }
+    while reading.commit().await.position != end {}
     drop(stuck);
 }
 

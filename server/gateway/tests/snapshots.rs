@@ -10,7 +10,8 @@ use fixture::{
 use tidegate_gateway::SnapshotError;
 use tidegate_model::{Op, TableName};
 use tidegate_proto::v1::{
-    self, session_response::Event, snapshot_status::State, snapshots_client::SnapshotsClient, watch_response::Mark,
+    self, event::What, session_response::Event, snapshot_status::State, snapshots_client::SnapshotsClient,
+    watch_response::Mark,
 };
 use tonic::Code;
 
@@ -29,18 +30,16 @@ async fn opened(session: &mut Session) -> v1::Opened {
 async fn until(session: &mut Session, last: &str) -> Vec<String> {
     let mut events: Vec<String> = Vec::new();
     while events.last().is_none_or(|event| event != last) {
-        match session.event().await.1 {
-            Event::RowType(_) => {}
-            Event::Begin(begin) => events.push(format!("begin {}", begin.snapshot)),
-            Event::Changes(batch) => {
-                events.extend(batch.changes.iter().map(|change| format!("{:?}", change.op()).to_lowercase()));
-            }
-            Event::Commit(_) => events.push("commit".to_owned()),
-            Event::SnapshotBegin(begin) => events.push(format!("snapshot begin {}", begin.snapshot)),
-            Event::SnapshotEnd(end) => events.push(format!("snapshot end {}", end.snapshot)),
-            Event::Reset(reset) => events.push(format!("reset {:?}", reset.reason())),
-            Event::Error(error) => events.push(format!("error {}", error.message)),
-            other => panic!("unexpected {other:?}"),
+        match session.heard().await {
+            Err(Event::RowType(_)) => {}
+            Ok(What::Begin(begin)) => events.push(format!("begin {}", begin.snapshot)),
+            Ok(What::Change(change)) => events.push(format!("{:?}", change.op()).to_lowercase()),
+            Ok(What::Commit(_)) => events.push("commit".to_owned()),
+            Err(Event::SnapshotBegin(begin)) => events.push(format!("snapshot begin {}", begin.snapshot)),
+            Err(Event::SnapshotEnd(end)) => events.push(format!("snapshot end {}", end.snapshot)),
+            Err(Event::Reset(reset)) => events.push(format!("reset {:?}", reset.reason())),
+            Err(Event::Error(error)) => events.push(format!("error {}", error.message)),
+            Err(other) => panic!("unexpected {other:?}"),
         }
     }
     events
@@ -97,8 +96,8 @@ async fn columns_and_operations_apply_to_reads() {
     fixture.snapshot_begin(7).await;
     fixture.chunk(7, &[300]).await;
     let read = loop {
-        if let Event::Changes(batch) = session.event().await.1 {
-            break batch.changes[0].row.clone();
+        if let Ok(What::Change(change)) = session.heard().await {
+            break change.row;
         }
     };
     assert_eq!(read[..], [8, 172, 2]);

@@ -3,16 +3,16 @@
 //!
 //! ```text
 //! entries  | RowType 7 | Begin | Change 7 | Change 7 | Commit | Begin | …   fixed size: what, where, which bytes
-//! payload  | …RowType… | 0A len Change | 0A len Change | …Begin… | …Commit… |
+//! payload  | …RowType… | 0A len Begin | 0A len Change | 0A len Change | 0A len Commit | 0A len Begin | …
 //! ```
 //!
-//! The payload of a change is one whole `changes` field of `tidegate.v1.ChangeBatch` (tag, length, Change), so that a run of
-//! neighbouring changes is a valid ChangeBatch as it stands, without copying. The other payloads are bare messages:
-//! RowType, Begin, Commit, SnapshotBegin, SnapshotEnd, SnapshotCursor; Progress has none. A snapshot's chunk is a run Begin,
-//! Change (read)…, SnapshotCursor, Commit at one position.
+//! The payload of a Begin, Change or Commit is one whole `events` field of `tidegate.v1.ChangeBatch` (tag, length, Event), so
+//! that a run of such neighbours, over any number of transactions, is a valid ChangeBatch as it stands, without copying. The
+//! other payloads are bare messages: RowType, SnapshotBegin, SnapshotEnd, SnapshotCursor; Progress has none. A snapshot's chunk
+//! is a run Begin, Change (read)…, SnapshotCursor, Commit at one position.
 //!
-//! Invariant: `start <= end <= payload.len()` for every entry, payloads of neighbouring changes of one transaction touch, and
-//! positions do not decrease.
+//! Invariant: `start <= end <= payload.len()` for every entry, payloads of neighbouring entries touch, and positions do not
+//! decrease.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::sync::Arc;

@@ -42,7 +42,7 @@ pub use epoch::{Delivered, Epoch, EpochInfo, TransactionId};
 pub use lsn::{Lsn, LsnError};
 pub use name::{NameError, SourceName, TableName, quote_identifier};
 pub use pattern::{PatternError, TablePatterns};
-pub use position::{MESSAGE_ORDINAL, Position, PositionError, SNAPSHOT_ORDINAL};
+pub use position::{MESSAGE_ORDINAL, Position, PositionError, PositionText, SNAPSHOT_ORDINAL};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
 pub use retry::Retry;
 pub use token::{Token, TokenError, TokenPrefix};

@@ -1,4 +1,4 @@
-//! Encodes changes as `tidegate.v1.Change`, each as one `changes` field of a ChangeBatch (see [`tidegate_model::Block`]).
+//! Encodes changes as `tidegate.v1.Change`, each as one `events` field of a ChangeBatch (see [`tidegate_model::Block`]).
 //!
 //! The ordinal, a fixed32, stands last: it is known only when the transaction commits, and is then written in place. A
 //! change that is too large for one message is cut into several with the same ordinal. Field numbers are those of
@@ -6,6 +6,8 @@
 
 use bytes::{BufMut, BytesMut};
 use tidegate_model::{BlockBuilder, Entry, Kind, Lsn, Op};
+
+use crate::event::{CHANGE, put_head};
 
 /// Values beyond this many bytes continue in another Change.
 pub const CUT_BYTES: usize = 512 << 10;
@@ -150,9 +152,7 @@ fn write_change(change: &ChangeParts<'_>, continues: bool, out: &mut BytesMut) {
         + extra_len.map_or(0, |len| 1 + varint_len(len as u64) + len)
         + 1
         + ORDINAL_BYTES;
-    out.reserve(body + 6);
-    out.put_u8(0x0A);
-    put_varint(body as u64, out);
+    put_head(out, CHANGE, body);
     out.put_slice(&[0x08, change.op as u8]);
     put_u32_field(0x10, change.row_type, out);
     put_bytes_field(0x22, change.row, out);
@@ -253,7 +253,12 @@ mod tests {
         push_change(change, Lsn(7), &mut builder);
         let entries = builder.entries.clone();
         entries.iter().for_each(|entry| set_ordinal(&mut builder.payload, entry, ordinal));
-        v1::ChangeBatch::decode(&builder.payload[..]).expect("a run of changes is a ChangeBatch").changes
+        let batch = v1::ChangeBatch::decode(&builder.payload[..]).expect("a run of changes is a ChangeBatch");
+        let change = |event: v1::Event| match event.what {
+            Some(v1::event::What::Change(change)) => change,
+            other => panic!("a change, not {other:?}"),
+        };
+        batch.events.into_iter().map(change).collect()
     }
 
     proptest! {

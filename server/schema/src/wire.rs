@@ -25,7 +25,7 @@ pub const MAX_VARINT_BYTES: usize = 10;
 /// The bytes are not a protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("malformed protobuf: {0}")]
-pub struct WireError(&'static str);
+pub struct WireError(pub(crate) &'static str);
 
 /// A small piece of a message, built before it is appended in one go.
 #[derive(Clone, Copy, Debug)]
@@ -76,6 +76,14 @@ impl<const N: usize> Piece<N> {
     #[inline]
     pub fn put_tag(&mut self, field: u32, wire_type: WireType) {
         self.put_varint(tag(field, wire_type));
+    }
+
+    /// Appends a string, bytes or message field; panics if the piece was chosen too small.
+    #[inline]
+    pub fn put_len_field(&mut self, field: u32, bytes: &[u8]) {
+        self.put_tag(field, WireType::Len);
+        self.put_varint(bytes.len() as u64);
+        self.put(bytes);
     }
 }
 

@@ -6,6 +6,7 @@
 use prost::Message;
 use tidegate_model::{Block, Entry, Kind, TransactionId};
 use tidegate_proto::v1;
+use tidegate_schema::event_body;
 
 use crate::StoreError;
 
@@ -41,12 +42,10 @@ impl Transactions {
 }
 
 fn decode(block: &Block, entry: &Entry) -> Result<TransactionId, StoreError> {
-    let malformed = |error: prost::DecodeError| StoreError::Record {
-        position: entry.position(),
-        message: "Begin",
-        reason: error.to_string(),
-    };
-    let begin = v1::Begin::decode(block.slice(entry)).map_err(malformed)?;
+    let malformed = |reason: String| StoreError::Record { position: entry.position(), message: "Begin", reason };
+    let field = block.slice(entry);
+    let body = event_body(&field).map_err(|error| malformed(error.to_string()))?;
+    let begin = v1::Begin::decode(body).map_err(|error| malformed(error.to_string()))?;
     let commit_time = begin.commit_time.unwrap_or_default();
     let commit_time_us =
         commit_time.seconds.saturating_mul(1_000_000).saturating_add(i64::from(commit_time.nanos) / 1000);

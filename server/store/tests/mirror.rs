@@ -10,7 +10,9 @@ use tidegate_model::{
     Block, BlockBuilder, Entry, Epoch, EpochInfo, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName,
 };
 use tidegate_proto::v1;
-use tidegate_schema::{ChangeParts, Extra, OldKind, push_change, set_ordinal, wire};
+use tidegate_schema::{
+    BeginParts, ChangeParts, Extra, OldKind, event_body, push_begin, push_change, push_commit, set_ordinal, wire,
+};
 use tidegate_store::{Difference, DifferenceKind, MirrorReader, Stage, StoreConfig};
 
 mod support;
@@ -57,10 +59,11 @@ impl Script {
         self.mark(Kind::SnapshotBegin, ordinal, number, &begin.encode_to_vec());
         let ordinal = at(self);
         self.mark(Kind::RowType, ordinal, 1, &row_type(1, &["id", "note"]).encode_to_vec());
-        self.mark(Kind::Begin, ordinal, number, &v1::Begin { snapshot: number, ..Default::default() }.encode_to_vec());
+        let position = Position::new(Lsn(self.lsn), ordinal);
+        push_begin(&BeginParts { position, snapshot: number, ..BeginParts::default() }, &mut self.builder);
         rows.iter().for_each(|row| self.change(ordinal, Op::Read, row, &[]));
         self.mark(Kind::SnapshotCursor, ordinal, number, &cursor(number));
-        self.mark(Kind::Commit, ordinal, number, b"");
+        push_commit(position, number, &mut self.builder);
         let ordinal = at(self);
         let end = v1::SnapshotEnd { snapshot: number, ..Default::default() };
         self.mark(Kind::SnapshotEnd, ordinal, number, &end.encode_to_vec());
@@ -69,12 +72,14 @@ impl Script {
 
     fn transaction(&mut self, changes: &[(Op, Vec<u8>, &[u32])]) -> Position {
         self.lsn += 16;
-        self.mark(Kind::Begin, 0, 0, &v1::Begin::default().encode_to_vec());
+        let position = Position::new(Lsn(self.lsn), 0);
+        push_begin(&BeginParts { position, ..BeginParts::default() }, &mut self.builder);
         for (ordinal, (op, row, unchanged)) in (1..).zip(changes) {
             self.change(ordinal, *op, row, unchanged);
         }
-        self.mark(Kind::Commit, changes.len() as u32, 0, b"");
-        Position::new(Lsn(self.lsn), changes.len() as u32)
+        let end = Position::new(Lsn(self.lsn), changes.len() as u32);
+        push_commit(end, 0, &mut self.builder);
+        end
     }
 
     fn take(&mut self) -> Block {
@@ -118,7 +123,7 @@ async fn changes(running: &Running, after: Position, through: Position) -> Vec<v
     loop {
         let block = reader.next().await.unwrap();
         for entry in block.entries().iter().filter(|entry| entry.kind == Kind::Change && entry.position() > after) {
-            found.extend(v1::ChangeBatch::decode(block.slice(entry)).unwrap().changes);
+            found.push(v1::Change::decode(event_body(&block.slice(entry)).unwrap()).unwrap());
         }
         if block.last() >= through {
             return found;

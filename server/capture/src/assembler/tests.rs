@@ -8,7 +8,7 @@ use prost::Message as _;
 use tidegate_model::{Block, Kind, Lsn, Position};
 use tidegate_postgres::pgoutput::Decoder;
 use tidegate_proto::v1;
-use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, ValueKind};
+use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, ValueKind, event_body};
 
 use super::*;
 use crate::table::TableCodec;
@@ -198,8 +198,8 @@ fn seen(blocks: &[Block]) -> Vec<(Position, String)> {
     let mut continues = false;
     for block in blocks {
         for entry in block.entries().iter().filter(|entry| entry.kind == Kind::Change) {
-            let batch = v1::ChangeBatch::decode(block.slice(entry)).expect("a ChangeBatch");
-            let change = &batch.changes[0];
+            let field = block.slice(entry);
+            let change = v1::Change::decode(event_body(&field).expect("an event")).expect("a Change");
             assert_eq!(change.ordinal, entry.ordinal);
             match rows.last_mut() {
                 Some((_, row)) if continues => row.extend_from_slice(&change.row),

@@ -4,7 +4,7 @@
 
 use tidegate_model::{Entry, Op};
 use tidegate_schema::{
-    FieldSet,
+    FieldSet, event_body,
     wire::{Field, Fields, read_varint},
 };
 
@@ -56,7 +56,7 @@ impl Joiner {
 }
 
 fn read_piece<'a>(payload: &'a [u8], unchanged: &mut Vec<u32>) -> Piece<'a> {
-    let change = Fields::new(payload).next().expect(OURS).expect(OURS).value;
+    let change = event_body(payload).expect(OURS);
     let mut piece = Piece { row: &[], old: &[], old_kind: OldKind::None };
     for field in fields(change) {
         match field.number {

@@ -7,13 +7,13 @@ use bytes::{Buf as _, BytesMut};
 use proptest::prelude::*;
 use prost::Message as _;
 use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName};
-use tidegate_proto::v1::{self, session_response::Event as Sent};
+use tidegate_proto::v1::{self, event::What, session_response::Event as Sent};
 use tidegate_schema::{
     RowType,
     wire::{Fields, put_len_field},
 };
 
-use super::{Delivery, Filtered, Step, filter};
+use super::{Carry, Delivery, Filtered, MESSAGE_BYTES_MAX, Step, filter};
 use crate::{
     config::GatewayConfig,
     frame::Outbox,
@@ -125,6 +125,11 @@ fn encoded_row(values: &[(u32, Vec<u8>)]) -> BytesMut {
     row
 }
 
+/// An event as a block holds it.
+fn field(what: What) -> Vec<u8> {
+    v1::ChangeBatch { events: vec![v1::Event { what: Some(what) }] }.encode_to_vec()
+}
+
 /// The records of the changelog: an entry and its bytes.
 fn records(transactions: &[Vec<Change>]) -> Vec<(Entry, Vec<u8>)> {
     records_of(&transactions.iter().cloned().map(Happening::Transaction).collect::<Vec<_>>())
@@ -155,7 +160,7 @@ fn records_of(happenings: &[Happening]) -> Vec<(Entry, Vec<u8>)> {
         let position = Position::new(lsn, at(0)).to_string();
         let begin = v1::Begin { position, commit_time, snapshot: chunk_of, ..v1::Begin::default() };
         let mark = |kind, ordinal| Entry { row_type: chunk_of, ..entry(kind, lsn, ordinal) };
-        records.push((mark(Kind::Begin, at(0)), begin.encode_to_vec()));
+        records.push((mark(Kind::Begin, at(0)), field(What::Begin(begin))));
         for (ordinal, change) in (1..).map(at).zip(changes) {
             let row = encoded_row(&change.values);
             let mut cuts: Vec<usize> = change.cuts.iter().map(|cut| cut % (row.len() + 1)).collect();
@@ -171,10 +176,9 @@ fn records_of(happenings: &[Happening]) -> Vec<(Entry, Vec<u8>)> {
                     continues,
                     ..v1::Change::default()
                 };
-                let bytes = v1::ChangeBatch { changes: vec![body] }.encode_to_vec();
-                let row_type = change.row_type;
-                records
-                    .push((Entry { row_type, op: change.op, continues, ..entry(Kind::Change, lsn, ordinal) }, bytes));
+                let (row_type, op) = (change.row_type, change.op);
+                let entry = Entry { row_type, op, continues, ..entry(Kind::Change, lsn, ordinal) };
+                records.push((entry, field(What::Change(body))));
             }
         }
         let last = at(u32::try_from(changes.len()).expect("few"));
@@ -182,7 +186,7 @@ fn records_of(happenings: &[Happening]) -> Vec<(Entry, Vec<u8>)> {
             records.push((mark(Kind::SnapshotCursor, last), vec![]));
         }
         let commit = v1::Commit { position: Position::new(lsn, last).to_string() };
-        records.push((mark(Kind::Commit, last), commit.encode_to_vec()));
+        records.push((mark(Kind::Commit, last), field(What::Commit(commit))));
     }
     records
 }
@@ -329,15 +333,23 @@ fn received(messages: Vec<v1::SessionResponse>) -> Vec<Event> {
         assert_eq!(message.subscription, 9);
         match message.event.expect("an event") {
             Sent::RowType(row_type) => known.push((message.selection, row_type.row_type)),
-            Sent::Begin(begin) => {
-                open = lsn(&begin.position);
-                events.push(Event::Begin(open));
-            }
             Sent::SnapshotBegin(begin) => events.push(Event::SnapshotBegin(begin.snapshot)),
             Sent::SnapshotEnd(end) => events.push(Event::SnapshotEnd(end.snapshot)),
-            Sent::Commit(commit) => events.push(Event::Commit(lsn(&commit.position))),
             Sent::Changes(batch) => {
-                for change in batch.changes {
+                assert!(!batch.events.is_empty());
+                for what in batch.events.into_iter().map(|event| event.what.expect("an event")) {
+                    let change = match what {
+                        What::Begin(begin) => {
+                            open = lsn(&begin.position);
+                            events.push(Event::Begin(open));
+                            continue;
+                        }
+                        What::Commit(commit) => {
+                            events.push(Event::Commit(lsn(&commit.position)));
+                            continue;
+                        }
+                        What::Change(change) => change,
+                    };
                     assert!(change.row_type == 0 || known.contains(&(message.selection, change.row_type)));
                     let row: &mut BytesMut = cut.entry(message.selection).or_default();
                     row.extend_from_slice(&change.row);
@@ -363,16 +375,22 @@ fn deliver(
     grant: u64,
     mut filtered: impl FnMut(&Block, &Delivery) -> Arc<Filtered>,
 ) -> Vec<v1::SessionResponse> {
-    let mut outbox = Outbox::default();
+    let (mut outbox, mut all) = (Outbox::default(), Vec::new());
     for block in blocks {
         let next = filtered(block, delivery);
         delivery.offer(next);
         loop {
             let credit = delivery.credit_bytes;
             match delivery.next(&mut outbox) {
-                Step::Sent { byte_count, .. } => {
+                Step::Sent { byte_count, change_count } => {
                     assert!(credit > 0, "sent without credit");
-                    assert!(delivery.credit_bytes >= credit - byte_count as i64);
+                    assert_eq!(delivery.credit_bytes, credit - byte_count as i64);
+                    let messages = sent(&mut outbox);
+                    let Some(Sent::Changes(batch)) = messages.last().and_then(|message| message.event.as_ref()) else {
+                        panic!("changes were sent");
+                    };
+                    check(batch, change_count, delivery.position());
+                    all.extend(messages);
                 }
                 Step::Starved => {
                     assert!(credit <= 0, "withheld with credit");
@@ -383,7 +401,22 @@ fn deliver(
             }
         }
     }
-    sent(&mut outbox)
+    all.extend(sent(&mut outbox));
+    all
+}
+
+/// Changes are counted where they end, and the position is that of the last Commit that was sent, or behind what passed.
+fn check(batch: &v1::ChangeBatch, change_count: u32, position: Position) {
+    let what = |event: &v1::Event| event.what.clone().expect("an event");
+    let ends = |what: What| matches!(what, What::Change(change) if !change.continues);
+    assert_eq!(batch.events.iter().map(what).filter(|what| ends(what.clone())).count(), change_count as usize);
+    let commit = batch.events.iter().rev().map(what).find_map(|what| match what {
+        What::Commit(commit) => Some(commit.position),
+        What::Begin(_) | What::Change(_) => None,
+    });
+    if let Some(commit) = commit {
+        assert_eq!(position.to_string(), commit);
+    }
 }
 
 proptest! {
@@ -475,10 +508,61 @@ fn a_run_of_matching_changes_is_one_slice_of_the_block() {
     let (lookup, plan) =
         (row_types(), Selection::plan(&[Selection { tables: vec![0], operations: vec![], columns: vec![] }]));
     let block = one_block(500);
-    let filtered = filter(&plan, &block, None, &lookup).expect("valid");
-    assert_eq!(filtered.pieces.len(), 3);
+    let filtered = filter(&plan, &block, Carry::default(), &lookup).expect("valid");
+    assert_eq!(filtered.pieces.len(), 1);
     assert!(filtered.projected.is_empty());
     assert_eq!(filtered.payload.as_ptr(), block.payload().as_ptr());
+}
+
+/// One-row transactions, every third of another table.
+fn small_transactions(count: usize) -> Vec<Vec<Change>> {
+    let row_type = |n: usize| if n % 3 == 2 { 2 } else { 1 };
+    let change = |row_type| Change { row_type, op: Op::Insert, values: vec![(1, vec![7; 20])], cuts: vec![] };
+    (0..count).map(|n| vec![change(row_type(n))]).collect()
+}
+
+#[test]
+fn small_transactions_share_a_message_that_is_a_slice_of_the_block() {
+    let lookup = row_types();
+    let transactions = small_transactions(300);
+    let block = blocks(&records(&transactions), &[usize::MAX]).remove(0);
+    for (tables, columns, messages) in [(vec![], vec![], 1), (vec![0], vec![], 100), (vec![0], vec![1], 1)] {
+        let selections = [Selection { tables, operations: vec![], columns }];
+        let plan = Selection::plan(&selections);
+        let filtered = filter(&plan, &block, Carry::default(), &lookup).expect("valid");
+        assert_eq!(filtered.pieces.len(), messages);
+        assert_eq!(filtered.projected.is_empty(), selections[0].columns.is_empty());
+        let mut delivery = Delivery::new(9, Position::ZERO, 1 << 30);
+        let messages = deliver(&mut delivery, std::slice::from_ref(&block), 1, |block, delivery| {
+            Arc::new(filter(&plan, block, delivery.carry(), &lookup).expect("valid"))
+        });
+        assert_eq!(received(messages), naive(&transactions, &selections, Position::ZERO));
+    }
+}
+
+#[test]
+fn a_message_stays_small() {
+    let (lookup, plan) =
+        (row_types(), Selection::plan(&[Selection { tables: vec![], operations: vec![], columns: vec![] }]));
+    let block = blocks(&records(&small_transactions(9000)), &[usize::MAX]).remove(0);
+    let filtered = filter(&plan, &block, Carry::default(), &lookup).expect("valid");
+    let lens: Vec<usize> = filtered.pieces.iter().map(|piece| piece.range.len()).collect();
+    assert_eq!(lens.iter().sum::<usize>(), block.payload().len());
+    assert_eq!(lens.len(), block.payload().len().div_ceil(MESSAGE_BYTES_MAX));
+    assert!(lens.iter().all(|len| *len <= MESSAGE_BYTES_MAX));
+}
+
+#[test]
+fn a_transaction_that_ends_in_another_block_has_its_commit_time_all_the_same() {
+    let (lookup, plan) =
+        (row_types(), Selection::plan(&[Selection { tables: vec![2], operations: vec![], columns: vec![] }]));
+    let transactions = small_transactions(2);
+    let mut delivery = Delivery::new(9, Position::ZERO, 1);
+    let messages = deliver(&mut delivery, &blocks(&records(&transactions), &[5, 1]), 1, |block, delivery| {
+        Arc::new(filter(&plan, block, delivery.carry(), &lookup).expect("valid"))
+    });
+    assert!(messages.is_empty());
+    assert_eq!(delivery.commit_time_us(), Some(1_000_000));
 }
 
 #[test]
@@ -490,7 +574,7 @@ fn subscriptions_with_equal_plans_share_one_filtering() {
     let share = ShareCache::new(1 << 20, Arc::clone(&metrics));
     let block = one_block(10);
     let mut delivery = Delivery::new(1, Position::ZERO, 1);
-    let before = filter(&plan, &one_block(1), None, &lookup).expect("valid");
+    let before = filter(&plan, &one_block(1), Carry::default(), &lookup).expect("valid");
     delivery.offer(Arc::new(before));
     let first = share.filtered(&plan, block.clone(), &delivery, &lookup).expect("valid");
     let second = share.filtered(&other, block, &delivery, &lookup).expect("valid");
@@ -504,7 +588,7 @@ fn a_transaction_without_a_match_leaves_no_mark_but_moves_the_position() {
         (row_types(), Selection::plan(&[Selection { tables: vec![1], operations: vec![], columns: vec![] }]));
     let mut delivery = Delivery::new(9, Position::ZERO, 1);
     let messages = deliver(&mut delivery, &[one_block(3)], 1, |block, _| {
-        Arc::new(filter(&plan, block, None, &lookup).expect("valid"))
+        Arc::new(filter(&plan, block, Carry::default(), &lookup).expect("valid"))
     });
     assert!(messages.is_empty());
     assert_eq!(delivery.position(), Position::new(lsn_of(0), 3));
@@ -529,7 +613,7 @@ fn a_snapshot_that_was_given_up_ends_the_subscriptions_that_wait_for_it() {
     for (snapshot, ends) in [(2, true), (1, false), (0, false)] {
         let plan = Selection::plan_of(&selections, snapshot);
         let mut delivery = Delivery::new(9, Position::ZERO, 1);
-        delivery.offer(Arc::new(filter(&plan, &block, None, &row_types()).expect("valid")));
+        delivery.offer(Arc::new(filter(&plan, &block, Carry::default(), &row_types()).expect("valid")));
         let step = delivery.next(&mut Outbox::default());
         assert_eq!(matches!(&step, Step::Abandoned(reset) if reset.detail.contains("cancelled")), ends, "{step:?}");
     }

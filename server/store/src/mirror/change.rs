@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use tidegate_model::{Block, Entry, Op, Position};
 use tidegate_schema::{
-    OldKind,
+    OldKind, event_body,
     wire::{Fields, WireError, read_varint},
 };
 
@@ -79,29 +79,27 @@ fn read(block: &Block, entry: &Entry) -> std::result::Result<Whole, WireError> {
         old_kind: OldKind::None,
         unchanged: Vec::new(),
     };
-    for change in Fields::new(&bytes) {
-        for field in Fields::new(change?.value) {
-            let field = field?;
-            match field.number {
-                4 => whole.row = bytes.slice_ref(field.value),
-                5 => whole.old = bytes.slice_ref(field.value),
-                6 => {
-                    whole.old_kind = match read_varint(field.value)?.0 {
-                        1 => OldKind::Key,
-                        2 => OldKind::Full,
-                        _ => OldKind::None,
-                    }
+    for field in Fields::new(event_body(&bytes)?) {
+        let field = field?;
+        match field.number {
+            4 => whole.row = bytes.slice_ref(field.value),
+            5 => whole.old = bytes.slice_ref(field.value),
+            6 => {
+                whole.old_kind = match read_varint(field.value)?.0 {
+                    1 => OldKind::Key,
+                    2 => OldKind::Full,
+                    _ => OldKind::None,
                 }
-                7 => {
-                    let mut packed = field.value;
-                    while !packed.is_empty() {
-                        let (number, len) = read_varint(packed)?;
-                        whole.unchanged.push(number as u32);
-                        packed = &packed[len..];
-                    }
-                }
-                _ => {}
             }
+            7 => {
+                let mut packed = field.value;
+                while !packed.is_empty() {
+                    let (number, len) = read_varint(packed)?;
+                    whole.unchanged.push(number as u32);
+                    packed = &packed[len..];
+                }
+            }
+            _ => {}
         }
     }
     Ok(whole)

@@ -6,7 +6,10 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use tidegate_model::{Block, Kind, Position};
 use tidegate_proto::v1::{self, change::Op};
-use tidegate_schema::wire::{Fields, read_varint};
+use tidegate_schema::{
+    event_body,
+    wire::{Fields, read_varint},
+};
 
 use super::postgres::Rows;
 
@@ -28,9 +31,10 @@ pub(super) fn units(block: &Block) -> Vec<Unit> {
     for entry in block.entries() {
         match entry.kind {
             Kind::Change => {
-                let batch = v1::ChangeBatch::decode(block.slice(entry)).expect("a ChangeBatch");
-                assert!(batch.changes.iter().all(|change| change.ordinal == entry.ordinal));
-                changes.extend(batch.changes);
+                let field = block.slice(entry);
+                let change = v1::Change::decode(event_body(&field).expect("an event")).expect("a Change");
+                assert_eq!(change.ordinal, entry.ordinal);
+                changes.push(change);
             }
             Kind::SnapshotCursor => cursor = Some(block.slice(entry).to_vec()),
             Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd => units.push(Unit {

@@ -263,7 +263,7 @@ impl Model {
 
     fn transaction(&mut self, steps: &[(usize, Step)]) {
         let begin = self.position(0);
-        self.mark(begin, Kind::Begin, 0, v1::Begin::default().encode_to_vec());
+        self.mark(begin, Kind::Begin, 0, Vec::new());
         let (mut ordinal, mut last) = (0, 0);
         for (at, step) in steps {
             last = ordinal + 1;
@@ -367,12 +367,7 @@ impl Model {
             *oid = u32::MAX;
         }
         let position = self.position(SNAPSHOT_ORDINAL);
-        self.mark(
-            position,
-            Kind::Begin,
-            number,
-            v1::Begin { snapshot: number, ..v1::Begin::default() }.encode_to_vec(),
-        );
+        self.mark(position, Kind::Begin, number, Vec::new());
         for (key, values) in rows.iter().take(keys) {
             self.announce(at, position);
             let table = &mut self.tables[at];
