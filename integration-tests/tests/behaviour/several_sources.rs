@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use tidegate_client::SourceState;
 use tidegate_integration_tests::{Cluster, DEADLINE, Database, Ended, Recorder, Server, ServerConfig, Stop};
 use tidegate_proto::v1::{
-    Selection, SessionRequest, Start, Subscribe, TableSelection, changes_client::ChangesClient, selection::What,
+    Selection, SessionRequest, Start, Subscribe, TableSelection, changes_client::ChangesClient, event, selection::What,
     session_request::Request, session_response::Event, start,
 };
 use tokio_stream::StreamExt;
@@ -57,9 +57,13 @@ async fn a_session_subscribes_to_both() -> Result<()> {
         while rows.iter().any(Option::is_none) {
             let response = responses.message().await?.context("the session ended")?;
             match response.event {
-                Some(Event::Changes(changes)) => {
-                    let row = String::from_utf8_lossy(&changes.changes[0].row).into_owned();
-                    rows[response.subscription as usize - 1] = Some(row);
+                Some(Event::Changes(batch)) => {
+                    for event in batch.events {
+                        if let Some(event::What::Change(change)) = event.what {
+                            let row = String::from_utf8_lossy(&change.row).into_owned();
+                            rows[response.subscription as usize - 1] = Some(row);
+                        }
+                    }
                 }
                 Some(Event::Error(status)) => anyhow::bail!("{status:?}"),
                 _ => {}

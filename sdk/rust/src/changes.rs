@@ -13,7 +13,7 @@ use std::{
 };
 
 use futures_util::{Stream, future::BoxFuture};
-use tidegate_proto::v1::{Ack, Grant, session_request::Request, session_response};
+use tidegate_proto::v1::{Ack, Grant, event::What, session_request::Request, session_response};
 use tokio::time::{Sleep, sleep};
 
 use crate::{
@@ -125,11 +125,15 @@ impl Changes {
 
     fn received(&mut self, received: Received) {
         match &received.response.event {
-            Some(session_response::Event::Changes(_)) => self.unread_bytes = received.bytes,
-            // The server may accept and then fail again and again: only these show that the subscription moves.
+            Some(session_response::Event::Changes(batch)) => {
+                self.unread_bytes = received.bytes;
+                if batch.events.iter().rev().any(|event| matches!(event.what, Some(What::Commit(_)))) {
+                    self.backoff.succeeded();
+                }
+            }
+            // The server may accept and then fail again and again: commits and these show that the subscription moves.
             Some(
-                session_response::Event::Commit(_)
-                | session_response::Event::Progress(_)
+                session_response::Event::Progress(_)
                 | session_response::Event::SnapshotBegin(_)
                 | session_response::Event::SnapshotEnd(_),
             ) => self.backoff.succeeded(),

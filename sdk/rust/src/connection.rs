@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Buf;
 use futures_util::Stream;
 use prost::Message;
 use tidegate_proto::v1::{
@@ -183,8 +184,9 @@ impl Decoder for SessionCodec {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Received>, Status> {
-        let bytes = bytes::Buf::remaining(buffer);
-        let response = SessionResponse::decode(buffer)
+        let bytes = buffer.remaining();
+        // Slices of one `Bytes` are cheaper than pieces split off the receive buffer one by one.
+        let response = SessionResponse::decode(buffer.copy_to_bytes(bytes))
             .map_err(|error| Status::data_loss(format!("a message of the server cannot be decoded: {error}")))?;
         Ok(Some(Received { response, bytes }))
     }

@@ -7,6 +7,8 @@
 //!    └──── connection ────┴─ lost: what was Within is aborted ──┘
 //! ```
 //!
+//! A message may hold many transactions or a part of one: its events are taken one by one.
+//!
 //! A chunk of a snapshot is like a transaction, but for its position, which its reads share. Going on in the middle of a
 //! snapshot takes nothing but the token.
 //!
@@ -21,7 +23,7 @@ use std::{
 };
 
 use bytes::BytesMut;
-use tidegate_proto::v1::{self, session_response};
+use tidegate_proto::v1::{self, event::What, session_response};
 
 use crate::{
     Change, ClientError, Event, LogicalMessage, OldKind, Op, Position, ResetReason, Retry, RowType, Start,
@@ -136,9 +138,7 @@ impl Continuity {
         match message {
             Message::Opened(opened) => self.opened(opened, out)?,
             Message::RowType(row_type) => self.row_type(selection, row_type, out)?,
-            Message::Begin(begin) => self.begin(begin, out)?,
-            Message::Changes(batch) => self.changes(selection, batch, out)?,
-            Message::Commit(commit) => return self.commit(&commit, out),
+            Message::Changes(batch) => return self.events(selection, batch, out),
             Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position, tables }) => {
                 if let Some(token) = self.snapshot_mark(snapshot, &position, "SnapshotBegin")? {
                     out.push_back(Event::SnapshotBegin { snapshot, tables, token });
@@ -258,41 +258,56 @@ impl Continuity {
         Ok(())
     }
 
-    fn changes(
+    /// What is left of a batch when the connection is to be left comes again.
+    fn events(
         &mut self,
         selection: u32,
         batch: v1::ChangeBatch,
         out: &mut VecDeque<Event>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<Step, ClientError> {
+        out.reserve(batch.events.len());
+        for event in batch.events {
+            match event.what.ok_or(Violation::Unknown("Event"))? {
+                What::Begin(begin) => self.begin(begin, out)?,
+                What::Change(part) => self.part(selection, part, out)?,
+                What::Commit(commit) => {
+                    if let leave @ Step::Reconnect(_) = self.commit(&commit, out)? {
+                        return Ok(leave);
+                    }
+                }
+            }
+        }
+        Ok(Step::Next)
+    }
+
+    /// A change, or a part of one.
+    fn part(&mut self, selection: u32, mut part: v1::Change, out: &mut VecDeque<Event>) -> Result<(), ClientError> {
         let begin = match self.phase {
             Phase::Within { begin } => begin,
             Phase::Skipping { .. } => return Ok(()),
             Phase::Opening | Phase::Between => return Err(self.unexpected("a change").into()),
         };
-        out.reserve(batch.changes.len());
-        for mut part in batch.changes {
-            let continues = part.continues;
-            let change = match self.cut.take() {
-                None if !continues => self.change(begin, selection, part)?,
-                None => {
-                    let (row, old) = (std::mem::take(&mut part.row), std::mem::take(&mut part.old));
-                    let content = part.message.as_mut().map(|message| std::mem::take(&mut message.content));
-                    let change = self.change(begin, selection, part)?;
-                    let (row, old, content) = (row.into(), old.into(), content.unwrap_or_default().into());
-                    self.cut = Some(Cut { change, row, old, content });
-                    continue;
+        let continues = part.continues;
+        let change = match self.cut.take() {
+            None if !continues => self.change(begin, selection, part)?,
+            None => {
+                let (row, old) = (std::mem::take(&mut part.row), std::mem::take(&mut part.old));
+                let content = part.message.as_mut().map(|message| std::mem::take(&mut message.content));
+                let change = self.change(begin, selection, part)?;
+                let (row, old, content) = (row.into(), old.into(), content.unwrap_or_default().into());
+                self.cut = Some(Cut { change, row, old, content });
+                return Ok(());
+            }
+            Some(mut cut) => {
+                cut.append(part, selection, self.subscription.row_limit())?;
+                if continues {
+                    self.cut = Some(cut);
+                    return Ok(());
                 }
-                Some(mut cut) => {
-                    cut.append(part, selection, self.subscription.row_limit())?;
-                    if continues {
-                        self.cut = Some(cut);
-                        continue;
-                    }
-                    cut.whole()
-                }
-            };
-            out.push_back(Event::Change(change));
-        }
+                cut.whole()
+            }
+        };
+        out.push_back(Event::Change(change));
         Ok(())
     }
 
@@ -384,7 +399,7 @@ impl Continuity {
             return Err(Violation::Unexpected { message: "a position", state: "before Opened" });
         };
         if position.as_resume_point() > token.position().as_resume_point() {
-            *token = token.at(position);
+            token.advance(position);
         }
         Ok(token.clone())
     }
@@ -475,12 +490,17 @@ mod tests {
         })
     }
 
+    fn batch(whats: impl IntoIterator<Item = What>) -> Message {
+        let events = whats.into_iter().map(|what| v1::Event { what: Some(what) }).collect();
+        Message::Changes(v1::ChangeBatch { events })
+    }
+
     fn begin(position: &str) -> Message {
-        Message::Begin(v1::Begin { position: position.into(), xid: 7, ..Default::default() })
+        batch([What::Begin(v1::Begin { position: position.into(), xid: 7, ..Default::default() })])
     }
 
     fn commit(position: &str) -> Message {
-        Message::Commit(v1::Commit { position: position.into() })
+        batch([What::Commit(v1::Commit { position: position.into() })])
     }
 
     fn progress(position: &str) -> Message {
@@ -497,7 +517,7 @@ mod tests {
     }
 
     fn changes(changes: &[v1::Change]) -> Message {
-        Message::Changes(v1::ChangeBatch { changes: changes.to_vec() })
+        batch(changes.iter().cloned().map(What::Change))
     }
 
     /// Feeds messages; the events in short, and how it ended.
@@ -570,6 +590,36 @@ mod tests {
         assert_eq!(events, expected);
         assert!(matches!(result, Ok(Step::Next)));
         assert_eq!(asked(&continuity), format!("{PREFIX}.0/5:3"));
+    }
+
+    /// One message of these.
+    fn joined(messages: Vec<Message>) -> Message {
+        let events = messages.into_iter().flat_map(|message| match message {
+            Message::Changes(batch) => batch.events,
+            other => panic!("{other:?} is none of events"),
+        });
+        Message::Changes(v1::ChangeBatch { events: events.collect() })
+    }
+
+    #[test]
+    fn a_message_may_hold_many_transactions_and_end_within_one() {
+        let mut continuity = between();
+        let first = vec![begin("0/5:0"), changes(&[insert(1)]), commit("0/5:1"), begin("0/6:0"), changes(&[insert(1)])];
+        let rest = vec![changes(&[insert(2)]), commit("0/6:2"), begin("0/7:0"), changes(&[insert(1)]), commit("0/7:1")];
+        let (events, result) = feed(&mut continuity, vec![joined(first.clone()), joined(rest.clone())]);
+        assert!(matches!(result, Ok(Step::Next)));
+        assert_eq!(events, feed(&mut between(), [first, rest].concat()).0);
+        assert_eq!(events.len(), 10);
+        assert_eq!(asked(&continuity), format!("{PREFIX}.0/7:1"));
+    }
+
+    #[test]
+    fn a_draining_connection_is_left_at_the_first_commit_of_a_message() {
+        let mut continuity = within();
+        feed(&mut continuity, vec![Message::Drain(v1::Drain::default())]).1.expect("a drain");
+        let (events, result) = feed(&mut continuity, vec![joined(vec![commit("0/5:1"), begin("0/6:0")])]);
+        assert_eq!(events, ["commit 0/5:1"]);
+        assert!(matches!(result, Ok(Step::Reconnect(ClientError::Draining))));
     }
 
     #[test]
@@ -656,7 +706,7 @@ mod tests {
     }
 
     fn chunk(snapshot: u32) -> Message {
-        Message::Begin(v1::Begin { position: CHUNK.into(), snapshot, ..Default::default() })
+        batch([What::Begin(v1::Begin { position: CHUNK.into(), snapshot, ..Default::default() })])
     }
 
     fn read() -> v1::Change {
@@ -844,6 +894,10 @@ mod tests {
         let op = v1::Change { op: 77, ..insert(1) };
         assert_eq!(violates(&mut within(), changes(&[op])), Violation::Unknown("Op"));
         assert!(matches!(violates(&mut between(), begin("5")), Violation::Position { .. }));
+        assert_eq!(
+            violates(&mut within(), Message::Changes(v1::ChangeBatch { events: vec![v1::Event::default()] })),
+            Violation::Unknown("Event")
+        );
         let empty = v1::SessionResponse { subscription: SUBSCRIPTION, selection: 0, event: None };
         assert!(between().message(empty, &mut VecDeque::new()).is_err());
         let other = v1::SessionResponse { subscription: 9, selection: 0, event: Some(begin("0/5:0")) };
@@ -872,8 +926,27 @@ mod tests {
                 let end = Position { lsn: start.lsn, ordinal: ordinal(rows.len().saturating_sub(1)) };
                 messages.push(commit(&end.to_string()));
             }
-            messages
+            join(messages, pace)
         }
+    }
+
+    /// Puts up to `pace` neighbours of events into one message.
+    fn join(messages: Vec<Message>, pace: usize) -> Vec<Message> {
+        let mut joined: Vec<Message> = Vec::new();
+        let mut room = 0;
+        for message in messages {
+            match (joined.last_mut(), message) {
+                (Some(Message::Changes(last)), Message::Changes(next)) if room > 0 => {
+                    last.events.extend(next.events);
+                    room -= 1;
+                }
+                (_, message) => {
+                    joined.push(message);
+                    room = pace;
+                }
+            }
+        }
+        joined
     }
 
     fn cut(ordinal: u32, row: &Bytes, pace: usize) -> Vec<v1::Change> {

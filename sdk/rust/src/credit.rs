@@ -1,7 +1,7 @@
 //! How many bytes the server may send: what the program has taken is granted again, in halves of the whole.
 //!
 //! Invariant: granted and not yet consumed never exceeds the subscription's credit, so that a program that stops reading
-//! stops the server after that many bytes. Only messages that carry changes use credit; marks pass without.
+//! stops the server after that many bytes. Only batches of changes use credit; all other messages pass without.
 
 /// The account of one connection.
 #[derive(Clone, Copy, Debug)]

@@ -89,9 +89,9 @@ impl Token {
         Token { prefix, position }
     }
 
-    /// Another position of the same subscription.
-    pub(crate) fn at(&self, position: Position) -> Self {
-        Token { prefix: self.prefix.clone(), position }
+    /// Moves to another position of the same subscription.
+    pub(crate) fn advance(&mut self, position: Position) {
+        self.position = position;
     }
 
     /// Everything up to here has been received.

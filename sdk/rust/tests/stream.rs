@@ -10,7 +10,7 @@ use tidegate_client::{Changes, Client, ClientError, Event, Position, Retry, Star
 use tidegate_proto::{
     rpc,
     v1::{
-        self, SessionRequest, SessionResponse, changes_server, session_request::Request as Asked,
+        self, SessionRequest, SessionResponse, changes_server, event::What, session_request::Request as Asked,
         session_response::Event as Mark,
     },
 };
@@ -131,8 +131,12 @@ fn row_type() -> Act {
     }))
 }
 
+fn event(what: What) -> Act {
+    Act::Say(Mark::Changes(v1::ChangeBatch { events: vec![v1::Event { what: Some(what) }] }))
+}
+
 fn begin(position: &str) -> Act {
-    Act::Say(Mark::Begin(v1::Begin { position: position.into(), ..Default::default() }))
+    event(What::Begin(v1::Begin { position: position.into(), ..Default::default() }))
 }
 
 fn batch(ordinals: &[u32]) -> v1::ChangeBatch {
@@ -143,7 +147,8 @@ fn batch(ordinals: &[u32]) -> v1::ChangeBatch {
         row: vec![0; 100].into(),
         ..Default::default()
     };
-    v1::ChangeBatch { changes: ordinals.iter().map(insert).collect() }
+    let event = |change| v1::Event { what: Some(What::Change(change)) };
+    v1::ChangeBatch { events: ordinals.iter().map(insert).map(event).collect() }
 }
 
 fn changes(ordinals: &[u32]) -> Act {
@@ -151,7 +156,7 @@ fn changes(ordinals: &[u32]) -> Act {
 }
 
 fn commit(position: &str) -> Act {
-    Act::Say(Mark::Commit(v1::Commit { position: position.into() }))
+    event(What::Commit(v1::Commit { position: position.into() }))
 }
 
 fn progress(position: &str) -> Act {
@@ -172,9 +177,13 @@ fn snapshot_end(position: &str) -> Act {
 fn chunk(position: &str, count: usize) -> [Act; 2] {
     let ordinal = position.parse::<Position>().expect("a position").ordinal;
     let mut reads = batch(&vec![ordinal; count]);
-    reads.changes.iter_mut().for_each(|change| change.set_op(v1::change::Op::Read));
+    for read in &mut reads.events {
+        if let Some(What::Change(change)) = &mut read.what {
+            change.set_op(v1::change::Op::Read);
+        }
+    }
     let begin = v1::Begin { position: position.into(), snapshot: 7, ..Default::default() };
-    [Act::Say(Mark::Begin(begin)), Act::Say(Mark::Changes(reads))]
+    [event(What::Begin(begin)), Act::Say(Mark::Changes(reads))]
 }
 
 fn broken() -> Act {
@@ -319,9 +328,13 @@ async fn the_delay_that_the_server_asks_for_is_kept() {
 #[tokio::test]
 async fn credit_is_granted_back_as_changes_are_taken() {
     let script = vec![opened("0/1:0"), row_type(), begin("0/5:0"), changes(&[1]), changes(&[2, 3]), commit("0/5:3")];
+    let size = |act: &Act| match act {
+        Act::Say(batch @ Mark::Changes(_)) => response(batch.clone()).encoded_len() as u64,
+        Act::Say(_) | Act::Fail(_) | Act::Hang => 0,
+    };
+    // Begin and the first change are less than half of it, with the others they are more.
+    let sizes = [script[..4].iter().map(size).sum::<u64>(), size(&script[4])];
     let mut stage = Stage::new(vec![script.into_iter().chain([Act::Hang]).collect()]).await;
-    let sizes = [&[1][..], &[2, 3]].map(|ordinals| response(Mark::Changes(batch(ordinals))).encoded_len() as u64);
-    // The first message is less than half of it, both are more.
     let subscription = Subscription::tables(["a"]).credit_bytes(2 * sizes[1]);
     let mut changes = stage.client.subscribe(subscription);
     until(&mut changes, "commit 0/5:3").await;

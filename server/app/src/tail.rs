@@ -117,13 +117,11 @@ async fn print(
             }
             count += u64::from(printer.print(&event)?);
         }
-        let at_the_last = batch.len() == 0;
+        let next = batch.next();
         drop(batch);
         printer.flush()?;
         if count == limit {
-            if at_the_last {
-                finish(&mut changes, hint).await;
-            }
+            finish(&mut changes, next, hint).await;
             return Ok(());
         }
     }
@@ -157,12 +155,15 @@ impl Printed {
     }
 }
 
-/// If what was printed last ends its transaction, its Commit is the next message: going on from there does not print the
-/// transaction again.
-async fn finish(changes: &mut Changes, hint: &mut ResumeHint) {
-    if let Ok(Ok(Some(mut batch))) = timeout(COMMIT_WAIT, changes.next_batch()).await
-        && let Some(Event::Commit { token }) = batch.next()
+/// If what was printed last ends its transaction, its Commit is the next event, of the same batch or of the one that follows:
+/// going on from there does not print the transaction again.
+async fn finish(changes: &mut Changes, mut next: Option<Event>, hint: &mut ResumeHint) {
+    if next.is_none()
+        && let Ok(Ok(Some(mut batch))) = timeout(COMMIT_WAIT, changes.next_batch()).await
     {
+        next = batch.next();
+    }
+    if let Some(Event::Commit { token }) = next {
         hint.0 = Some(token);
     }
 }

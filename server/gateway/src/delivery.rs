@@ -189,8 +189,7 @@ impl Filter<'_> {
             Kind::SnapshotEnd => {
                 let end = v1::SnapshotEnd::decode(&self.payload[range(entry)]).map_err(|_| damaged(entry))?;
                 let complete = end.abandoned.is_empty();
-                let what =
-                    if complete { What::SnapshotEnd(entry.position()) } else { What::SnapshotAbandoned };
+                let what = if complete { What::SnapshotEnd(entry.position()) } else { What::SnapshotAbandoned };
                 self.snapshot_mark(what, entry);
             }
             Kind::Begin => {
@@ -244,7 +243,9 @@ impl Filter<'_> {
         let Some(open) = self.carry.open.take() else { return };
         if open.matched {
             let run = match self.pieces.last() {
-                Some(Piece { what: What::Changes { .. }, projected: true, .. }) => self.copy(range(entry)),
+                Some(Piece { what: What::Changes { .. }, projected: true, .. }) => {
+                    copy(&self.payload[range(entry)], &mut self.projected)
+                }
                 Some(_) | None => Run { range: range(entry), projected: false },
             };
             self.append(run, None, 0, Some(entry.position()));
@@ -289,22 +290,10 @@ impl Filter<'_> {
         let Some(open) = self.carry.open.as_mut().filter(|open| !open.matched) else { return };
         open.matched = true;
         let run = match &open.begin {
-            Begin::Here(range) if projected => self.copy(range.clone()),
-            Begin::Here(range) => Run { range: range.clone(), projected: false },
-            Begin::Kept(begin) => {
-                let start = self.projected.len();
-                self.projected.extend_from_slice(begin);
-                Run { range: start..self.projected.len(), projected: true }
-            }
+            Begin::Here(range) if !projected => Run { range: range.clone(), projected },
+            begin @ (Begin::Here(_) | Begin::Kept(_)) => copy(begin.bytes(self.payload), &mut self.projected),
         };
         self.append(run, Some(selection), 0, None);
-    }
-
-    /// Copies a mark from the payload to where projected changes are.
-    fn copy(&mut self, range: Range<usize>) -> Run {
-        let start = self.projected.len();
-        self.projected.extend_from_slice(&self.payload[range]);
-        Run { range: start..self.projected.len(), projected: true }
     }
 
     fn take_carry(&mut self, selection: u32) -> ChangeProjector {
@@ -315,8 +304,11 @@ impl Filter<'_> {
     /// Adds an event to the run before it, where it touches that and the message does not grow too large.
     fn append(&mut self, event: Run, selection: Option<u32>, ends: u32, commit: Option<Position>) {
         let Run { range, projected } = event;
-        if let Some(Piece { what: What::Changes { selection: of_run, change_count, complete }, range: run, projected: p }) =
-            self.pieces.last_mut()
+        if let Some(Piece {
+            what: What::Changes { selection: of_run, change_count, complete },
+            range: run,
+            projected: p,
+        }) = self.pieces.last_mut()
             && (*p, run.end) == (projected, range.start)
             && (selection.is_none() || of_run.is_none() || *of_run == selection)
             && range.end - run.start <= MESSAGE_BYTES_MAX
@@ -336,6 +328,13 @@ impl Filter<'_> {
 struct Run {
     range: Range<usize>,
     projected: bool,
+}
+
+/// Copies a mark to where projected changes are.
+fn copy(mark: &[u8], projected: &mut BytesMut) -> Run {
+    let start = projected.len();
+    projected.extend_from_slice(mark);
+    Run { range: start..projected.len(), projected: true }
 }
 
 fn range(entry: &Entry) -> Range<usize> {

@@ -46,14 +46,17 @@ impl Decoder for BytesCodec {
     }
 }
 
-/// Number of changes in a `SessionResponse`: entries of field 1 in its field 6, a `ChangeBatch`. Walks over the lengths only.
+/// Number of changes in a `SessionResponse`: events (field 1) with a change (field 2) in its field 6, a `ChangeBatch`. Walks over
+/// the lengths only.
 pub(crate) fn change_count(response: &[u8]) -> Result<u64, io::Error> {
     let mut count = 0;
     fields(response, |number, content| {
         if number == 6 {
-            fields(content, |number, _| {
-                count += u64::from(number == 1);
-                Ok(())
+            fields(content, |_, event| {
+                fields(event, |number, _| {
+                    count += u64::from(number == 2);
+                    Ok(())
+                })
             })?;
         }
         Ok(())

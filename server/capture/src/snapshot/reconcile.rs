@@ -29,7 +29,7 @@ pub(crate) struct Chunk {
     pub(crate) as_planned: bool,
     /// The rows, as changes with [`Op::Read`]; each part as large as a transaction's.
     pub(crate) parts: Vec<BlockBuilder>,
-    /// The keys that were asked for, in the bytes of [`super::Gaps`]; empty for a chunk of a range.
+    /// The keys that were asked for, in the bytes of [`super::gaps::Gaps`]; empty for a chunk of a range.
     pub(crate) asked_keys: Vec<Box<[u8]>>,
 }
 
