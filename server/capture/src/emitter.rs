@@ -28,6 +28,8 @@ pub(crate) struct Emitter {
     full: VecDeque<Block>,
     announcements: HashMap<u32, Bytes>,
     announced: HashSet<u32>,
+    /// The announced row type that was used last: neighbouring changes mostly share it.
+    recent: u32,
 }
 
 /// A transaction on its way out.
@@ -57,6 +59,7 @@ impl Emitter {
     /// A new epoch starts an empty log; what has not been taken belongs to the old one.
     pub(crate) fn start_epoch(&mut self) {
         self.announced.clear();
+        self.recent = 0;
         self.full.clear();
         self.builder = BlockBuilder::default();
     }
@@ -143,7 +146,11 @@ impl Emitter {
     }
 
     fn announce(&mut self, row_type: u32, position: Position) {
-        if row_type == 0 || !self.announced.insert(row_type) {
+        if row_type == 0 || row_type == self.recent {
+            return;
+        }
+        self.recent = row_type;
+        if !self.announced.insert(row_type) {
             return;
         }
         let announcement = self.announcements.get(&row_type).expect("a row type is described before rows are encoded");

@@ -112,7 +112,8 @@ impl Transaction {
             aborted: self.aborted,
             spool: self.spool,
             next_spooled: 0,
-            in_memory: self.sealed.into_iter().chain([self.open]).collect::<Vec<_>>().into_iter(),
+            sealed: self.sealed.into_iter(),
+            open: Some(self.open),
         }
     }
 }
@@ -123,7 +124,8 @@ pub(crate) struct Parts {
     aborted: HashSet<u32>,
     spool: Option<Spool>,
     next_spooled: usize,
-    in_memory: std::vec::IntoIter<BlockBuilder>,
+    sealed: std::vec::IntoIter<BlockBuilder>,
+    open: Option<BlockBuilder>,
 }
 
 impl Parts {
@@ -134,7 +136,7 @@ impl Parts {
     pub(crate) fn next(&mut self) -> io::Result<Option<BlockBuilder>> {
         let part = match self.next_spooled()? {
             Some(part) => Some(part),
-            None => self.in_memory.next(),
+            None => self.sealed.next().or_else(|| self.open.take()),
         };
         Ok(part.map(|part| without_aborted(part, &self.aborted)))
     }

@@ -10,9 +10,9 @@
 //!
 //! Of chunks and snapshots' marks, a plan has those of its own snapshot; the others pass like transactions without a match.
 //!
-//! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block;
-//! Begin and Commit are sent only of transactions in which something matched; messages of changes are sent only while credit
-//! is positive, so that it is overdrawn by at most one.
+//! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
+//! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
+//! matched; messages of changes are sent only while credit is positive, so that it is overdrawn by at most one.
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
@@ -33,6 +33,8 @@ use crate::{
 
 /// A run is cut before it exceeds this, so that subscriptions of a session take turns. One change may be larger.
 const MESSAGE_BYTES_MAX: usize = 256 << 10;
+/// Neighbours in which something between them does not match are put together up to this; a message this short is copied anyway.
+const SHORT_RUN_BYTES: usize = 4 << 10;
 
 /// What plan and block yield.
 #[derive(Debug)]
@@ -42,8 +44,8 @@ pub(crate) struct Filtered {
     uses: Vec<(u32, u32, Bytes)>,
     /// The block's payload.
     payload: Bytes,
-    /// Changes with some of their columns, and the marks around them.
-    projected: Bytes,
+    /// Events that are no slices of the block: changes with some of their columns, and short runs that were put together.
+    copied: Bytes,
     /// What goes on in the next block.
     carry: Carry,
     /// All up to here is complete; None where the block completes nothing.
@@ -57,8 +59,8 @@ pub(crate) struct Filtered {
 struct Piece {
     what: What,
     range: Range<usize>,
-    /// The range is in `projected`, not in the payload.
-    projected: bool,
+    /// The range is in `copied`, not in the payload.
+    copied: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +78,30 @@ enum What {
     SnapshotEnd(Position),
     /// The snapshot was given up: its subscriptions end.
     SnapshotAbandoned,
+}
+
+impl What {
+    /// May a message hold both?
+    fn accepts(&self, event: &What) -> bool {
+        match (self, event) {
+            (What::Changes { selection: a, .. }, What::Changes { selection: b, .. }) => {
+                a.is_none() || b.is_none() || a == b
+            }
+            _mark => false,
+        }
+    }
+
+    fn add(&mut self, event: What) {
+        if let (
+            What::Changes { selection, change_count, complete },
+            What::Changes { selection: more_of, change_count: more, complete: later },
+        ) = (self, event)
+        {
+            *selection = selection.or(more_of);
+            *change_count += more;
+            *complete = later.or(*complete);
+        }
+    }
 }
 
 /// What the end of a block cuts.
@@ -141,14 +167,14 @@ pub(crate) fn filter(
         carry,
         pieces: Vec::new(),
         uses: Vec::new(),
-        projected: BytesMut::new(),
+        copied: BytesMut::new(),
         routing: None,
         ended: None,
     };
     for entry in block.entries() {
         filter.entry(entry, lookup)?;
     }
-    let Filter { mut carry, pieces, uses, projected, ended, .. } = filter;
+    let Filter { mut carry, pieces, uses, copied, ended, .. } = filter;
     if let Some(Open { begin: begin @ Begin::Here(_), .. }) = &mut carry.open {
         *begin = Begin::Kept(Bytes::copy_from_slice(begin.bytes(block.payload())));
     }
@@ -156,7 +182,7 @@ pub(crate) fn filter(
         pieces,
         uses,
         payload: block.payload().clone(),
-        projected: projected.freeze(),
+        copied: copied.freeze(),
         carry,
         complete: block.complete_through(),
         commit_time_us: ended.and_then(|begin| commit_time_us(begin.bytes(block.payload()))),
@@ -170,7 +196,7 @@ struct Filter<'a> {
     carry: Carry,
     pieces: Vec<Piece>,
     uses: Vec<(u32, u32, Bytes)>,
-    projected: BytesMut,
+    copied: BytesMut,
     /// The last routing used: neighbouring changes are mostly of one table.
     routing: Option<(u32, Arc<Routing>)>,
     /// The begin of the last transaction that has ended.
@@ -236,19 +262,14 @@ impl Filter<'_> {
     }
 
     fn snapshot_mark(&mut self, what: What, entry: &Entry) {
-        self.pieces.push(Piece { what, range: range(entry), projected: false });
+        self.pieces.push(Piece { what, range: range(entry), copied: false });
     }
 
     fn commit(&mut self, entry: &Entry) {
         let Some(open) = self.carry.open.take() else { return };
         if open.matched {
-            let run = match self.pieces.last() {
-                Some(Piece { what: What::Changes { .. }, projected: true, .. }) => {
-                    copy(&self.payload[range(entry)], &mut self.projected)
-                }
-                Some(_) | None => Run { range: range(entry), projected: false },
-            };
-            self.append(run, None, 0, Some(entry.position()));
+            let what = What::Changes { selection: None, change_count: 0, complete: Some(entry.position()) };
+            self.append(Piece { what, range: range(entry), copied: false }, true);
         }
         // A chunk has no commit time of its own.
         if !open.of_snapshot {
@@ -264,36 +285,42 @@ impl Filter<'_> {
             Deliver::Columns(fields) => Some(fields),
         };
         self.begin(number, columns.is_some());
-        let run = match columns {
-            None => Run { range: range(entry), projected: false },
+        let change_count = u32::from(!entry.continues);
+        let what = What::Changes { selection: Some(number), change_count, complete: None };
+        let piece = match columns {
+            None => Piece { what, range: range(entry), copied: false },
             Some(fields) => {
                 let mut projector = self.take_carry(number);
-                let start = self.projected.len();
+                let start = self.copied.len();
                 projector
-                    .push(&self.payload[range(entry)], |field| fields.contains(field), &mut self.projected)
+                    .push(&self.payload[range(entry)], |field| fields.contains(field), &mut self.copied)
                     .map_err(|_| damaged(entry))?;
                 if entry.continues {
                     self.carry.cut.push((number, projector));
                 }
-                Run { range: start..self.projected.len(), projected: true }
+                Piece { what, range: start..self.copied.len(), copied: true }
             }
         };
         if entry.row_type != 0 && !self.uses.iter().any(|(s, r, _)| (*s, *r) == (number, entry.row_type)) {
             self.uses.push((number, entry.row_type, routing.announcements[selection].clone()));
         }
-        self.append(run, Some(number), u32::from(!entry.continues), None);
+        self.append(piece, false);
         Ok(())
     }
 
-    /// Puts the transaction's Begin before its first change, beside which it stands if it can.
-    fn begin(&mut self, selection: u32, projected: bool) {
+    /// Puts the transaction's Begin before its first change, which will be copied or is a slice of the block.
+    fn begin(&mut self, selection: u32, copied: bool) {
         let Some(open) = self.carry.open.as_mut().filter(|open| !open.matched) else { return };
         open.matched = true;
-        let run = match &open.begin {
-            Begin::Here(range) if !projected => Run { range: range.clone(), projected },
-            begin @ (Begin::Here(_) | Begin::Kept(_)) => copy(begin.bytes(self.payload), &mut self.projected),
+        let what = What::Changes { selection: Some(selection), change_count: 0, complete: None };
+        let piece = match &open.begin {
+            Begin::Here(range) if !copied => Piece { what, range: range.clone(), copied },
+            begin @ (Begin::Here(_) | Begin::Kept(_)) => {
+                let range = copy(begin.bytes(self.payload), &mut self.copied);
+                Piece { what, range, copied: true }
+            }
         };
-        self.append(run, Some(selection), 0, None);
+        self.append(piece, true);
     }
 
     fn take_carry(&mut self, selection: u32) -> ChangeProjector {
@@ -301,40 +328,35 @@ impl Filter<'_> {
         at.map_or_else(ChangeProjector::default, |at| self.carry.cut.swap_remove(at).1)
     }
 
-    /// Adds an event to the run before it, where it touches that and the message does not grow too large.
-    fn append(&mut self, event: Run, selection: Option<u32>, ends: u32, commit: Option<Position>) {
-        let Run { range, projected } = event;
-        if let Some(Piece {
-            what: What::Changes { selection: of_run, change_count, complete },
-            range: run,
-            projected: p,
-        }) = self.pieces.last_mut()
-            && (*p, run.end) == (projected, range.start)
-            && (selection.is_none() || of_run.is_none() || *of_run == selection)
-            && range.end - run.start <= MESSAGE_BYTES_MAX
-        {
-            run.end = range.end;
-            *of_run = of_run.or(selection);
-            *change_count += ends;
-            *complete = commit.or(*complete);
-            return;
+    /// Adds an event to the run before it, where the two touch or are so short that copying them is cheaper than a message each,
+    /// and the message does not grow too large. Marks follow what is copied at any length.
+    fn append(&mut self, mut event: Piece, is_mark: bool) {
+        let Some(run) = self.pieces.last_mut().filter(|run| run.what.accepts(&event.what)) else {
+            return self.pieces.push(event);
+        };
+        let len = run.range.len() + event.range.len();
+        let touches = (run.copied, run.range.end) == (event.copied, event.range.start);
+        let is_short = len <= SHORT_RUN_BYTES || (run.copied && is_mark);
+        if len > MESSAGE_BYTES_MAX || !(touches || is_short && !event.copied) {
+            return self.pieces.push(event);
         }
-        let what = What::Changes { selection, change_count: ends, complete: commit };
-        self.pieces.push(Piece { what, range, projected });
+        if !touches {
+            if !run.copied {
+                run.range = copy(&self.payload[run.range.clone()], &mut self.copied);
+                run.copied = true;
+            }
+            event.range = copy(&self.payload[event.range], &mut self.copied);
+        }
+        run.range.end = event.range.end;
+        run.what.add(event.what);
     }
 }
 
-/// Where an event's bytes are: see [`Piece`].
-struct Run {
-    range: Range<usize>,
-    projected: bool,
-}
-
-/// Copies a mark to where projected changes are.
-fn copy(mark: &[u8], projected: &mut BytesMut) -> Run {
-    let start = projected.len();
-    projected.extend_from_slice(mark);
-    Run { range: start..projected.len(), projected: true }
+/// Copies events, and says where to.
+fn copy(events: &[u8], copied: &mut BytesMut) -> Range<usize> {
+    let start = copied.len();
+    copied.extend_from_slice(events);
+    start..copied.len()
 }
 
 fn range(entry: &Entry) -> Range<usize> {
@@ -461,7 +483,7 @@ impl Delivery {
                     }
                     self.announce(&filtered, out);
                     let to = self.addressee(selection.unwrap_or(0));
-                    let memory = if piece.projected { &filtered.projected } else { &filtered.payload };
+                    let memory = if piece.copied { &filtered.copied } else { &filtered.payload };
                     let byte_count = out.event(to, Event::Changes, memory, piece.range.clone());
                     self.credit_bytes -= i64::try_from(byte_count).unwrap_or(i64::MAX);
                     self.position = self.position.max(complete.unwrap_or(Position::ZERO));

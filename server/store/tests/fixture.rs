@@ -49,6 +49,8 @@ async fn write(fixture: &Path, events: &[Event]) {
     running.publish(blocks(&all, 900)).await;
     running.close().await.unwrap();
     fs::remove_file(dir.path().join("lock")).unwrap();
+    // Segments are named by where they start.
+    fs::remove_dir_all(fixture).unwrap();
     copy(dir.path(), fixture);
 }
 
