@@ -110,7 +110,10 @@ impl MirrorKeeper {
         let (mirrored, needed) = match read.await {
             Ok(Ok(read)) => read,
             // There is none yet, or it is being opened again; whoever writes to it says why.
-            Ok(Err(_)) => return Some(Instant::now() + RETRY),
+            Ok(Err(_)) => {
+                self.show(followed.iter().map(being_opened).collect());
+                return Some(Instant::now() + RETRY);
+            }
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         attempts.failures.retain(|name, failure| {
@@ -244,6 +247,11 @@ impl MirrorKeeper {
             differs
         });
     }
+}
+
+fn being_opened(name: &TableName) -> TableStatus {
+    let detail = "the mirror is being opened".to_owned();
+    TableStatus { table: name.to_string(), state: State::Waiting as i32, detail, snapshot: 0 }
 }
 
 fn not_captured(name: &TableName) -> TableStatus {

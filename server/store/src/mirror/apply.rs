@@ -456,6 +456,7 @@ impl Mirror {
 impl Drop for Mirror {
     fn drop(&mut self) {
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.shared.changed.send_modify(|version| *version += 1);
     }
 }
 
