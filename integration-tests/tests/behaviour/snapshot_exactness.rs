@@ -43,10 +43,13 @@ insert into account select n, 'n' || n, case when n % 3 = 0 then repeat('x' || n
 insert into pair select n % 20, 'k' || n / 20, n from generate_series(1, 3000) n;
 insert into thing select md5(n::text)::uuid, n, case when n % 2 = 0 then repeat('y' || n, 800) end from generate_series(1, 2000) n";
 
-/// Every state of every row, from a replay of the whole stream.
+/// What became of a row, and where: None when it was gone.
+type States = Vec<(Position, Option<HeldRow>)>;
+
+/// Every state of every row, by table and key, from a replay of the whole stream.
 #[derive(Default)]
 struct Replay {
-    rows: Mutex<BTreeMap<String, BTreeMap<Vec<String>, Vec<(Position, Option<HeldRow>)>>>>,
+    rows: Mutex<BTreeMap<String, BTreeMap<Vec<String>, States>>>,
 }
 
 impl Replay {

@@ -474,8 +474,8 @@ impl Delivery {
                     let end = v1::SnapshotEnd::decode(filtered.payload.slice(piece.range.clone())).unwrap_or_default();
                     return Step::Abandoned(abandoned(&end));
                 }
-                What::SnapshotBegin(at) => self.snapshot_mark(Event::SnapshotBegin, at, &filtered, piece, out),
-                What::SnapshotEnd(at) => self.snapshot_mark(Event::SnapshotEnd, at, &filtered, piece, out),
+                What::SnapshotBegin(at) => self.snapshot_mark((Event::SnapshotBegin, at), &filtered, piece, out),
+                What::SnapshotEnd(at) => self.snapshot_mark((Event::SnapshotEnd, at), &filtered, piece, out),
                 What::Changes { selection, change_count, complete } => {
                     if !self.has_credit() {
                         self.current = Some((filtered, at));
@@ -507,7 +507,7 @@ impl Delivery {
         }
     }
 
-    fn snapshot_mark(&mut self, mark: Event, at: Position, filtered: &Filtered, piece: &Piece, out: &mut Outbox) {
+    fn snapshot_mark(&mut self, (mark, at): (Event, Position), filtered: &Filtered, piece: &Piece, out: &mut Outbox) {
         out.event(self.addressee(0), mark, &filtered.payload, piece.range.clone());
         self.position = self.position.max(at);
     }

@@ -361,7 +361,7 @@ async fn an_unfinished_snapshot_is_known_after_a_restart_though_its_begin_is_tri
     let begun = [vec![Event::SnapshotBegin(7), Event::Chunk(7, vec![9; 2])], transactions(100)].concat();
     let all = records(&[begun, vec![Event::Chunk(7, vec![9; 4]), Event::SnapshotEnd(7)]].concat());
     let (rest, first) = (all.len() - 8, all[0].0);
-    let retention = Retention { size_bytes: 10_000, age: Duration::from_secs(1 << 30) };
+    let retention = Retention { size_bytes: 5_000, age: Duration::from_secs(1 << 30) };
     let config = tidegate_store::StoreConfig { retention, ..config(dir.path()) };
     let mut running = Running::begin(config.clone()).await;
     running.publish(blocks(&all[..rest], 300)).await;

@@ -205,6 +205,11 @@ impl Process {
 
     pub(super) fn connected(&mut self, flush_lsn: Lsn) {
         self.tracking.connected(flush_lsn);
+        // What was read before is void.
+        if let Some(job) = &mut self.job {
+            let void = std::mem::take(&mut job.reading);
+            job.again.extend(void.into_values().filter_map(|reading| reading.range));
+        }
     }
 
     fn commit(&mut self, (commit_lsn, commit_end_lsn): (Lsn, Lsn), xid: u32, writes: &[Write]) {
