@@ -78,7 +78,6 @@ fn source_status(source: &Source) -> v1::SourceStatus {
     let state = match status.state {
         SourceState::Unknown => State::Unknown,
         SourceState::Connecting => State::Connecting,
-        SourceState::Streaming if head.disk_full => State::DiskFull,
         SourceState::Streaming => State::Streaming,
         SourceState::Stopped => State::Stopped,
         SourceState::DiskFull => State::DiskFull,
