@@ -18,9 +18,9 @@ use crate::{Database, Installation, Process, Scratch, Signal, within};
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
     ("wal_level", "logical"),
-    ("max_replication_slots", "120"),
-    ("max_wal_senders", "120"),
-    ("max_connections", "300"),
+    ("max_replication_slots", "500"),
+    ("max_wal_senders", "500"),
+    ("max_connections", "600"),
     ("shared_buffers", "128MB"),
     ("max_wal_size", "2GB"),
     ("fsync", "off"),

@@ -234,6 +234,7 @@ async fn received(committed: &mut watch::Receiver<usize>, count: usize) -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn old_rows_and_large_values_are_whole_whatever_happens_to_the_server() -> Result<()> {
     let seed = Seed::from_environment();
     let mut random = seed.generator(0);

@@ -12,6 +12,7 @@ use tidegate_integration_tests::{
 const ROWS: u64 = 300_000;
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn a_snapshot_of_a_large_table_is_light_and_is_read_on_after_a_crash() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
     let database = cluster.database("large").await?;

@@ -43,6 +43,7 @@ async fn until_marker(database: &Database, copier: &mut Copier, name: &str) -> R
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn what_cannot_be_read_in_full_is_refused() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
     let database = cluster.database("refused").await?;
@@ -72,6 +73,7 @@ async fn what_cannot_be_read_in_full_is_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn a_table_that_changes_under_a_snapshot_is_exact_or_given_up() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let database = cluster.database("altered").await?;

