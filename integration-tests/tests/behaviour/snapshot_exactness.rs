@@ -254,8 +254,15 @@ async fn check(stage: &Stage, (position, held): (Position, &Replica), tables: &[
 /// While nobody writes, a snapshot is what PostgreSQL says.
 async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
     let _nobody_writes = stage.writing.write().await;
-    let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
-    copier.until_snapshot_end().await?;
+    let copier = loop {
+        let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
+        match copier.until_snapshot_end().await {
+            Ok(_) => break copier,
+            // It was shared with a subscriber who has cancelled it.
+            Err(error) if error.to_string().contains("cancelled") => {}
+            Err(error) => return Err(error),
+        }
+    };
     let database = Database::connect(&cluster.url("exact")).await?;
     for (name, key) in TABLES {
         let theirs = held_by_postgres(&database, name, key).await?;

@@ -61,7 +61,6 @@ async fn equals_postgres(database: &Database, copier: &mut Copier, marker: &str)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
     let mut random = Seed::from_environment().generator(0);
     let cluster = Cluster::start(&[]).await?;
@@ -69,13 +68,17 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
     let server = Server::start(ServerConfig::of(database.url())).await?;
     for round in 0..ROUNDS {
         let mut id = round * 40;
+        let before = if round % 2 == 0 { 4 } else { 0 };
+        // Nothing hides from its chunks what they cannot reconcile: it ends though commits are stuck. A row that moves to another
+        // key without its large value is told as moved, and must be read there, where nobody sees it yet.
+        let ends_amid = before == 0 && random.random_bool(0.5);
         let mut statements = |count: u32| -> Vec<String> {
             (0..count)
                 .map(|_| {
                     id += 1;
                     match id % 5 {
                         0 => format!("delete from account where id = {id}"),
-                        1 => format!("update account set id = id + 100000 where id = {id}"),
+                        1 if !ends_amid => format!("update account set id = id + 100000 where id = {id}"),
                         2 => format!("insert into account values ({}, {round}, 'new')", 200_000 + id),
                         _ => format!("update account set v = {round} + 1 where id = {id}"),
                     }
@@ -84,7 +87,6 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
         };
         wait_for_standby(&database, "nobody").await?;
         let mut stalled = JoinSet::new();
-        let before = if round % 2 == 0 { 4 } else { 0 };
         stall(&database, &mut stalled, statements(before)).await?;
         let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
         while !matches!(copier.next().await?, Arrival::Begun(_)) {}
@@ -93,17 +95,14 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
             let id = random.random_range(1_000..5_000_u32);
             database.execute(&format!("update account set v = v + 1 where id = {id}")).await?;
         }
-        let mut ended = false;
-        if before == 0 && random.random_bool(0.5) {
-            // Nothing hides from its chunks what they cannot reconcile: it ends though the commits are stuck.
-            copier.until_snapshot_end().await?;
-            ended = true;
+        if ends_amid {
+            copier.until_snapshot_end().await.context("amid stuck commits")?;
         }
         wait_for_standby(&database, "").await?;
         while let Some(done) = stalled.join_next().await {
             done??;
         }
-        if !ended {
+        if !ends_amid {
             copier.until_snapshot_end().await?;
         }
         equals_postgres(&database, &mut copier, &format!("round {round}")).await?;
@@ -112,7 +111,6 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "takes minutes and is not reliable yet; run it by name"]
 async fn a_commit_that_stays_invisible_over_a_restart_is_waited_for() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
     let database = prepared(&cluster, "hidden").await?;

@@ -13,19 +13,22 @@ use tokio_util::sync::CancellationToken;
 /// How long a new table may be unknown.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// Tables with their columns, system schemas aside. One query, whatever the number of tables.
+/// Tables with their columns, system schemas aside; partitions under the name that their changes are published under, the root's
+/// or their own. One query, whatever the number of tables.
 const TABLES: &str = "
     SELECT n.nspname::text, c.relname::text,
            coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attname IS NOT NULL), '{}')
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+    LEFT JOIN pg_publication p ON p.pubname = $1
     WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
+      AND NOT CASE WHEN p.pubviaroot THEN c.relispartition WHEN NOT p.pubviaroot THEN c.relkind = 'p' ELSE false END
     GROUP BY n.nspname, c.relname";
 
 /// Reads the catalog again and again until `stop`.
 pub(crate) async fn watch(
-    connect: ConnectConfig,
+    (connect, publication): (ConnectConfig, String),
     patterns: TablePatterns,
     known: watch::Sender<Arc<Vec<KnownTable>>>,
     stop: CancellationToken,
@@ -33,7 +36,7 @@ pub(crate) async fn watch(
     let mut session = None;
     while !stop.is_cancelled() {
         let read = tokio::select! {
-            read = read(&mut session, &connect) => read,
+            read = read(&mut session, &connect, &publication) => read,
             () = stop.cancelled() => return,
         };
         match read {
@@ -61,12 +64,16 @@ pub(crate) async fn watch(
     }
 }
 
-async fn read(session: &mut Option<Session>, connect: &ConnectConfig) -> anyhow::Result<Vec<KnownTable>> {
+async fn read(
+    session: &mut Option<Session>,
+    connect: &ConnectConfig,
+    publication: &str,
+) -> anyhow::Result<Vec<KnownTable>> {
     let session = match session {
         Some(session) => session,
         None => session.insert(Session::connect(connect).await?),
     };
-    let rows = session.client().query(TABLES, &[]).await?;
+    let rows = session.client().query(TABLES, &[&publication]).await?;
     let mut tables: Vec<KnownTable> = rows
         .iter()
         .map(|row| KnownTable {

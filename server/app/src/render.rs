@@ -58,21 +58,23 @@ pub(crate) enum PrintError {
 pub(crate) struct Printer<W> {
     out: W,
     format: Format,
-    commit_time: Timestamp,
+    /// None for the rows of a snapshot, and for a message outside of transactions.
+    commit_time: Option<Timestamp>,
     xid: u32,
     table_width: usize,
 }
 
 impl<W: Write> Printer<W> {
     pub(crate) fn new(out: W, format: Format) -> Self {
-        Printer { out, format, commit_time: Timestamp::default(), xid: 0, table_width: 0 }
+        Printer { out, format, commit_time: None, xid: 0, table_width: 0 }
     }
 
     /// Prints an event, if it is a change. Is it?
     pub(crate) fn print(&mut self, event: &Event) -> Result<bool, PrintError> {
         match event {
             Event::Begin { commit_time, xid, .. } => {
-                (self.commit_time, self.xid) = (*commit_time, *xid);
+                let known = *commit_time != Timestamp::default();
+                (self.commit_time, self.xid) = (known.then_some(*commit_time), *xid);
                 Ok(false)
             }
             Event::Change(change) => {
@@ -105,7 +107,7 @@ impl<W: Write> Printer<W> {
     fn json(&self, change: &Change) -> Result<Value, RowError> {
         let mut line = json!({
             "position": change.position.to_string(),
-            "commit_time": self.commit_time.to_string(),
+            "commit_time": self.commit_time.map(|time| time.to_string()),
             "xid": self.xid,
             "op": change.op.as_str(),
             "table": change.table(),
@@ -133,7 +135,7 @@ impl<W: Write> Printer<W> {
     fn line(&mut self, change: &Change, palette: Palette) -> Result<String, RowError> {
         let table = shown(change.table().unwrap_or("-")).into_owned();
         self.table_width = self.table_width.max(table.chars().count()).min(TABLE_WIDTH_MAX);
-        let time = self.commit_time.to_string();
+        let time = self.commit_time.map(|time| time.to_string()).unwrap_or_default();
         let time = time.split_once('T').map_or(time.as_str(), |(_, clock)| clock);
         let position = change.position.to_string();
         let table = format!("{table:<width$}", width = self.table_width);

@@ -217,10 +217,10 @@ impl Server {
             Ok(())
         }));
         let (known, tables) = watch::channel(Arc::default());
-        let (connect, patterns) = (source.connect.clone(), source.tables.clone());
+        let (published, patterns) = ((source.connect.clone(), source.publication.clone()), source.tables.clone());
         let stop = self.stop.intake.clone();
         self.intake.spawn(async move {
-            known_tables::watch(connect, patterns, known, stop).await;
+            known_tables::watch(published, patterns, known, stop).await;
             Ok(())
         });
         if let (Some(mirror), Some(patterns)) = (mirror.clone(), source.mirror.clone()) {

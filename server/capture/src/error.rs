@@ -97,7 +97,8 @@ pub enum CaptureError {
     SnapshotRead(#[from] SnapshotReadError),
     /// A snapshot that was interrupted cannot go on.
     #[error(
-        "snapshot {snapshot} was interrupted, and one of its tables is gone or cannot be read any more; start it again"
+        "snapshot {snapshot} was interrupted, and one of its tables is gone, has another key, or cannot be read any more; start it \
+         again"
     )]
     SnapshotNotRestored {
         /// Its number.

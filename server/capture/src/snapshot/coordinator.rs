@@ -44,6 +44,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_millis(100);
 /// Requests that wait.
 const COMMANDS_MAX: usize = 64;
+/// Chunks that are being read or wait for the stream, over all snapshots: they wait in memory.
+const IN_FLIGHT_MAX: usize = 8;
 /// Ended snapshots that are remembered.
 const ENDED_MAX: usize = 100;
 /// Chunks whose outcome is on its way, over all snapshots; more than can be outstanding.
@@ -300,9 +302,11 @@ impl Coordinator {
             self.hold_until = self.hold_until.max(Some(now + HOLD));
         }
         let held = self.hold_until.filter(|until| *until > now);
+        let mut in_flight: usize = self.passes.values().map(Pass::in_flight).sum();
         for (number, pass) in &mut self.passes {
             loop {
-                let may_read = held.is_none() && self.reading < self.context.config.readers;
+                let has_room = self.reading < self.context.config.readers && in_flight < IN_FLIGHT_MAX;
+                let may_read = held.is_none() && has_room;
                 let Some(step) = pass.next_step(now, may_read) else { break };
                 let (context, orders) = (Arc::clone(&self.context), self.orders.clone());
                 match step {
@@ -318,7 +322,7 @@ impl Coordinator {
                         self.tasks.spawn(finish(orders, (*number, table, table_oid), attempt));
                     }
                     Step::Table(table, work) => {
-                        self.reading += 1;
+                        (self.reading, in_flight) = (self.reading + 1, in_flight + 1);
                         let reader = self.idle_readers.pop();
                         let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&context.connect)));
                         let (planned, outcomes) = (pass.plan(table), self.outcomes.clone());
@@ -404,6 +408,7 @@ impl Coordinator {
                         pass.begin_failed(detail, retry_at);
                     }
                     Retry::Never | Retry::Reset => {
+                        pass.begin_failed(detail.clone(), retry_at);
                         let mut error = Some(*error);
                         for reply in waiting {
                             let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));

@@ -134,6 +134,11 @@ impl TableJob {
         self.keys.clear();
     }
 
+    /// Reads that were begun and are not emitted.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.outstanding
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.phase == Phase::Done
     }

@@ -125,6 +125,11 @@ impl Pass {
         &self.job.tables
     }
 
+    /// Its chunks that are being read, or wait for the stream.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.tables.iter().map(TableJob::in_flight).sum()
+    }
+
     pub(crate) fn plan(&self, table: usize) -> Arc<Planned> {
         Arc::clone(&self.plans[table])
     }

@@ -215,12 +215,11 @@ impl SnapshotReadError {
             SnapshotReadError::Catalog(error) => error.retry(),
             SnapshotReadError::DefinitionChanged { .. } | SnapshotReadError::OverBudget { .. } => AT_ONCE,
             SnapshotReadError::LockTimeout { .. } | SnapshotReadError::Cancelled { .. } => SOON,
-            SnapshotReadError::Forbidden { .. }
-            | SnapshotReadError::RowSecurity { .. }
-            | SnapshotReadError::PublicationMissing { .. }
-            | SnapshotReadError::NotPrimary { .. } => LATER,
+            SnapshotReadError::PublicationMissing { .. } | SnapshotReadError::NotPrimary { .. } => LATER,
             SnapshotReadError::SharedSnapshotGone { .. } | SnapshotReadError::Cursor { .. } => Retry::Reset,
             SnapshotReadError::Unsupported { .. }
+            | SnapshotReadError::Forbidden { .. }
+            | SnapshotReadError::RowSecurity { .. }
             | SnapshotReadError::TableMissing { .. }
             | SnapshotReadError::RowTooLarge { .. }
             | SnapshotReadError::Keyless { .. }
