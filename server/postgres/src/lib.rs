@@ -40,6 +40,7 @@ mod slot;
 mod socket;
 mod stream;
 mod tls;
+mod transport;
 mod url;
 mod wire;
 

@@ -7,6 +7,7 @@ use std::{
     future::Ready,
     io,
     pin::Pin,
+    sync::{Arc, atomic::AtomicBool},
     task::{Context, Poll},
     time::Duration,
 };
@@ -20,7 +21,7 @@ use tokio::{
 use tokio_postgres::tls::{ChannelBinding, TlsConnect};
 use tokio_rustls::client::TlsStream;
 
-use crate::{ConnectConfig, ConnectError, TlsMode, channel_binding::server_end_point, tls};
+use crate::{ConnectConfig, ConnectError, TlsMode, channel_binding::server_end_point, tls, transport::Transport};
 
 /// A silent peer is probed after this time, and given up after three probes.
 const KEEPALIVE: Duration = Duration::from_secs(30);
@@ -31,8 +32,8 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 /// The stream.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tcp(Transport),
+    Tls(Box<TlsStream<Transport>>),
     Unix(UnixStream),
 }
 
@@ -40,6 +41,15 @@ impl Socket {
     /// Is there TLS around it?
     pub(crate) fn is_encrypted(&self) -> bool {
         matches!(self, Socket::Tls(_))
+    }
+
+    /// What a reader sets while it comes back by itself; see [`Transport`].
+    pub(crate) fn polls(&self) -> Arc<AtomicBool> {
+        match self {
+            Socket::Tcp(stream) => stream.polls(),
+            Socket::Tls(stream) => stream.get_ref().0.polls(),
+            Socket::Unix(_) => Arc::default(),
+        }
     }
 
     /// What a log-in can be bound to; None without TLS, or where the certificate's signature has no hash to go by.
@@ -99,7 +109,7 @@ fn unreachable(config: &ConnectConfig) -> impl Fn(io::Error) -> ConnectError {
     move |source| ConnectError::Unreachable { address: address.clone(), source }
 }
 
-async fn connect(config: &ConnectConfig) -> Result<TcpStream, ConnectError> {
+async fn connect(config: &ConnectConfig) -> Result<Transport, ConnectError> {
     let open = async {
         let stream = TcpStream::connect((config.host.as_str(), config.port)).await?;
         stream.set_nodelay(true)?;
@@ -109,13 +119,13 @@ async fn connect(config: &ConnectConfig) -> Result<TcpStream, ConnectError> {
         socket.set_tcp_keepalive(&keepalive)?;
         // Keepalives are not sent while something of ours is unacknowledged.
         socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-        Ok(stream)
+        Ok(Transport::new(stream))
     };
     open.await.map_err(unreachable(config))
 }
 
 /// Asks for TLS; the plain stream comes back where the server has none.
-async fn encrypt(config: &ConnectConfig, mut stream: TcpStream) -> Result<Socket, ConnectError> {
+async fn encrypt(config: &ConnectConfig, mut stream: Transport) -> Result<Socket, ConnectError> {
     let connector = tls::connector(config)?;
     let name = tls::server_name(config)?;
     let mut request = BytesMut::new();

@@ -4,9 +4,9 @@
 //! socket ──read──▶ | consumed | frame | frame | part of a frame | free |     one buffer; frames are handed out in place
 //! ```
 //!
-//! The walsender writes one small packet per row. Reading each as it comes costs a system call and a wake-up per row; so
-//! while data pours in, and only then, the reader waits a fraction of a millisecond after a short read and takes what has
-//! gathered. At low rates it never waits.
+//! The walsender writes one small packet per row. Reading each as it comes costs both sides a system call and a wake-up per
+//! row; so while data pours in, and only then, a reader that finds nothing pauses for a fraction of a millisecond, without
+//! having the socket watched, and takes what has gathered. At low rates it never does.
 //!
 //! Invariant: a frame is handed out exactly once, in order, whole; bytes are never moved except when the buffer is
 //! compacted. A frame that is not consumed comes again. It deliberately answers no keepalive by itself.
@@ -15,6 +15,10 @@ use std::{
     future::poll_fn,
     io,
     pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     task::Poll,
     time::{Duration, Instant},
 };
@@ -38,10 +42,8 @@ const READ_BYTES: usize = 128 << 10;
 const KEEP_BYTES: usize = 1 << 20;
 /// PostgreSQL's own limit of a message, and some for the header.
 const MAX_FRAME_BYTES: usize = (1 << 30) + 1024;
-/// How long to let packets gather in a backlog.
-const GATHER: Duration = Duration::from_micros(300);
-/// With this much at hand there is no need to gather more.
-const ENOUGH_BYTES: usize = 64 << 10;
+/// How long to let packets gather in a backlog: much longer, and small packets fill the receive buffer.
+const GATHER: Duration = Duration::from_micros(500);
 /// Bytes per millisecond that make a backlog: some 20 single-row transactions.
 const BACKLOG_BYTES_PER_MS: u128 = 4 << 10;
 /// Reads per millisecond that make a backlog, whatever they bring: waking up for each packet is what slows the server and
@@ -88,9 +90,16 @@ pub struct StandbyStatus {
 
 /// Splits a socket on which CopyBoth has begun; `received` is what has been read beyond.
 pub(crate) fn split(socket: Socket, received: BytesMut) -> (WalReader, WalWriter) {
+    let polls = socket.polls();
     let (read_half, write_half) = tokio::io::split(socket);
-    let reader =
-        WalReader { socket: read_half, buffer: received, consumed: 0, rate: Rate::new(), pause: Pause::default() };
+    let reader = WalReader {
+        socket: read_half,
+        buffer: received,
+        consumed: 0,
+        rate: Rate::new(),
+        polls,
+        pause: Pause::default(),
+    };
     (reader, WalWriter { socket: write_half, pending: BytesMut::with_capacity(64) })
 }
 
@@ -102,6 +111,8 @@ pub struct WalReader {
     /// Bytes at the front of the buffer whose frames have been handed out.
     consumed: usize,
     rate: Rate,
+    /// Tells the socket that the reader comes back by itself.
+    polls: Arc<AtomicBool>,
     pause: Pause,
 }
 
@@ -154,7 +165,6 @@ impl WalReader {
     /// The connection, or an error that the server sends; frames before it are handed out first.
     pub async fn read(&mut self) -> Result<Frames<'_>, ReplicationError> {
         self.release();
-        let mut received_now = false;
         loop {
             match front(&self.buffer)? {
                 Front::Frame => break,
@@ -164,18 +174,13 @@ impl WalReader {
                 }
                 Front::Partial(missing) => {
                     self.reserve(missing);
-                    let byte_count = self.socket.read_buf(&mut self.buffer).await?;
+                    let byte_count = self.fill().await?;
                     if byte_count == 0 {
                         return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
                     }
                     self.rate.add(byte_count);
-                    received_now = true;
                 }
             }
-        }
-        if received_now && self.rate.backlog && self.buffer.len() < ENOUGH_BYTES {
-            self.pause.wait(GATHER).await;
-            self.read_what_is_there().await;
         }
         Ok(Frames { buffer: &self.buffer, consumed: &mut self.consumed })
     }
@@ -204,16 +209,27 @@ impl WalReader {
         self.buffer.reserve(room);
     }
 
-    /// One read that does not wait. A broken connection is left for the next read to find, after the frames at hand.
-    async fn read_what_is_there(&mut self) {
-        self.reserve(0);
+    /// One read; in a backlog at most one pause first.
+    async fn fill(&mut self) -> io::Result<usize> {
+        self.polls.store(self.rate.backlog, Relaxed);
+        if self.rate.backlog {
+            if let Some(byte_count) = self.read_now().await? {
+                return Ok(byte_count);
+            }
+            self.pause.wait(GATHER).await;
+            self.polls.store(false, Relaxed);
+        }
+        self.socket.read_buf(&mut self.buffer).await
+    }
+
+    /// A read that does not wait; None where nothing is there.
+    async fn read_now(&mut self) -> io::Result<Option<usize>> {
         let mut reading = pin!(self.socket.read_buf(&mut self.buffer));
-        let byte_count = poll_fn(|cx| match reading.as_mut().poll(cx) {
-            Poll::Ready(Ok(byte_count)) => Poll::Ready(byte_count),
-            Poll::Ready(Err(_)) | Poll::Pending => Poll::Ready(0),
-        });
-        let byte_count = byte_count.await;
-        self.rate.add(byte_count);
+        poll_fn(|cx| match reading.as_mut().poll(cx) {
+            Poll::Ready(read) => Poll::Ready(read.map(Some)),
+            Poll::Pending => Poll::Ready(Ok(None)),
+        })
+        .await
     }
 }
 

@@ -87,7 +87,7 @@ async fn write(database: &Database, row_count: u64) -> Result<()> {
         .execute(&format!(
             "do $$ begin for part in 0..({row_count} - 1) / 100 loop
                update load set status = 'sent', total = total + 1
-               where id in (select 1 + (n * 7919) % {row_count} from generate_series(part * 100, least(part * 100 + 99, {row_count} - 1)) n);
+               where id in (select 1 + (n::bigint * 7919) % {row_count} from generate_series(part * 100, least(part * 100 + 99, {row_count} - 1)) n);
                commit;
              end loop; end $$",
         ))
