@@ -20,52 +20,61 @@ async fn replicated() -> Result<(Cluster, Cluster, Server, Recorder)> {
     Ok((primary, standby, server, recorder))
 }
 
+/// Writes a row, which arrives.
+async fn must_arrive(cluster: &Cluster, recorder: &mut Recorder, name: &str) -> Result<()> {
+    Database::connect(&cluster.url(NAME)).await?.mark(name).await?;
+    ensure!(recorder.until_marker(name).await? == Ended::Arrived, "{name} was to arrive");
+    Ok(())
+}
+
+/// The server is started again with the standby, which has been promoted.
+async fn follow(standby: &Cluster, server: &mut Server) -> Result<()> {
+    server.config_mut().url = standby.url(NAME);
+    server.launch().await
+}
+
+/// A standby that lacks what was received last is promoted, and its timeline overtakes that position: subscribers are told.
+async fn must_reset(standby: &mut Cluster, server: &mut Server, recorder: &mut Recorder) -> Result<()> {
+    standby.launch().await?;
+    standby.promote().await?;
+    let database = Database::connect(&standby.url(NAME)).await?;
+    for row in 0..100 {
+        database.mark(&format!("on the new timeline {row}")).await?;
+    }
+    follow(standby, server).await?;
+    match recorder.until_marker("on the new timeline 99").await? {
+        Ended::Reset(ResetReason::EpochChanged | ResetReason::SourceDiscontinued, _) => Ok(()),
+        other => anyhow::bail!("a reset was to come, not {other:?}"),
+    }
+}
+
 /// The standby branched off behind everything that was received: nothing is lost, and nothing comes twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_behind_our_position_keeps_the_history() -> Result<()> {
     let (mut primary, standby, mut server, mut recorder) = replicated().await?;
     let epoch = server.status().await?.epoch;
-    let database = Database::connect(&primary.url(NAME)).await?;
-    database.mark("on both").await?;
-    ensure!(recorder.until_marker("on both").await? == Ended::Arrived);
+    must_arrive(&primary, &mut recorder, "on both").await?;
     standby.catch_up(&primary).await?;
     server.kill().await?;
     primary.stop(Stop::Fast).await?;
     standby.promote().await?;
-    let database = Database::connect(&standby.url(NAME)).await?;
-    database.mark("on the new timeline").await?;
-    server.config_mut().url = standby.url(NAME);
-    server.launch().await?;
-    ensure!(recorder.until_marker("on the new timeline").await? == Ended::Arrived);
+    follow(&standby, &mut server).await?;
+    must_arrive(&standby, &mut recorder, "on the new timeline").await?;
     ensure!(server.status().await?.epoch == epoch, "another epoch");
     ensure!(recorder.history().transactions().len() == 3, "{:?}", recorder.history());
     Ok(())
 }
 
-/// The standby has never had what was received last: subscribers must be told.
+/// The standby has never had what was received last.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promotion_before_our_position_resets() -> Result<()> {
     let (mut primary, mut standby, mut server, mut recorder) = replicated().await?;
     standby.catch_up(&primary).await?;
     standby.stop(Stop::Fast).await?;
-    let database = Database::connect(&primary.url(NAME)).await?;
-    database.mark("on the primary only").await?;
-    ensure!(recorder.until_marker("on the primary only").await? == Ended::Arrived);
+    must_arrive(&primary, &mut recorder, "on the primary only").await?;
     server.kill().await?;
     primary.stop(Stop::Immediate).await?;
-    standby.launch().await?;
-    standby.promote().await?;
-    let database = Database::connect(&standby.url(NAME)).await?;
-    // The new timeline overtakes the position that was received on the old one.
-    for row in 0..100 {
-        database.mark(&format!("on the new timeline {row}")).await?;
-    }
-    server.config_mut().url = standby.url(NAME);
-    server.launch().await?;
-    match recorder.until_marker("never written").await? {
-        Ended::Reset(ResetReason::EpochChanged | ResetReason::SourceDiscontinued, _) => Ok(()),
-        other => anyhow::bail!("a reset was to come, not {other:?}"),
-    }
+    must_reset(&mut standby, &mut server, &mut recorder).await
 }
 
 /// What was delivered, and then lost with the machine's memory, is in no history any more: only the old timeline had it.
@@ -77,24 +86,11 @@ async fn a_promotion_after_the_power_failed_resets() -> Result<()> {
     server.launch().await?;
     standby.catch_up(&primary).await?;
     standby.stop(Stop::Fast).await?;
-    let database = Database::connect(&primary.url(NAME)).await?;
-    database.mark("on the primary only").await?;
-    ensure!(recorder.until_marker("on the primary only").await? == Ended::Arrived);
+    must_arrive(&primary, &mut recorder, "on the primary only").await?;
     server.kill().await?;
     server.lose_power(&files)?;
     primary.stop(Stop::Immediate).await?;
-    standby.launch().await?;
-    standby.promote().await?;
-    let database = Database::connect(&standby.url(NAME)).await?;
-    for row in 0..100 {
-        database.mark(&format!("on the new timeline {row}")).await?;
-    }
-    server.config_mut().url = standby.url(NAME);
-    server.launch().await?;
-    match recorder.until_marker("on the new timeline 99").await? {
-        Ended::Reset(ResetReason::EpochChanged | ResetReason::SourceDiscontinued, _) => Ok(()),
-        other => anyhow::bail!("a reset was to come, not {other:?}"),
-    }
+    must_reset(&mut standby, &mut server, &mut recorder).await
 }
 
 /// The same failure without a promotion: the primary sends again what was lost, and from then on a promotion is proved as
@@ -106,23 +102,17 @@ async fn a_power_failure_that_was_made_up_for_keeps_the_history() -> Result<()> 
     server.kill().await?;
     let files = server.keep_files()?;
     server.launch().await?;
-    let database = Database::connect(&primary.url(NAME)).await?;
-    database.mark("lost once").await?;
-    ensure!(recorder.until_marker("lost once").await? == Ended::Arrived);
+    must_arrive(&primary, &mut recorder, "lost once").await?;
     server.kill().await?;
     server.lose_power(&files)?;
     server.launch().await?;
-    database.mark("made up for").await?;
-    ensure!(recorder.until_marker("made up for").await? == Ended::Arrived);
+    must_arrive(&primary, &mut recorder, "made up for").await?;
     standby.catch_up(&primary).await?;
     server.terminate().await?;
     primary.stop(Stop::Fast).await?;
     standby.promote().await?;
-    let database = Database::connect(&standby.url(NAME)).await?;
-    database.mark("on the new timeline").await?;
-    server.config_mut().url = standby.url(NAME);
-    server.launch().await?;
-    ensure!(recorder.until_marker("on the new timeline").await? == Ended::Arrived);
+    follow(&standby, &mut server).await?;
+    must_arrive(&standby, &mut recorder, "on the new timeline").await?;
     ensure!(server.status().await?.epoch == epoch, "another epoch");
     Ok(())
 }

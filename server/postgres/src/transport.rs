@@ -167,8 +167,8 @@ mod tests {
         let writing = async move {
             for (at, part) in content().chunks(70_001).enumerate() {
                 theirs.write_all(part).await.expect("the reader is there");
-                if at % 9 == 0 {
-                    tokio::time::sleep(Duration::from_millis(2)).await;
+                for _ in 0..at % 20 {
+                    tokio::task::yield_now().await;
                 }
             }
         };
@@ -203,9 +203,9 @@ mod tests {
         polls.store(true, Relaxed);
         let writing = async move { writer.write_all(&content()).await.expect("the peer is there") };
         let polling = async {
-            for _ in 0..50 {
+            for _ in 0..5_000 {
                 assert_eq!(read_now(&mut reader, &mut Vec::new()).await, None);
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                tokio::task::yield_now().await;
             }
             let mut out = vec![0; BYTES];
             theirs.read_exact(&mut out).await.expect("the writer is there");
