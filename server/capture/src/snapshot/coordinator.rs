@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    job::{Read, Work},
+    job::{CHUNK_BYTES, Read, Work},
     order::{Begun, ChunkResult, Finish, Order, Outcome, StartedRead, Ticket},
     pass::{Pass, SnapshotResume, Step},
     reader::{Planned, ReadFailure, Reader},
@@ -44,8 +44,8 @@ const RETRY: Duration = Duration::from_secs(1);
 const HOLD: Duration = Duration::from_millis(100);
 /// Requests that wait.
 const COMMANDS_MAX: usize = 64;
-/// Chunks that are being read or wait for the stream, over all snapshots: they wait in memory.
-const IN_FLIGHT_MAX: usize = 8;
+/// Chunks that are being read or wait for the stream, over all snapshots, and their bytes: they wait in memory.
+const IN_FLIGHT_MAX: (usize, u64) = (256, 64 << 20);
 /// Ended snapshots that are remembered.
 const ENDED_MAX: usize = 100;
 /// Chunks whose outcome is on its way, over all snapshots; more than can be outstanding.
@@ -302,11 +302,12 @@ impl Coordinator {
             self.hold_until = self.hold_until.max(Some(now + HOLD));
         }
         let held = self.hold_until.filter(|until| *until > now);
-        let mut in_flight: usize = self.passes.values().map(Pass::in_flight).sum();
+        let add = |total: (usize, u64), more: (usize, u64)| (total.0 + more.0, total.1 + more.1);
+        let mut in_flight = self.passes.values().map(Pass::in_flight).fold((0, 0), add);
         for (number, pass) in &mut self.passes {
             loop {
-                let has_room = self.reading < self.context.config.readers && in_flight < IN_FLIGHT_MAX;
-                let may_read = held.is_none() && has_room;
+                let has_room = in_flight.0 < IN_FLIGHT_MAX.0 && in_flight.1 < IN_FLIGHT_MAX.1;
+                let may_read = held.is_none() && has_room && self.reading < self.context.config.readers;
                 let Some(step) = pass.next_step(now, may_read) else { break };
                 let (context, orders) = (Arc::clone(&self.context), self.orders.clone());
                 match step {
@@ -322,13 +323,21 @@ impl Coordinator {
                         self.tasks.spawn(finish(orders, (*number, table, table_oid), attempt));
                     }
                     Step::Table(table, work) => {
-                        (self.reading, in_flight) = (self.reading + 1, in_flight + 1);
+                        (self.reading, in_flight) = (self.reading + 1, add(in_flight, (1, CHUNK_BYTES)));
                         let reader = self.idle_readers.pop();
                         let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&context.connect)));
                         let (planned, outcomes) = (pass.plan(table), self.outcomes.clone());
                         let (snapshot, table_oid, attempt) = (*number, planned.table_oid(), work.attempt());
-                        let ticket =
-                            Ticket { snapshot, table_oid, table, attempt, start: work.start(), end: None, outcomes };
+                        let ticket = Ticket {
+                            snapshot,
+                            table_oid,
+                            table,
+                            attempt,
+                            start: work.start(),
+                            end: None,
+                            byte_count: 0,
+                            outcomes,
+                        };
                         self.tasks.spawn(read(orders, reader, (planned, work), ticket));
                     }
                     Step::End(abandoned) => {
@@ -467,8 +476,8 @@ impl Coordinator {
         let Some(pass) = self.passes.get_mut(&outcome.snapshot) else { return };
         let now = Instant::now();
         match outcome.result {
-            ChunkResult::Emitted { row_count } => {
-                pass.table(outcome.table).was_emitted(outcome.attempt, outcome.end, row_count);
+            ChunkResult::Emitted { row_count, byte_count } => {
+                pass.table(outcome.table).was_emitted(outcome.attempt, outcome.end, (row_count, byte_count));
                 pass.measured(now);
             }
             ChunkResult::Again(ReadAgain::Rekeyed) => {
@@ -555,7 +564,7 @@ async fn read(
     reader.beside(connection);
     match reader.read(snapshot, &planned, work).await {
         Ok((read, chunk)) => {
-            ticket.end.clone_from(&read.end);
+            (ticket.end, ticket.byte_count) = (read.end.clone(), read.byte_count);
             let sent = orders.send(Order::Chunk { read: name, chunk: Box::new(chunk), ticket }).await;
             Done::Read { snapshot, table, attempt, reader: Some(reader), read: Ok(sent.is_ok().then_some(read)) }
         }

@@ -16,8 +16,11 @@ use tokio::time::{Duration, Instant};
 
 use super::order::Finish;
 
+/// Bytes of one table that are read and not yet emitted: no further chunk is read with more. The stream's watermark may be as late as
+/// PostgreSQL's next flush of its WAL.
+const OUTSTANDING_BYTES_MAX: u64 = 3 * CHUNK_BYTES;
 /// Chunks of one table that are read and not yet emitted, at most.
-const OUTSTANDING_MAX: usize = 3;
+const OUTSTANDING_MAX: usize = 16;
 /// Rows of the first chunk, before anything is known about them.
 const FIRST_ROWS: u32 = 1_000;
 /// Rows of a chunk, at most.
@@ -25,7 +28,7 @@ const ROWS_MAX: u32 = 200_000;
 /// How long the statement of a chunk should take.
 const CHUNK_TIME: Duration = Duration::from_millis(250);
 /// Bytes that a chunk should have: they wait in memory for the watermark.
-const CHUNK_BYTES: u64 = 8 << 20;
+pub(super) const CHUNK_BYTES: u64 = 8 << 20;
 /// Before rows are read again that could not be reconciled yet.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -43,6 +46,8 @@ pub(crate) struct TableJob {
     reading: bool,
     /// Reads that were begun and are not emitted: a chunk may be emitted before we hear that it was read.
     outstanding: usize,
+    /// What of them is known to have been read, less what is emitted.
+    outstanding_bytes: i64,
     /// Chunks of earlier attempts are void.
     attempt: u32,
     row_limit: u32,
@@ -118,6 +123,7 @@ impl TableJob {
             emitted,
             reading: false,
             outstanding: 0,
+            outstanding_bytes: 0,
             attempt: 0,
             row_limit: FIRST_ROWS,
             not_before: None,
@@ -129,14 +135,23 @@ impl TableJob {
     pub(crate) fn start_over(&mut self, not_before: Option<Instant>) {
         self.attempt += 1;
         self.next.clone_from(&self.emitted);
-        (self.reading, self.outstanding) = (false, 0);
+        (self.reading, self.outstanding, self.outstanding_bytes) = (false, 0, 0);
         self.not_before = not_before;
         self.keys.clear();
     }
 
-    /// Reads that were begun and are not emitted.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.outstanding
+    /// Chunks that are being read or wait for the stream, and about how many bytes they have.
+    pub(crate) fn in_flight(&self) -> (usize, u64) {
+        let being_read = if self.reading { CHUNK_BYTES } else { 0 };
+        (self.outstanding, self.waiting_bytes() + being_read)
+    }
+
+    fn waiting_bytes(&self) -> u64 {
+        u64::try_from(self.outstanding_bytes).unwrap_or(0)
+    }
+
+    fn is_full(&self) -> bool {
+        self.outstanding >= OUTSTANDING_MAX || self.waiting_bytes() >= OUTSTANDING_BYTES_MAX
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -155,7 +170,7 @@ impl TableJob {
         }
         self.not_before = None;
         match self.phase {
-            _ if self.reading || self.outstanding >= OUTSTANDING_MAX => None,
+            _ if self.reading || self.is_full() => None,
             Phase::Reading | Phase::Finishing if !self.keys.is_empty() && may_read => {
                 (self.reading, self.outstanding) = (true, self.outstanding + 1);
                 let count = self.keys.len().min(self.row_limit as usize);
@@ -182,6 +197,7 @@ impl TableJob {
             return;
         }
         self.reading = false;
+        self.outstanding_bytes += signed(read.byte_count);
         if let Some(end) = &read.end {
             self.next.clone_from(end);
             self.row_limit = adapted(self.row_limit, read);
@@ -205,10 +221,11 @@ impl TableJob {
 
     /// A chunk is in the changelog; `end` is where it ended, None for keys. That counts, whatever attempt it was of: the stream
     /// takes only chunks that go on from there.
-    pub(crate) fn was_emitted(&mut self, attempt: u32, end: Option<Place>, row_count: u64) {
+    pub(crate) fn was_emitted(&mut self, attempt: u32, end: Option<Place>, (row_count, byte_count): (u64, u64)) {
         self.row_count += row_count;
         if attempt == self.attempt {
             self.outstanding -= 1;
+            self.outstanding_bytes -= signed(byte_count);
         }
         if let Some(end) = end {
             self.emitted = end;
@@ -252,6 +269,10 @@ impl TableJob {
     }
 }
 
+fn signed(byte_count: u64) -> i64 {
+    i64::try_from(byte_count).unwrap_or(i64::MAX)
+}
+
 /// How many rows the next chunk should have, at most four times as many as the last.
 fn adapted(row_limit: u32, read: &Read) -> u32 {
     let by_time = CHUNK_TIME.as_secs_f64() / read.elapsed.as_secs_f64().max(1e-4);
@@ -284,7 +305,7 @@ mod tests {
     fn a_chunk_may_be_emitted_before_its_read_is_told() {
         let mut job = job();
         assert_eq!(start(&mut job), Some(Place::Start));
-        job.was_emitted(0, Some(after("a")), 1);
+        job.was_emitted(0, Some(after("a")), (1, 1));
         job.was_read(&read(0, Some(after("a"))));
         assert_eq!(start(&mut job), Some(after("a")));
     }
@@ -295,9 +316,23 @@ mod tests {
         assert_eq!(start(&mut job), Some(Place::Start));
         job.was_read(&read(0, Some(after("a"))));
         job.start_over(None);
-        job.was_emitted(0, Some(after("a")), 1);
+        job.was_emitted(0, Some(after("a")), (1, 1));
         assert_eq!(start(&mut job), Some(after("a")));
         assert_eq!(job.row_count, 1);
+    }
+
+    #[test]
+    fn small_chunks_are_read_on_while_the_stream_is_late_and_large_ones_wait() {
+        let in_a_row = |byte_count| {
+            let mut job = job();
+            let mut count = 0;
+            while start(&mut job).is_some() {
+                count += 1;
+                job.was_read(&Read { byte_count, ..read(0, Some(after("a"))) });
+            }
+            count
+        };
+        assert_eq!((in_a_row(1_000), in_a_row(CHUNK_BYTES), in_a_row(4 * CHUNK_BYTES)), (OUTSTANDING_MAX, 3, 1));
     }
 
     #[test]

@@ -67,6 +67,8 @@ pub(crate) struct Ticket {
     pub(crate) start: Option<Place>,
     /// Where it ended; None for keys that were read again.
     pub(crate) end: Option<Place>,
+    /// What it takes in memory, as [`super::job::Read`] says.
+    pub(crate) byte_count: u64,
     pub(crate) outcomes: mpsc::Sender<Outcome>,
 }
 
@@ -85,6 +87,7 @@ pub(crate) struct Outcome {
 pub(crate) enum ChunkResult {
     Emitted {
         row_count: u64,
+        byte_count: u64,
     },
     /// It must be read again, because of this.
     Again(ReadAgain),

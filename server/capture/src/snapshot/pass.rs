@@ -125,9 +125,10 @@ impl Pass {
         &self.job.tables
     }
 
-    /// Its chunks that are being read, or wait for the stream.
-    pub(crate) fn in_flight(&self) -> usize {
-        self.tables.iter().map(TableJob::in_flight).sum()
+    /// Its chunks that are being read or wait for the stream, and about how many bytes they have.
+    pub(crate) fn in_flight(&self) -> (usize, u64) {
+        let tables = self.tables.iter().map(TableJob::in_flight);
+        tables.fold((0, 0), |(count, byte_count), table| (count + table.0, byte_count + table.1))
     }
 
     pub(crate) fn plan(&self, table: usize) -> Arc<Planned> {

@@ -348,7 +348,8 @@ impl Stage {
         }
         let cursor = self.cursor(position, snapshot, table_oid);
         assembler.emit_chunk(position, snapshot, chunk.parts, &cursor);
-        ticket.tell(ChunkResult::Emitted { row_count });
+        let byte_count = ticket.byte_count;
+        ticket.tell(ChunkResult::Emitted { row_count, byte_count });
     }
 
     /// Keys that have come to be incomplete are recorded right behind the transaction that made them so.
