@@ -38,6 +38,10 @@ use tokio_util::sync::CancellationToken;
 
 use config::{Config, ConfigError};
 
+/// Rows become many small blocks that one thread makes and another drops, which the C library's allocator is slow at.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Typed, ordered, resumable changes of PostgreSQL tables, over gRPC.
 #[derive(Parser)]
 #[command(name = "tidegate", version, propagate_version = true)]
