@@ -45,6 +45,8 @@ pub enum Arrival {
     Committed(u32),
     /// A snapshot's end: the copy is exact.
     Ended(u32),
+    /// A snapshot of new tables was given up, for this reason.
+    Abandoned(u32, String),
     /// Nothing is missing up to the token's position.
     Progress,
     /// Continuity is lost.
@@ -62,6 +64,13 @@ impl Replica {
     #[must_use]
     pub fn table_row(&self, name: &str, key: &[String]) -> Option<HeldRow> {
         self.tables.get(name)?.get(key).cloned()
+    }
+
+    fn starts_afresh(&mut self, tables: &[String]) {
+        self.tables.retain(|name, _| !tables.contains(name));
+        if self.tables.is_empty() {
+            *self = Replica::default();
+        }
     }
 
     fn apply(&mut self, change: &Change) -> Result<Vec<Touched>> {
@@ -222,14 +231,18 @@ impl Copier {
                         return Ok(Arrival::Progress);
                     }
                 }
-                Event::SnapshotBegin { snapshot, token, .. } => {
-                    self.replica = Replica::default();
+                Event::SnapshotBegin { snapshot, tables, token } => {
+                    self.replica.starts_afresh(&tables);
                     self.is_at(token);
                     return Ok(Arrival::Begun(snapshot));
                 }
                 Event::SnapshotEnd { snapshot, token } => {
                     self.is_at(token);
                     return Ok(Arrival::Ended(snapshot));
+                }
+                Event::SnapshotAbandoned { snapshot, detail, token } => {
+                    self.is_at(token);
+                    return Ok(Arrival::Abandoned(snapshot, detail));
                 }
                 Event::Reset { reason, detail } => return Ok(Arrival::Reset(reason, detail)),
                 Event::Opened { .. } | Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
@@ -247,6 +260,7 @@ impl Copier {
                 match self.next().await? {
                     Arrival::Ended(snapshot) => return Ok(snapshot),
                     Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
+                    Arrival::Abandoned(_, detail) => bail!("abandoned: {detail}"),
                     Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Progress => {}
                 }
             }

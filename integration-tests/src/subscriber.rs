@@ -145,7 +145,7 @@ impl Recorder {
                     self.token = Some(token);
                 }
                 Event::Reset { reason, detail } => return Ok(Ended::Reset(reason, detail)),
-                Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } => {}
+                Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
                 Event::Opened { .. } | Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
             }
         }

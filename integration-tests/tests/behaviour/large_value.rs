@@ -37,7 +37,7 @@ async fn change(events: &mut Changes) -> Result<Change> {
             Event::Reset { detail, .. } => bail!("reset: {detail}"),
             Event::Progress { .. } => ensure!(found.is_none(), "a token within a transaction"),
             Event::Begin { .. } | Event::Opened { .. } | Event::RowType(_) => {}
-            Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } => {}
+            Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
             Event::Abort | Event::Drain { .. } | Event::Interrupted { .. } => {}
         }
     }

@@ -65,6 +65,7 @@ async fn rows(changes: &mut Changes) -> Result<usize> {
                 | Event::Begin { .. }
                 | Event::SnapshotBegin { .. }
                 | Event::SnapshotEnd { .. }
+                | Event::SnapshotAbandoned { .. }
                 | Event::Commit { .. }
                 | Event::Progress { .. }
                 | Event::Reset { .. }

@@ -236,6 +236,7 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
                 ensure!(detail.contains("cancelled"), "a snapshot was given up: {detail}");
                 return Ok(());
             }
+            Arrival::Abandoned(_, detail) => bail!("no table is new: {detail}"),
             Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
         }
     }

@@ -46,7 +46,7 @@ async fn a_snapshot_of_a_large_table_is_light_and_is_read_on_after_a_crash() -> 
             match copier.next().await? {
                 Arrival::Ended(_) => return anyhow::Ok(()),
                 Arrival::Reset(reason, detail) => anyhow::bail!("{reason:?}: {detail}"),
-                Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Progress => {}
+                Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Abandoned(..) | Arrival::Progress => {}
             }
             if let Some(heavy) = database.text(&heavy).await? {
                 anyhow::bail!("a reader weighs on PostgreSQL: {heavy}");

@@ -15,7 +15,7 @@ async fn outcome(copier: &mut Copier) -> Result<Option<String>> {
                 Arrival::Ended(_) => return Ok(None),
                 Arrival::Reset(ResetReason::SnapshotAbandoned, detail) => return Ok(Some(detail)),
                 Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
-                Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Progress => {}
+                Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Abandoned(..) | Arrival::Progress => {}
             }
         }
     };

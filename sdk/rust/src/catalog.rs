@@ -7,7 +7,7 @@ use tidegate_proto::v1::{GetTableRequest, ListSourcesRequest, ListTablesRequest,
 use crate::{Client, ClientError, RowType};
 
 pub use tidegate_proto::v1::{
-    MirroredTable, SourceStatus, SubscriptionStatus, mirrored_table::State as MirrorState,
+    MirroredTable, NewTable, SourceStatus, SubscriptionStatus, mirrored_table::State as MirrorState,
     source_status::State as SourceState,
 };
 

@@ -139,15 +139,18 @@ impl Continuity {
             Message::Opened(opened) => self.opened(opened, out)?,
             Message::RowType(row_type) => self.row_type(selection, row_type, out)?,
             Message::Changes(batch) => return self.events(selection, batch, out),
-            Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position, tables }) => {
-                if let Some(token) = self.snapshot_mark(snapshot, &position, "SnapshotBegin")? {
+            Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position, tables, new_tables }) => {
+                if let Some(token) = self.snapshot_mark((snapshot, new_tables), &position, "SnapshotBegin")? {
                     out.push_back(Event::SnapshotBegin { snapshot, tables, token });
                 }
             }
             Message::SnapshotEnd(end) => {
-                if let Some(token) = self.snapshot_mark(end.snapshot, &end.position, "SnapshotEnd")? {
-                    out.push_back(Event::SnapshotEnd { snapshot: end.snapshot, token });
-                }
+                let v1::SnapshotEnd { snapshot, position, abandoned: detail, new_tables, .. } = end;
+                let token = self.snapshot_mark((snapshot, new_tables), &position, "SnapshotEnd")?;
+                out.extend(token.map(|token| match detail.is_empty() {
+                    true => Event::SnapshotEnd { snapshot, token },
+                    false => Event::SnapshotAbandoned { snapshot, detail, token },
+                }));
             }
             Message::Progress(progress) => self.progress(&progress, out)?,
             Message::Reset(reset) => {
@@ -225,14 +228,19 @@ impl Continuity {
         }
         self.phase = Phase::Within { begin: position };
         let commit_time = begin.commit_time.unwrap_or_default();
-        let v1::Begin { xid, origin, snapshot, .. } = begin;
-        self.follow(snapshot)?;
+        let v1::Begin { xid, origin, snapshot, new_tables, .. } = begin;
+        self.follow((snapshot, new_tables))?;
         out.push_back(Event::Begin { position, commit_time, xid, origin, snapshot });
         Ok(())
     }
 
     /// The token at a snapshot's mark; None where it was delivered before.
-    fn snapshot_mark(&mut self, snapshot: u32, position: &str, mark: &'static str) -> Result<Option<Token>, Violation> {
+    fn snapshot_mark(
+        &mut self,
+        snapshot: (u32, bool),
+        position: &str,
+        mark: &'static str,
+    ) -> Result<Option<Token>, Violation> {
         let (Phase::Between, Some(token)) = (self.phase, &self.token) else { return Err(self.unexpected(mark)) };
         let position = self::position(position)?;
         if self.heard != Position::ZERO && position.as_resume_point() <= self.heard.as_resume_point() {
@@ -250,9 +258,9 @@ impl Continuity {
         self.advance(position).map(Some)
     }
 
-    /// A subscription has one snapshot at most.
-    fn follow(&mut self, snapshot: u32) -> Result<(), Violation> {
-        if snapshot != 0 && *self.snapshot.get_or_insert(snapshot) != snapshot {
+    /// A subscription has one snapshot at most, besides those of new tables.
+    fn follow(&mut self, (snapshot, new_tables): (u32, bool)) -> Result<(), Violation> {
+        if snapshot != 0 && !new_tables && *self.snapshot.get_or_insert(snapshot) != snapshot {
             return Err(Violation::Snapshot(snapshot));
         }
         Ok(())
@@ -542,6 +550,7 @@ mod tests {
             Event::Commit { token } => format!("commit {}", token.position()),
             Event::SnapshotBegin { token, .. } => format!("snapshot begin {}", token.position()),
             Event::SnapshotEnd { token, .. } => format!("snapshot end {}", token.position()),
+            Event::SnapshotAbandoned { token, .. } => format!("snapshot abandoned {}", token.position()),
             Event::Abort => "abort".into(),
             Event::Progress { token, .. } => format!("progress {}", token.position()),
             Event::Reset { reason, .. } => format!("reset {reason:?}"),
@@ -698,11 +707,16 @@ mod tests {
     const CHUNK: &str = "0/5:2147483649";
 
     fn snapshot_begin(snapshot: u32, position: &str) -> Message {
-        Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position: position.into(), tables: vec!["a".into()] })
+        Message::SnapshotBegin(v1::SnapshotBegin {
+            snapshot,
+            position: position.into(),
+            tables: vec!["a".into()],
+            new_tables: false,
+        })
     }
 
     fn snapshot_end(position: &str) -> Message {
-        Message::SnapshotEnd(v1::SnapshotEnd { snapshot: 3, position: position.into(), abandoned: String::new() })
+        Message::SnapshotEnd(v1::SnapshotEnd { snapshot: 3, position: position.into(), ..Default::default() })
     }
 
     fn chunk(snapshot: u32) -> Message {
@@ -747,6 +761,40 @@ mod tests {
         assert_eq!(events[1..4], chunk);
         assert_eq!(events[4..], ["snapshot end 0/5:2147483650", "begin 0/6:0"]);
         assert_eq!(asked(&continuity), format!("{PREFIX}.0/5:2147483650"));
+    }
+
+    #[test]
+    fn a_snapshot_of_new_tables_comes_amid_the_own_one() {
+        let mut continuity = between();
+        let new =
+            |at: &str| v1::SnapshotBegin { snapshot: 4, position: at.into(), new_tables: true, ..Default::default() };
+        let end = |abandoned: &str| {
+            let position = "0/9:2147483648".into();
+            let end = v1::SnapshotEnd {
+                snapshot: 4,
+                position,
+                abandoned: abandoned.into(),
+                new_tables: true,
+                ..Default::default()
+            };
+            Message::SnapshotEnd(end)
+        };
+        let begin =
+            v1::Begin { position: "0/8:2147483648".into(), snapshot: 4, new_tables: true, ..Default::default() };
+        let chunk = batch([What::Begin(begin)]);
+        let messages = vec![
+            snapshot_begin(3, "0/5:2147483648"),
+            Message::SnapshotBegin(new("0/7:2147483648")),
+            chunk,
+            commit("0/8:2147483648"),
+            end("cancelled"),
+            snapshot_end("0/9:2147483649"),
+        ];
+        let (events, ended) = feed(&mut continuity, messages);
+        ended.expect("both");
+        let expected = ["snapshot begin 0/5:2147483648", "snapshot begin 0/7:2147483648", "begin 0/8:2147483648"];
+        assert!(expected.iter().all(|expected| events.contains(&(*expected).to_string())), "{events:?}");
+        assert_eq!(events[events.len() - 2..], ["snapshot abandoned 0/9:2147483648", "snapshot end 0/9:2147483649"]);
     }
 
     #[test]
@@ -986,7 +1034,9 @@ mod tests {
                 Event::Begin { position, .. } => self.seen.push((position, Vec::new())),
                 Event::Change(change) => self.seen.last_mut().expect("begun").1.push(change.row),
                 Event::Commit { .. } => self.committed = self.seen.len(),
-                Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } => panic!("no snapshot"),
+                Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {
+                    panic!("no snapshot")
+                }
                 Event::Abort => self.seen.truncate(self.committed),
                 Event::Opened { .. } | Event::RowType(_) | Event::Progress { .. } => {}
                 Event::Drain { .. } | Event::Interrupted { .. } => {}

@@ -46,7 +46,8 @@ pub enum Event {
         /// Resume here once the transaction is processed.
         token: Token,
     },
-    /// A snapshot begins: until its end, chunks of rows that were there already come amid the transactions.
+    /// A snapshot begins: until its end, chunks of rows that were there already come amid the transactions. It is the one that
+    /// the subscription started from, or one of tables that have been published since.
     SnapshotBegin {
         /// Its number.
         snapshot: u32,
@@ -60,6 +61,15 @@ pub enum Event {
     SnapshotEnd {
         /// Its number.
         snapshot: u32,
+        /// Resume here once all before is processed.
+        token: Token,
+    },
+    /// A snapshot of new tables was given up: what the program holds of them is not complete. Subscribe anew to read them.
+    SnapshotAbandoned {
+        /// Its number.
+        snapshot: u32,
+        /// Why.
+        detail: String,
         /// Resume here once all before is processed.
         token: Token,
     },

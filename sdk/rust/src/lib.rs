@@ -14,7 +14,7 @@
 //!         Event::Abort => println!("forget the changes since the last Begin; they come again"),
 //!         Event::Reset { detail, .. } => println!("start over: {detail}"),
 //!         Event::Opened { .. } | Event::RowType(_) | Event::Begin { .. } | Event::Progress { .. } => {}
-//!         Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } => {}
+//!         Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
 //!         Event::Drain { .. } | Event::Interrupted { .. } => {}
 //!     }
 //! }
@@ -68,6 +68,9 @@
 //! # }
 //! ```
 //!
+//! A table that is published while the subscription is open, and that it selects, is read likewise, between a SnapshotBegin and a
+//! SnapshotEnd that name it, whatever the subscription started from.
+//!
 //! [`Event::Reset`] ends it: drop the copy, and subscribe again from a snapshot. Else keep the copy and its token together, and
 //! [`Start::Token`] goes on, also in the middle of the snapshot.
 //!
@@ -101,7 +104,7 @@ mod snapshots;
 mod subscription;
 mod transactions;
 
-pub use catalog::{MirrorState, MirroredTable, SourceState, SourceStatus, SubscriptionStatus};
+pub use catalog::{MirrorState, MirroredTable, NewTable, SourceState, SourceStatus, SubscriptionStatus};
 pub use changes::{Changes, EventBatch};
 pub use client::{Client, ClientBuilder};
 pub use error::{ClientError, Retry, RowError, Violation};

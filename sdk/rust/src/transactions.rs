@@ -4,6 +4,7 @@
 //! is bounded by the limit, give or take one message; a transaction that exceeds it is an error, never cut.
 
 use std::{
+    collections::BTreeSet,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -72,7 +73,7 @@ impl Transactions {
     /// the state is exact. A stream that goes on in the middle knows it from the first chunk on.
     #[must_use]
     pub fn snapshot(&self) -> Option<u32> {
-        self.assembly.snapshot
+        self.assembly.snapshots.first().copied()
     }
 
     /// As [`Changes::ack`].
@@ -111,7 +112,8 @@ impl Stream for Transactions {
 struct Assembly {
     limit_bytes: usize,
     open: Open,
-    snapshot: Option<u32>,
+    /// Those that have not ended: the one that the subscription started from, and those of new tables.
+    snapshots: BTreeSet<u32>,
     token: Option<Token>,
 }
 
@@ -129,7 +131,7 @@ struct Open {
 
 impl Assembly {
     fn new(limit_bytes: usize) -> Self {
-        Assembly { limit_bytes, open: Open::default(), snapshot: None, token: None }
+        Assembly { limit_bytes, open: Open::default(), snapshots: BTreeSet::new(), token: None }
     }
 
     fn take(&mut self, event: Event) -> Result<Option<Transaction>, ClientError> {
@@ -149,12 +151,18 @@ impl Assembly {
                 self.token = Some(token.clone());
                 let Open { position, commit_time, xid, origin, snapshot, changes, .. } = std::mem::take(&mut self.open);
                 if snapshot != 0 {
-                    self.snapshot = Some(snapshot);
+                    self.snapshots.insert(snapshot);
                 }
                 return Ok(Some(Transaction { position, commit_time, xid, origin, snapshot, changes, token }));
             }
-            Event::SnapshotBegin { snapshot, token, .. } => (self.snapshot, self.token) = (Some(snapshot), Some(token)),
-            Event::SnapshotEnd { token, .. } => (self.snapshot, self.token) = (None, Some(token)),
+            Event::SnapshotBegin { snapshot, token, .. } => {
+                self.snapshots.insert(snapshot);
+                self.token = Some(token);
+            }
+            Event::SnapshotEnd { snapshot, token } | Event::SnapshotAbandoned { snapshot, token, .. } => {
+                self.snapshots.remove(&snapshot);
+                self.token = Some(token);
+            }
             Event::Abort => self.open = Open::default(),
             Event::Opened { token, .. } | Event::Progress { token, .. } => self.token = Some(token),
             Event::Reset { reason, detail } => return Err(ClientError::Reset { reason, detail }),
@@ -234,9 +242,9 @@ mod tests {
     fn it_tells_whether_a_snapshot_goes_on() {
         let mut assembly = opened();
         assembly.take(Event::SnapshotBegin { snapshot: 3, tables: vec![], token: token(1) }).expect("begins");
-        assert_eq!((assembly.snapshot, assembly.token.clone()), (Some(3), Some(token(1))));
+        assert_eq!((assembly.snapshots.first(), assembly.token.clone()), (Some(&3), Some(token(1))));
         assembly.take(Event::SnapshotEnd { snapshot: 3, token: token(2) }).expect("ends");
-        assert_eq!((assembly.snapshot, assembly.token), (None, Some(token(2))));
+        assert_eq!((assembly.snapshots.first(), assembly.token), (None, Some(token(2))));
     }
 
     #[test]

@@ -208,6 +208,7 @@ fn short(event: &Event) -> String {
         Event::Commit { token } => format!("commit {}", token.position()),
         Event::SnapshotBegin { token, .. } => format!("snapshot begin {}", token.position()),
         Event::SnapshotEnd { token, .. } => format!("snapshot end {}", token.position()),
+        Event::SnapshotAbandoned { token, .. } => format!("snapshot abandoned {}", token.position()),
         Event::Abort => "abort".into(),
         Event::Progress { token, .. } => format!("progress {}", token.position()),
         Event::Reset { reason, .. } => format!("reset {reason:?}"),

@@ -18,13 +18,14 @@ use std::{
     time::Duration,
 };
 use tidegate_capture::{
-    Capture, CaptureConfig, CaptureStatus, OnDiscontinuity, Resume, SnapshotConfig, SnapshotRequests, State,
-    StoredSnapshot,
+    Capture, CaptureConfig, CaptureStatus, NewTable, NewTables, OnDiscontinuity, Resume, SnapshotConfig,
+    SnapshotRequests, State, StoredSnapshot,
 };
 use tidegate_control::{Connector, Control};
 use tidegate_feed::local::Publisher;
 use tidegate_gateway::{SourceState, SourceStatus};
 use tidegate_model::{Clock, Retry};
+use tidegate_proto::v1;
 use tidegate_store::{Recovered, SnapshotProgress, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +75,11 @@ pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf, instan
             readers: source.snapshots.readers.max(1),
             rows_per_second_max: source.snapshots.rows_per_second_max,
             lag_bytes_max: source.snapshots.lag_bytes_max,
+        },
+        new_tables: match source.new_tables {
+            config::NewTables::Publish => NewTables::Publish,
+            config::NewTables::Snapshot => NewTables::Snapshot,
+            config::NewTables::Follow => NewTables::Follow,
         },
     }
 }
@@ -176,5 +182,7 @@ fn report(capture: &CaptureStatus, status: &watch::Sender<SourceStatus>, counter
         status.retained_wal_bytes = capture.retained_wal_bytes;
         status.last_heard_us = capture.last_heard_us;
         status.server_version = capture.server_version;
+        let shown = |new: &NewTable| v1::NewTable { table: new.table.to_string(), detail: new.detail.clone() };
+        status.new_tables = capture.new_tables.iter().map(shown).collect();
     });
 }

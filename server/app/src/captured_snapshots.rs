@@ -102,6 +102,7 @@ fn status(status: &SnapshotStatus) -> v1::SnapshotStatus {
         started: Some(timestamp(status.created_us)),
         ended: status.ended_us.map(timestamp),
         begin: status.after.map(|after| after.to_string()).unwrap_or_default(),
+        new_tables: status.new_tables,
     }
 }
 

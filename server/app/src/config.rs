@@ -71,9 +71,22 @@ pub(crate) struct Source {
     pub(crate) mirror: Option<TablePatterns>,
     pub(crate) slot: String,
     pub(crate) publication: String,
+    pub(crate) new_tables: NewTables,
     pub(crate) on_discontinuity: OnDiscontinuity,
     pub(crate) memory: Memory,
     pub(crate) snapshots: Snapshots,
+}
+
+/// What happens to a table that appears.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum NewTables {
+    /// It is published, and read.
+    Publish,
+    /// It is read, once it is published.
+    Snapshot,
+    /// It is captured, once it is published.
+    Follow,
 }
 
 /// What to do when continuity is lost.
@@ -234,6 +247,7 @@ struct WrittenSource {
     mirror: Vec<String>,
     slot: String,
     publication: String,
+    new_tables: NewTables,
     on_discontinuity: OnDiscontinuity,
     memory: Memory,
     snapshots: Snapshots,
@@ -365,6 +379,7 @@ impl WrittenSource {
             mirror,
             slot: self.slot,
             publication: self.publication,
+            new_tables: self.new_tables,
             on_discontinuity: self.on_discontinuity,
             memory: self.memory,
             snapshots: self.snapshots,
@@ -408,6 +423,7 @@ mod tests {
         assert_eq!(source.slot, "tidegate_shop");
         assert_eq!(source.publication, "tidegate_shop");
         assert_eq!(source.on_discontinuity, OnDiscontinuity::Reset);
+        assert_eq!(source.new_tables, NewTables::Publish);
         assert_eq!(source.mirror, None);
         assert_eq!(source.memory.feed_bytes, 8 << 20);
         assert_eq!(config.retention.size_bytes, 50 << 30);

@@ -20,7 +20,7 @@ use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{Config, Listen, Log, LogFormat, Memory, OnDiscontinuity, Retention, Snapshots, Source},
+    config::{Config, Listen, Log, LogFormat, Memory, NewTables, OnDiscontinuity, Retention, Snapshots, Source},
     render::{Format, Printer},
     serve::{self, Listeners},
     telemetry,
@@ -128,6 +128,7 @@ fn configuration(postgres: &TemporaryPostgres, listen: Listen, log: Log) -> anyh
         mirror: None,
         slot: "tidegate_shop".to_owned(),
         publication: "tidegate_shop".to_owned(),
+        new_tables: NewTables::Publish,
         on_discontinuity: OnDiscontinuity::Reset,
         snapshots: Snapshots { readers: 2, rows_per_second_max: 0, lag_bytes_max: 0 },
         memory: Memory { transaction_bytes: 16 << 20, feed_bytes: 8 << 20, tail_bytes: 16 << 20, mirror_bytes: 0 },

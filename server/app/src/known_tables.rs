@@ -17,11 +17,14 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// or their own. One query, whatever the number of tables.
 const TABLES: &str = "
     SELECT n.nspname::text, c.relname::text,
-           coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attname IS NOT NULL), '{}')
+           coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attname IS NOT NULL), '{}'),
+           bool_or(p.oid IS NULL OR t.relid IS NOT NULL)
     FROM pg_class c
     JOIN pg_namespace n ON n.oid = c.relnamespace
     LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
     LEFT JOIN pg_publication p ON p.pubname = $1
+    LEFT JOIN (SELECT DISTINCT t.relid FROM pg_publication p, pg_get_publication_tables(p.pubname::text) t
+               WHERE p.pubname = $1) t ON t.relid = c.oid
     WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
       AND NOT CASE WHEN p.pubviaroot THEN c.relispartition WHEN NOT p.pubviaroot THEN c.relkind = 'p' ELSE false END
     GROUP BY n.nspname, c.relname";
@@ -79,6 +82,7 @@ async fn read(
         .map(|row| KnownTable {
             name: TableName::new(row.get::<_, String>(0), row.get::<_, String>(1)),
             columns: row.get(2),
+            published: row.get(3),
         })
         .collect();
     tables.sort_unstable_by(|a, b| a.name.cmp(&b.name));

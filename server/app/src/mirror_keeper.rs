@@ -208,7 +208,8 @@ impl MirrorKeeper {
             | SnapshotError::Key(_)
             | SnapshotError::Failed(_)
             | SnapshotError::Unknown(_)
-            | SnapshotError::NotConnected => State::Failed,
+            | SnapshotError::NotConnected
+            | SnapshotError::Joining(_) => State::Failed,
         };
         // Its key is looked at only when it is published.
         let is_left_out = matches!(

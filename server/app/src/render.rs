@@ -91,6 +91,7 @@ impl<W: Write> Printer<W> {
             | Event::Commit { .. }
             | Event::SnapshotBegin { .. }
             | Event::SnapshotEnd { .. }
+            | Event::SnapshotAbandoned { .. }
             | Event::Abort
             | Event::Progress { .. }
             | Event::Reset { .. }

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 
 use serde_json::{Value, json};
-use tidegate_client::{MirrorState, MirroredTable, SourceState, SourceStatus, SubscriptionStatus};
+use tidegate_client::{MirrorState, MirroredTable, NewTable, SourceState, SourceStatus, SubscriptionStatus};
 
 use crate::remote::RemoteArgs;
 
@@ -46,6 +46,9 @@ fn table(sources: &[SourceStatus]) -> String {
             text.push_str(&format!("  {}\n", source.detail));
         }
         text.push_str(&mirror(&source.mirror));
+        for NewTable { table, detail } in &source.new_tables {
+            text.push_str(&format!("  table {table}: {detail}\n"));
+        }
         for SubscriptionStatus { subscription, position, acked_position, credit_bytes } in &source.subscriptions {
             text.push_str(&format!(
                 "  subscription {subscription}: delivered {position}, acknowledged {acked_position}, credit {credit_bytes} B\n"
@@ -146,6 +149,7 @@ fn json(sources: &[SourceStatus]) -> String {
                 "slot": source.slot,
                 "publication": source.publication,
                 "mirror": source.mirror.iter().map(mirrored_table).collect::<Vec<_>>(),
+                "new_tables": source.new_tables.iter().map(new_table).collect::<Vec<_>>(),
                 "subscriptions": source.subscriptions.iter().map(subscription).collect::<Vec<_>>(),
             })
         })
@@ -160,6 +164,10 @@ fn mirrored_table(of: &MirroredTable) -> Value {
         "detail": of.detail,
         "snapshot": (of.snapshot != 0).then_some(of.snapshot),
     })
+}
+
+fn new_table(of: &NewTable) -> Value {
+    json!({ "table": of.table, "detail": of.detail })
 }
 
 fn subscription(of: &SubscriptionStatus) -> Value {

@@ -102,7 +102,8 @@ async fn print(
                 | Event::Commit { token }
                 | Event::Progress { token, .. }
                 | Event::SnapshotBegin { token, .. }
-                | Event::SnapshotEnd { token, .. } => {
+                | Event::SnapshotEnd { token, .. }
+                | Event::SnapshotAbandoned { token, .. } => {
                     hint.0 = Some(token.clone());
                 }
                 Event::Interrupted { cause, retry_in } => {

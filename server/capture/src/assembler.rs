@@ -268,6 +268,11 @@ impl Assembler {
         self.resume_after = position;
     }
 
+    /// The snapshot is one of new tables.
+    pub(crate) fn of_new_tables(&mut self, snapshot: u32, tables: Vec<String>) {
+        self.emitter.of_new_tables(snapshot, tables);
+    }
+
     /// Writes a snapshot's begin.
     pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
         self.emitter.emit_snapshot_begin(position, snapshot, tables);

@@ -20,16 +20,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::{
-    CaptureConfig, CaptureError, CaptureStatus, Discontinuity, OnDiscontinuity, Resume, State, StoredSnapshot,
-    Undeliverable,
+    CaptureConfig, CaptureError, CaptureStatus, Discontinuity, NewTables, OnDiscontinuity, Resume, State,
+    StoredSnapshot, Undeliverable,
     answer::answer,
     assembler::{Assembler, SpoolConfig},
     continuity::{Facts, Past, prove, usable_slot},
+    joining::Joining,
     link::Link,
     numbers::Numbers,
     observe::observe,
     prepare,
-    promises::Promises,
+    promises::{Promised, Promises},
+    publisher::Publisher,
     resolve::Resolver,
     snapshot::{Context, Coordinator, Order, SnapshotRequests, SnapshotResume, Stage, coordinator, decode_cursor},
     stream::Streaming,
@@ -58,6 +60,8 @@ pub struct Capture<P> {
     delivered: Delivered,
     /// The next connection starts a new epoch, because of this.
     broken: Option<Discontinuity>,
+    /// The slot was made after all that may have written to a table before it was published.
+    slot_is_new: bool,
     snapshots: Stage,
     orders: mpsc::Receiver<Order>,
     /// The current epoch, for the coordinator of snapshots.
@@ -88,6 +92,7 @@ impl<P: Publish> Capture<P> {
         let interrupted = past.map(|resume| interrupted(&resume.snapshots)).unwrap_or_default();
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let current_epoch = watch::Sender::new(past.map(|resume| resume.epoch.epoch));
+        let promised = watch::Sender::new(Promised::default());
         let context = Context {
             source: config.source.clone(),
             connect: config.connect.clone(),
@@ -96,6 +101,7 @@ impl<P: Publish> Capture<P> {
             clock: clock.clone(),
             config: config.snapshots,
             status: status.subscribe(),
+            promised: promised.subscribe(),
         };
         let (requests, coordinator) = coordinator(context, (orders, current_epoch.subscribe()), interrupted.clone());
         Capture {
@@ -111,7 +117,13 @@ impl<P: Publish> Capture<P> {
             last_transaction: past.and_then(|resume| resume.last_transaction),
             delivered: past.map_or(Delivered::Stored, |resume| resume.delivered),
             broken: None,
-            promises: Promises { control, source: config.source.clone(), publication: config.publication.clone() },
+            slot_is_new: false,
+            promises: Promises {
+                control,
+                source: config.source.clone(),
+                publication: config.publication.clone(),
+                promised,
+            },
             snapshots: Stage::default(),
             orders: ordered,
             current_epoch,
@@ -225,7 +237,8 @@ impl<P: Publish> Capture<P> {
             }
             Err(error) => return Err(error),
         };
-        self.promises.record(&published).await?;
+        self.promises.connected(&published, self.slot_is_new).await?;
+        self.slot_is_new = false;
         self.restore_snapshots(&session).await?;
         self.snapshots.connected(identity.flush_lsn);
         let known_end_lsn = match (self.last_transaction, self.epoch) {
@@ -309,7 +322,12 @@ impl<P: Publish> Capture<P> {
         while let Some((&snapshot, resume)) = self.interrupted.first_key_value() {
             let resume = resume.clone();
             let jobs = self.resolver.control.snapshots(&self.config.source).await?;
-            let job = jobs.into_iter().find(|job| job.snapshot == snapshot && !job.state.has_ended());
+            let job = jobs.into_iter().find(|job| job.snapshot == snapshot);
+            if let Some(job) = job.as_ref().filter(|job| job.new_tables) {
+                let names = job.tables.iter().map(ToString::to_string).collect();
+                self.assembler.of_new_tables(snapshot, names);
+            }
+            let job = job.filter(|job| !job.state.has_ended());
             let names = job.map(|job| job.tables).unwrap_or_default();
             // All are known before one is followed: an attempt that fails is made again.
             let mut codecs = Vec::with_capacity(names.len());
@@ -374,6 +392,7 @@ impl<P: Publish> Capture<P> {
                 return Err(error);
             }
         };
+        self.slot_is_new = true;
         self.publish_epoch(identity, start_lsn, reason).await
     }
 
@@ -434,8 +453,19 @@ impl<P: Publish> Capture<P> {
         let session = Arc::new(session);
         let mut beside = JoinSet::new();
         beside.spawn(answer(writer, self.link.clone(), self.publish.durable(), self.clock.clone()));
-        let looked_after = (self.promises.clone(), published);
-        beside.spawn(observe(session.clone(), self.config.slot.clone(), self.link.clone(), looked_after));
+        beside.spawn(observe(session.clone(), self.config.slot.clone(), self.link.clone()));
+        let joining = Joining {
+            session: session.clone(),
+            link: self.link.clone(),
+            promises: self.promises.clone(),
+            publisher: Publisher::new(&self.config),
+            requests: self.requests.clone(),
+            tables: self.config.tables.clone(),
+            epoch: self.epoch.map_or(Epoch(0), |epoch| epoch.epoch),
+            reads: self.config.new_tables != NewTables::Follow,
+            seen: published,
+        };
+        beside.spawn(joining.run());
         let mut streaming = Streaming {
             assembler: &mut self.assembler,
             decoder,

@@ -29,6 +29,20 @@ pub struct CaptureConfig {
     pub memory_budget_bytes: usize,
     /// How snapshots are read.
     pub snapshots: SnapshotConfig,
+    /// What happens to tables that appear.
+    pub new_tables: NewTables,
+}
+
+/// What to do about a table that appears and is one of those to follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NewTables {
+    /// Add it to the publication, if that is one that we have made; then as `Snapshot`.
+    #[default]
+    Publish,
+    /// Once it is in the publication, a snapshot of it starts, which every subscription receives that selects it.
+    Snapshot,
+    /// Once it is in the publication, its changes are followed.
+    Follow,
 }
 
 /// What to do when continuity cannot be proved.

@@ -3,7 +3,7 @@
 //! Invariant: positions increase; a row type is announced before its first use; what a transaction contributes stands
 //! between its Begin and its Commit; a transaction without a followed change leaves nothing.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -30,6 +30,8 @@ pub(crate) struct Emitter {
     announced: HashSet<u32>,
     /// The announced row type that was used last: neighbouring changes mostly share it.
     recent: u32,
+    /// The tables of snapshots of new tables that have not ended.
+    new_tables: BTreeMap<u32, Vec<String>>,
 }
 
 /// A transaction on its way out.
@@ -61,6 +63,7 @@ impl Emitter {
         self.announced.clear();
         self.recent = 0;
         self.full.clear();
+        self.new_tables.clear();
         self.builder = BlockBuilder::default();
     }
 
@@ -166,6 +169,7 @@ impl Emitter {
             xid: ended.xid,
             origin: &ended.origin,
             snapshot: 0,
+            new_tables: false,
         };
         push_begin(&begin, &mut self.builder);
     }
@@ -173,6 +177,11 @@ impl Emitter {
 
 /// Of snapshots.
 impl Emitter {
+    /// The snapshot is one of new tables, which is said in all that it writes.
+    pub(crate) fn of_new_tables(&mut self, snapshot: u32, tables: Vec<String>) {
+        self.new_tables.insert(snapshot, tables);
+    }
+
     /// Writes a chunk of a snapshot: every record of it stands at `position`. `parts` are its rows as changes, each part no larger
     /// than a transaction's; `cursor` is the encoded `v1::SnapshotCursor`.
     pub(crate) fn emit_chunk(&mut self, position: Position, snapshot: u32, parts: Vec<BlockBuilder>, cursor: &[u8]) {
@@ -183,7 +192,8 @@ impl Emitter {
                 self.announce(row_type, position);
             }
         }
-        push_begin(&BeginParts { position, snapshot, ..BeginParts::default() }, &mut self.builder);
+        let new_tables = self.new_tables.contains_key(&snapshot);
+        push_begin(&BeginParts { position, snapshot, new_tables, ..BeginParts::default() }, &mut self.builder);
         for part in parts {
             self.push_rows(position, part);
         }
@@ -193,13 +203,21 @@ impl Emitter {
 
     /// A snapshot begins.
     pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
-        let begin = v1::SnapshotBegin { snapshot, position: position.to_string(), tables };
+        let new_tables = self.new_tables.contains_key(&snapshot);
+        let begin = v1::SnapshotBegin { snapshot, position: position.to_string(), tables, new_tables };
         self.push_snapshot_mark(Kind::SnapshotBegin, position, snapshot, &begin.encode_to_vec());
     }
 
     /// A snapshot ends; `abandoned` says why, where it is given up, and is empty where it is complete.
     pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: &str) {
-        let end = v1::SnapshotEnd { snapshot, position: position.to_string(), abandoned: abandoned.to_owned() };
+        let new = self.new_tables.remove(&snapshot);
+        let end = v1::SnapshotEnd {
+            snapshot,
+            position: position.to_string(),
+            abandoned: abandoned.to_owned(),
+            new_tables: new.is_some(),
+            tables: new.unwrap_or_default(),
+        };
         self.push_snapshot_mark(Kind::SnapshotEnd, position, snapshot, &end.encode_to_vec());
     }
 

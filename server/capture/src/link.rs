@@ -13,7 +13,7 @@ use crate::{
     assembler::ConfirmPoint,
     confirm::Confirmations,
     snapshot::{Decoded, Unseen},
-    status::{CaptureStatus, State},
+    status::{CaptureStatus, NewTable, State},
 };
 
 const DISK_FULL: &str = "the disk below data_dir is full: nothing is confirmed, PostgreSQL keeps its WAL; free space, \
@@ -138,6 +138,15 @@ impl Link {
             before != (state, position.lsn, confirmed_flush_lsn)
         });
         confirmed_flush_lsn
+    }
+
+    /// The tables that are to be captured and are not, or not from their beginning yet.
+    pub(crate) fn new_tables(&self, new_tables: Vec<NewTable>) {
+        self.status.send_if_modified(|status| {
+            let differs = status.new_tables != new_tables;
+            status.new_tables = new_tables;
+            differs
+        });
     }
 
     /// Changes the status that others see.

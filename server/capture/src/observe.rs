@@ -1,33 +1,27 @@
-//! Looks after slot and publication while they are read from: how much WAL PostgreSQL keeps, what is published, and which of the
-//! transactions that were decoded have become visible, so that they may be confirmed.
+//! Looks after the slot while it is read from: how much WAL PostgreSQL keeps, and which of the transactions that were decoded
+//! have become visible, so that they may be confirmed.
 
 use std::{sync::Arc, time::Duration};
 
-use tidegate_postgres::{PublicationContent, Session, slot_status, visibility};
+use tidegate_postgres::{Session, slot_status, visibility};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{CaptureError, link::Link, promises::Promises};
+use crate::{CaptureError, link::Link};
 
-/// A table that joins the publication is not looked after before the next look.
+/// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Looks between two looks at the slot.
 const SLOT_EVERY: u32 = 5;
 
-/// Runs until the session breaks, or the publication does.
-pub(crate) async fn observe(
-    session: Arc<Session>,
-    slot: String,
-    link: Arc<Link>,
-    (promises, mut published): (Promises, PublicationContent),
-) -> CaptureError {
+/// Runs until the session breaks.
+pub(crate) async fn observe(session: Arc<Session>, slot: String, link: Arc<Link>) -> CaptureError {
     let mut ticks = interval(INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         for tick in 0..SLOT_EVERY {
             ticks.tick().await;
             let observed = if tick == 0 { observe_slot(&session, &slot, &link).await } else { Ok(()) };
-            let observed = observed.and(observe_visibility(&session, &link).await);
-            if let Err(error) = observed.and(promises.look_after(&session, &mut published).await) {
+            if let Err(error) = observed.and(observe_visibility(&session, &link).await) {
                 return error;
             }
         }

@@ -1,14 +1,74 @@
 //! Does the publication still send what it sent before? Compares its content ([`tidegate_postgres::PublicationContent`]) with
 //! what the control database has recorded.
 //!
-//! Every line is a promise. One that is new has no past to be lost; one that is gone means that changes were not sent for
-//! a while, or are not any more, unless its table or schema has itself been dropped.
+//! Every line is a promise. One that is gone means that changes were not sent for a while, or are not any more, unless its table
+//! or schema has itself been dropped. One that has joined is recorded with `new ` before it until its past is *settled*: until
+//! all who may have written to the table before it joined have ended, and its snapshot is recorded, where there is to be one.
+//! So what is still to be done about it is known after every crash.
+
+use std::sync::Arc;
 
 use tidegate_control::{Control, KnownPublication};
 use tidegate_model::SourceName;
-use tidegate_postgres::{CatalogError, PublicationContent, Session, existing, publication_content};
+use tidegate_postgres::{CatalogError, PublicationContent, Session, existing};
+use tokio::sync::watch;
 
 use crate::{CaptureError, Discontinuity};
+
+/// Before a line whose past is not settled.
+const NEW: &str = "new ";
+
+/// What the publication promises, as it is recorded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Promised {
+    /// Of the publication; 0 before the first connection.
+    pub(crate) oid: u32,
+    pub(crate) content: Arc<str>,
+}
+
+impl Promised {
+    /// What is promised now; what was not before is new.
+    fn joined_by(known: &str, now: &PublicationContent) -> Self {
+        let is_member = |line: &str| line.starts_with("table ") || line.starts_with("schema ");
+        let line = |line: &str| match known.lines().any(|known| known == line) || !is_member(line) {
+            true => line.to_owned(),
+            false => format!("{NEW}{line}"),
+        };
+        let lines: Vec<String> = now.content.lines().map(line).collect();
+        Promised { oid: now.oid, content: lines.join("\n").into() }
+    }
+
+    /// Nothing has a past.
+    fn all_settled(now: &PublicationContent) -> Self {
+        Promised { oid: now.oid, content: now.content.as_str().into() }
+    }
+
+    /// The lines whose past is not settled, without what says so.
+    pub(crate) fn unsettled(&self) -> Vec<String> {
+        self.content.lines().filter_map(|line| line.strip_prefix(NEW)).map(str::to_owned).collect()
+    }
+
+    /// The same with the past of this line settled.
+    pub(crate) fn with_settled(&self, settled: &str) -> Self {
+        let line = |line: &str| match line.strip_prefix(NEW) {
+            Some(new) if new == settled => new.to_owned(),
+            Some(_) | None => line.to_owned(),
+        };
+        let lines: Vec<String> = self.content.lines().map(line).collect();
+        Promised { oid: self.oid, content: lines.join("\n").into() }
+    }
+
+    /// Is the past of these members settled, as [`tidegate_postgres::memberships`] names them?
+    pub(crate) fn are_settled(&self, members: &[String]) -> bool {
+        let is_settled = |member: &String| {
+            let of_member = |line: &str| {
+                line.strip_prefix(member.as_str()).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+            };
+            self.content.lines().any(of_member)
+        };
+        members.iter().all(is_settled)
+    }
+}
 
 /// The publication's promises and where they are recorded.
 #[derive(Clone)]
@@ -16,6 +76,8 @@ pub(crate) struct Promises {
     pub(crate) control: Control,
     pub(crate) source: SourceName,
     pub(crate) publication: String,
+    /// What is recorded.
+    pub(crate) promised: watch::Sender<Promised>,
 }
 
 impl Promises {
@@ -28,16 +90,36 @@ impl Promises {
         Ok(self.kept(session, known.as_ref(), now).await??)
     }
 
-    /// Records what it promises.
+    /// Records what it promises at a connection. Who wrote before a slot was made has ended before that.
     ///
     /// # Errors
     /// The control database cannot be asked.
-    pub(crate) async fn record(&self, now: &PublicationContent) -> Result<(), CaptureError> {
-        Ok(self.control.set_publication(&self.source, (now.oid, &now.content)).await?)
+    pub(crate) async fn connected(&self, now: &PublicationContent, slot_is_new: bool) -> Result<(), CaptureError> {
+        let known = self.control.publication(&self.source).await?.and_then(|known| known.content);
+        let promised = match known {
+            Some(known) if !slot_is_new => Promised::joined_by(&known, now),
+            Some(_) | None => Promised::all_settled(now),
+        };
+        self.record(promised).await
+    }
+
+    /// Records what is promised now.
+    ///
+    /// # Errors
+    /// The control database cannot be asked.
+    pub(crate) async fn record(&self, promised: Promised) -> Result<(), CaptureError> {
+        self.control.set_publication(&self.source, (promised.oid, &promised.content)).await?;
+        self.recorded(promised);
+        Ok(())
+    }
+
+    /// It has been recorded.
+    pub(crate) fn recorded(&self, promised: Promised) {
+        self.promised.send_replace(promised);
     }
 
     /// Looks at the publication while it is captured through, and records what has joined it. A control database that cannot
-    /// be asked is tried again at the next look. A publication that is missing ends the stream by itself.
+    /// be asked is tried again at the next look.
     ///
     /// # Errors
     /// [`Discontinuity`]; or the source's database cannot be asked.
@@ -45,14 +127,15 @@ impl Promises {
         &self,
         session: &Session,
         seen: &mut PublicationContent,
+        now: PublicationContent,
     ) -> Result<(), CaptureError> {
-        let Some(now) = publication_content(session, &self.publication).await? else { return Ok(()) };
         if now == *seen {
             return Ok(());
         }
-        let known = KnownPublication { oid: seen.oid, content: Some(seen.content.clone()) };
+        let promised = self.promised.borrow().clone();
+        let known = KnownPublication { oid: promised.oid, content: Some(promised.content.to_string()) };
         self.kept(session, Some(&known), &now).await??;
-        match self.record(&now).await {
+        match self.record(Promised::joined_by(&promised.content, &now)).await {
             Ok(()) => *seen = now,
             Err(error) => {
                 tracing::warn!(source = %self.source, %error, "what has joined the publication is not recorded yet")
@@ -95,7 +178,7 @@ struct Broken {
 fn broken(known: &str, now: &str) -> Broken {
     let now: std::collections::HashSet<&str> = now.lines().collect();
     let mut broken = Broken::default();
-    for line in known.lines().filter(|line| !now.contains(line)) {
+    for line in known.lines().map(|line| line.strip_prefix(NEW).unwrap_or(line)).filter(|line| !now.contains(line)) {
         let mut words = line.split(' ');
         let (kind, oid) = (words.next(), words.next().and_then(|oid| oid.parse().ok()));
         match (kind, oid) {
@@ -124,6 +207,26 @@ mod tests {
         assert_eq!(broken(known, &gone), Broken { schemas: vec![2200], ..Broken::default() });
         // The flags are the same again, but the row of the catalog is another.
         assert_eq!(broken(known, &known.replace("741", "742")), Broken { options: true, ..Broken::default() });
+    }
+
+    #[test]
+    fn what_joins_has_a_past_until_it_is_settled() {
+        let now = |content: &str| PublicationContent { oid: 7, content: content.to_owned() };
+        let first = "options 741 f t t t t t\ntable 16385 16390 ";
+        let both = format!("{first}\ntable 16400 16401 ");
+        let joined = Promised::joined_by(first, &now(&both));
+        assert_eq!(joined.unsettled(), ["table 16400 16401 "]);
+        // It stays so over connections, and is a promise already.
+        assert_eq!(Promised::joined_by(&joined.content, &now(&both)), joined);
+        assert_eq!(broken(&joined.content, &both), Broken::default());
+        assert_eq!(broken(&joined.content, first), Broken { tables: vec![16400], ..Broken::default() });
+        let members = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        assert!(joined.are_settled(&members(&["table 16385 16390"])) && joined.are_settled(&[]));
+        assert!(!joined.are_settled(&members(&["table 16385 16390", "table 16400 16401"])));
+        assert!(!joined.are_settled(&members(&["table 16385 1639"])));
+        let settled = joined.with_settled("table 16400 16401 ");
+        assert!(settled.unsettled().is_empty() && settled.are_settled(&members(&["table 16400 16401"])));
+        assert_eq!(settled, Promised::all_settled(&now(&both)));
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub use coordinator::SnapshotConfig;
 pub(crate) use coordinator::{Context, Coordinator, coordinator};
 pub(crate) use order::{Begun, Order};
 pub(crate) use pass::SnapshotResume;
+pub(crate) use requests::NewTables;
 pub use requests::{SnapshotError, SnapshotRequests, SnapshotStatus, Started, TableStatus};
 pub(crate) use stage::{Stage, decode_cursor};
 pub(crate) use unseen::{Decoded, TableSet, Unseen};

@@ -1,6 +1,6 @@
 //! How a capture is doing, for metrics, health and `tidegate status`.
 
-use tidegate_model::Lsn;
+use tidegate_model::{Lsn, TableName};
 
 /// A capture's state at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,17 @@ pub struct CaptureStatus {
     pub event_count: u64,
     /// Connections that ended with an error since the start.
     pub error_count: u64,
+    /// Tables that are to be captured and are not published, or not to be read yet, by name.
+    pub new_tables: Vec<NewTable>,
+}
+
+/// A table that is to be captured and is not, or not from its beginning yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewTable {
+    /// The table.
+    pub table: TableName,
+    /// Why, and what to do; or what it waits for.
+    pub detail: String,
 }
 
 /// What a capture is doing.

@@ -228,7 +228,11 @@ impl<P: Publish> Streaming<'_, P> {
     /// Carries out what the coordinator of snapshots orders. Whoever wants to know what came of it may have gone.
     async fn order(&mut self, order: Order) -> Result<(), Interrupt> {
         match order {
-            Order::Begin { snapshot, tables, reply } => {
+            Order::Begin { snapshot, new_tables, tables, reply } => {
+                if new_tables {
+                    let names = tables.iter().map(|(name, _)| name.to_string()).collect();
+                    self.assembler.of_new_tables(snapshot, names);
+                }
                 let stop = self.stop.clone();
                 let begun = tokio::select! {
                     biased;

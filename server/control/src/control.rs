@@ -7,7 +7,7 @@ use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
 };
-use tokio_postgres::{Client, types::ToSql};
+use tokio_postgres::{Client, GenericClient, types::ToSql};
 
 use crate::{
     ControlError, RowTypeNumbers, RowTypeRequest,
@@ -81,13 +81,8 @@ impl Control {
     ///
     /// # Errors
     /// The database cannot be reached.
-    pub async fn set_publication(&self, source: &SourceName, (oid, content): (u32, &str)) -> Result<(), ControlError> {
-        const SQL: &str = "INSERT INTO tidegate.source (name, publication_oid, publication_content) VALUES ($1, $2, $3)
-             ON CONFLICT (name) DO UPDATE
-             SET (publication_oid, publication_content) = (excluded.publication_oid, excluded.publication_content)
-             WHERE (source.publication_oid, source.publication_content)
-                   IS DISTINCT FROM (excluded.publication_oid, excluded.publication_content)";
-        self.execute(SQL, &[&source.as_str(), &oid, &content]).await
+    pub async fn set_publication(&self, source: &SourceName, promised: (u32, &str)) -> Result<(), ControlError> {
+        self.ask(async |client| set_publication(client, source, promised).await).await
     }
 
     /// Records a snapshot that is to run, with a number above `at_least`.
@@ -100,7 +95,29 @@ impl Control {
         (epoch, at_least): (Epoch, u32),
         tables: &[TableName],
     ) -> Result<SnapshotJob, ControlError> {
-        self.ask(async |client| snapshots::create(client, source, (epoch, at_least), tables).await).await
+        self.ask(async |client| snapshots::create(client, source, (epoch, at_least), (tables, false)).await).await
+    }
+
+    /// Records a snapshot of tables that have joined the publication, and with it what the publication promises now: both or
+    /// neither.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn create_snapshot_of_new(
+        &self,
+        source: &SourceName,
+        (epoch, at_least): (Epoch, u32),
+        tables: &[TableName],
+        promised: (u32, &str),
+    ) -> Result<SnapshotJob, ControlError> {
+        self.ask(async |client| {
+            let transaction = client.transaction().await?;
+            set_publication(&transaction, source, promised).await?;
+            let job = snapshots::create(&transaction, source, (epoch, at_least), (tables, true)).await?;
+            transaction.commit().await?;
+            Ok(job)
+        })
+        .await
     }
 
     /// The source's unfinished snapshots and the last hundred that have ended, oldest first.
@@ -157,4 +174,17 @@ impl Control {
         }
         Ok(guard)
     }
+}
+
+async fn set_publication(
+    client: &impl GenericClient,
+    source: &SourceName,
+    (oid, content): (u32, &str),
+) -> Result<(), ControlError> {
+    const SQL: &str = "INSERT INTO tidegate.source (name, publication_oid, publication_content) VALUES ($1, $2, $3)
+         ON CONFLICT (name) DO UPDATE
+         SET (publication_oid, publication_content) = (excluded.publication_oid, excluded.publication_content)
+         WHERE (source.publication_oid, source.publication_content)
+               IS DISTINCT FROM (excluded.publication_oid, excluded.publication_content)";
+    Ok(client.execute(SQL, &[&source.as_str(), &oid, &content]).await.map(drop)?)
 }

@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tidegate_model::{Epoch, SourceName, TableName};
-use tokio_postgres::{Client, Row};
+use tokio_postgres::{Client, GenericClient, Row};
 
 use crate::ControlError;
 
@@ -29,6 +29,8 @@ pub struct SnapshotJob {
     pub created_us: i64,
     /// When it ended, in microseconds since 1970.
     pub ended_us: Option<i64>,
+    /// Its tables have joined the publication: whoever selects one of them receives it.
+    pub new_tables: bool,
 }
 
 /// What is to become of a snapshot.
@@ -78,10 +80,10 @@ impl JobState {
 /// Records a new snapshot, which is to run, under a number above `at_least`: what the changelog has seen counts as given,
 /// also where the control database was restored from before.
 pub(crate) async fn create(
-    client: &Client,
+    client: &impl GenericClient,
     source: &SourceName,
     (epoch, at_least): (Epoch, u32),
-    tables: &[TableName],
+    (tables, new_tables): (&[TableName], bool),
 ) -> Result<SnapshotJob, ControlError> {
     let names: Vec<&str> = tables.iter().flat_map(|name| [name.schema.as_str(), name.table.as_str()]).collect();
     let at_least = i32::try_from(at_least).unwrap_or(i32::MAX - 1);
@@ -98,9 +100,10 @@ pub(crate) async fn create(
     let snapshot: i32 = row.get(0);
     let row = client
         .query_one(
-            "INSERT INTO tidegate.snapshot (source, snapshot, epoch, tables, state) VALUES ($1, $2, $3, $4, 'running')
-             RETURNING snapshot, epoch, tables, state, detail, created_at, ended_at",
-            &[&source.as_str(), &snapshot, &epoch.to_string(), &names],
+            "INSERT INTO tidegate.snapshot (source, snapshot, epoch, tables, new_tables, state)
+             VALUES ($1, $2, $3, $4, $5, 'running')
+             RETURNING snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables",
+            &[&source.as_str(), &snapshot, &epoch.to_string(), &names, &new_tables],
         )
         .await?;
     Ok(job(&row))
@@ -110,10 +113,10 @@ pub(crate) async fn create(
 pub(crate) async fn list(client: &Client, source: &SourceName) -> Result<Vec<SnapshotJob>, ControlError> {
     let rows = client
         .query(
-            "(SELECT snapshot, epoch, tables, state, detail, created_at, ended_at FROM tidegate.snapshot
+            "(SELECT snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables FROM tidegate.snapshot
               WHERE source = $1 AND ended_at IS NULL)
              UNION ALL
-             (SELECT snapshot, epoch, tables, state, detail, created_at, ended_at FROM tidegate.snapshot
+             (SELECT snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables FROM tidegate.snapshot
               WHERE source = $1 AND ended_at IS NOT NULL ORDER BY snapshot DESC LIMIT $2)
              ORDER BY snapshot",
             &[&source.as_str(), &ENDED_LISTED],
@@ -155,6 +158,7 @@ fn job(row: &Row) -> SnapshotJob {
         detail: row.get(4),
         created_us: microseconds(row.get(5)),
         ended_us: row.get::<_, Option<SystemTime>>(6).map(microseconds),
+        new_tables: row.get(7),
     }
 }
 

@@ -103,6 +103,7 @@ fn source_status(source: &Source) -> v1::SourceStatus {
         publication: status.publication.clone(),
         subscriptions: source.subscriptions.list().into_iter().map(subscription_status).collect(),
         mirror: status.mirror.clone(),
+        new_tables: status.new_tables.clone(),
     }
 }
 

@@ -8,7 +8,8 @@
 //! [`filter`] is a function of plan, block and carry, so that all subscriptions with the plan share its result. A
 //! [`Delivery`] is one subscription's way through filtered blocks: what it was told, and its credit.
 //!
-//! Of chunks and snapshots' marks, a plan has those of its own snapshot; the others pass like transactions without a match.
+//! Of chunks and snapshots' marks, a plan has those of its own snapshot, and of snapshots of new tables; the others pass like
+//! transactions without a match.
 //!
 //! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
@@ -27,6 +28,7 @@ use crate::{
     opening::abandoned,
     projection::ChangeProjector,
     selection::{Deliver, Plan, Routing, RowTypeLookup},
+    snapshot_marks::{SnapshotMark, receives_chunk, snapshot_mark},
     status::GatewayError,
     time::microseconds,
 };
@@ -210,17 +212,18 @@ impl Filter<'_> {
         }
         match entry.kind {
             Kind::RowType | Kind::Progress | Kind::SnapshotCursor => {}
-            Kind::SnapshotBegin | Kind::SnapshotEnd if !self.plan.follows(entry.row_type) => {}
-            Kind::SnapshotBegin => self.snapshot_mark(What::SnapshotBegin(entry.position()), entry),
-            Kind::SnapshotEnd => {
-                let end = v1::SnapshotEnd::decode(&self.payload[range(entry)]).map_err(|_| damaged(entry))?;
-                let complete = end.abandoned.is_empty();
-                let what = if complete { What::SnapshotEnd(entry.position()) } else { What::SnapshotAbandoned };
-                self.snapshot_mark(what, entry);
+            Kind::SnapshotBegin | Kind::SnapshotEnd => {
+                let what = match snapshot_mark(self.plan, entry, &self.payload[range(entry)])? {
+                    None => return Ok(()),
+                    Some(SnapshotMark::Begin(_)) => What::SnapshotBegin(entry.position()),
+                    Some(SnapshotMark::End(_)) => What::SnapshotEnd(entry.position()),
+                    Some(SnapshotMark::Abandoned(_)) => What::SnapshotAbandoned,
+                };
+                self.pieces.push(Piece { what, range: range(entry), copied: false });
             }
             Kind::Begin => {
                 let of_snapshot = entry.is_of_snapshot();
-                let wanted = !of_snapshot || self.plan.follows(entry.row_type);
+                let wanted = !of_snapshot || receives_chunk(self.plan, entry, &self.payload[range(entry)])?;
                 let begin = Begin::Here(range(entry));
                 self.carry.open = wanted.then_some(Open { begin, of_snapshot, matched: false });
             }
@@ -259,10 +262,6 @@ impl Filter<'_> {
             Some((last, routing)) if last == row_type => Ok(routing),
             Some(_) | None => self.plan.routing(row_type, lookup),
         }
-    }
-
-    fn snapshot_mark(&mut self, what: What, entry: &Entry) {
-        self.pieces.push(Piece { what, range: range(entry), copied: false });
     }
 
     fn commit(&mut self, entry: &Entry) {

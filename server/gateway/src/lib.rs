@@ -26,6 +26,7 @@ mod session;
 
 mod mirror_service;
 mod open_subscriptions;
+mod snapshot_marks;
 mod snapshot_service;
 mod snapshots;
 

@@ -8,6 +8,7 @@
 
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
 use tidegate_model::{Epoch, Position, TableName, Token, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{ReadError, Reader};
@@ -23,6 +24,8 @@ use crate::{
 
 /// How often a start is tried again when retention or a new epoch overtakes it.
 const TRIES: u32 = 5;
+/// After so long every table of the catalog is known.
+const KNOWN_WITHIN_S: i64 = 15;
 
 /// What a client asks for.
 pub(crate) struct Opening {
@@ -193,7 +196,10 @@ pub(crate) async fn matched_tables(
     for filter in filters {
         filter.validate(&tables)?;
     }
-    let wanted = |table: &&TableName| filters.iter().any(|filter| filter.reads(table));
+    let wanted = |table: &&TableName| {
+        let mut reading = filters.iter().filter(|filter| filter.reads(table));
+        reading.any(|filter| tables.is_ready(table) || filter.is_named(table))
+    };
     let mut matched: Vec<TableName> = tables.names().filter(wanted).cloned().collect();
     if matched.is_empty() {
         return Err(GatewayError::NoTable { names: filters.iter().flat_map(TableFilter::names).collect() });
@@ -202,19 +208,42 @@ pub(crate) async fn matched_tables(
     Ok(matched)
 }
 
-/// Has a snapshot started, and makes a token of it. Its position is of the epoch only if that was the same before and after.
+/// Has a snapshot started, and makes a token of it. Its position is of the epoch only if that was the same before and after. A
+/// new table that it leaves out must be delivered from its own snapshot's begin on.
 async fn start_snapshot(source: &Source, filters: &[TableFilter], config: &GatewayConfig) -> Result<Start, Refusal> {
-    let tables = matched_tables(source, filters, config).await?;
     let head = source.handle.store.head();
     for _ in 0..TRIES {
+        let mut known = source.handle.tables.clone();
+        known.mark_unchanged();
+        let tables = matched_tables(source, filters, config).await?;
         let before = head.borrow().epoch;
         let start = source.handle.snapshots.start(tables.clone()).await.map_err(GatewayError::Snapshot)?;
+        if misses_a_begin(source, filters, &tables, start.after).await {
+            // It is about to be known.
+            let _timed_out = tokio::time::timeout(config.first_epoch_wait, known.changed()).await.is_err();
+            continue;
+        }
         if let Some(epoch) = before.filter(|_| head.borrow().epoch == before) {
             let prefix = TokenPrefix { epoch, definitions: 0, snapshot: start.snapshot };
             return Ok(Start::Token(Token { prefix, position: start.after }));
         }
     }
     Err(not_ready(source).into())
+}
+
+/// Has the snapshot of a new table begun just before this position, of one that is wanted, and is not among the tables? Only where
+/// the table was not known yet: older ones are known, or gone.
+async fn misses_a_begin(source: &Source, filters: &[TableFilter], tables: &[TableName], after: Position) -> bool {
+    let statuses = source.handle.snapshots.statuses().next().await.unwrap_or_default();
+    let newest = statuses.iter().filter_map(|status| status.started.as_ref()).map(|started| started.seconds).max();
+    let is_recent = |status: &&v1::SnapshotStatus| {
+        let started = status.started.as_ref().map(|started| started.seconds);
+        started.zip(newest).is_some_and(|(started, newest)| newest - started <= KNOWN_WITHIN_S)
+    };
+    let began_before = |status: &&v1::SnapshotStatus| status.begin.parse().is_ok_and(|begin: Position| begin < after);
+    let new = statuses.iter().filter(|status| status.new_tables).filter(is_recent).filter(began_before);
+    let mut names = new.flat_map(|status| &status.tables).filter_map(|table| table.table.parse::<TableName>().ok());
+    names.any(|name| !tables.contains(&name) && filters.iter().any(|filter| filter.reads(&name)))
 }
 
 /// What the subscriptions that wait for a snapshot are told when it is given up.

@@ -10,7 +10,7 @@
 //! delivered with those that it has.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -112,6 +112,11 @@ impl TableFilter {
         self.patterns.included().map(|(text, _)| text.to_owned())
     }
 
+    /// Is the table named, and not meant by a pattern?
+    pub(crate) fn is_named(&self, table: &TableName) -> bool {
+        self.patterns.exact_names().any(|name| name == *table)
+    }
+
     /// Are the table's rows of a snapshot to be delivered?
     pub(crate) fn reads(&self, table: &TableName) -> bool {
         self.operations.contains(Op::Read) && self.patterns.matches(table)
@@ -145,6 +150,8 @@ fn operation(value: i32) -> Result<Op, GatewayError> {
 /// The tables of a source and their columns, to validate selections against.
 pub(crate) struct Tables {
     columns: HashMap<TableName, Vec<String>>,
+    /// Those whose changes are sent, and whose rows may be read.
+    ready: HashSet<TableName>,
     /// The catalog was read: what is not among them does not exist.
     complete: bool,
 }
@@ -161,7 +168,15 @@ impl Tables {
             })
             .collect();
         columns.extend(known.iter().map(|table| (table.name.clone(), table.columns.clone())));
-        Tables { complete: !known.is_empty(), columns }
+        let status = source.status.borrow();
+        let is_new = |name: &TableName| status.new_tables.iter().any(|new| new.table == name.to_string());
+        let ready = known.iter().filter(|table| table.published && !is_new(&table.name));
+        Tables { complete: !known.is_empty(), columns, ready: ready.map(|table| table.name.clone()).collect() }
+    }
+
+    /// May the table be read, as far as that is known? One that a pattern means and that may not is left out of a snapshot.
+    pub(crate) fn is_ready(&self, table: &TableName) -> bool {
+        !self.complete || self.ready.contains(table)
     }
 
     pub(crate) fn names(&self) -> impl Iterator<Item = &TableName> {
@@ -219,6 +234,11 @@ impl Plan {
     /// Is this the snapshot whose chunks and marks are wanted?
     pub(crate) fn follows(&self, snapshot: u32) -> bool {
         snapshot != 0 && self.snapshot == snapshot
+    }
+
+    /// Are the table's rows of a snapshot to be delivered?
+    pub(crate) fn reads(&self, table: &TableName) -> bool {
+        self.filters.iter().any(|filter| filter.reads(table))
     }
 
     /// The operations that a selection wants of tables.
@@ -282,7 +302,8 @@ mod tests {
 
     fn tables() -> Tables {
         let columns = ["id", "total", "status"].map(str::to_owned).to_vec();
-        Tables { columns: HashMap::from([(TableName::new("public", "orders"), columns)]), complete: true }
+        let orders = TableName::new("public", "orders");
+        Tables { ready: HashSet::from([orders.clone()]), columns: HashMap::from([(orders, columns)]), complete: true }
     }
 
     #[test]

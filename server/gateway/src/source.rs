@@ -46,6 +46,8 @@ pub struct KnownTable {
     pub name: TableName,
     /// The exact names of its columns.
     pub columns: Vec<String>,
+    /// The publication sends its changes.
+    pub published: bool,
 }
 
 /// What a source is doing.
@@ -91,6 +93,8 @@ pub struct SourceStatus {
     pub publication: String,
     /// The tables that are to be mirrored, by name.
     pub mirror: Vec<v1::MirroredTable>,
+    /// Tables that are to be captured and are not, or not from their beginning yet, by name.
+    pub new_tables: Vec<v1::NewTable>,
 }
 
 impl SourceStatus {

@@ -24,6 +24,7 @@ use crate::{
     progress::progress,
     readable::ReadableChange,
     selection::{Deliver, Plan},
+    snapshot_marks::{SnapshotMark, snapshot_mark},
     source::Source,
     status::GatewayError,
     time::microseconds,
@@ -213,17 +214,21 @@ impl Live {
             Kind::RowType | Kind::SnapshotCursor => {}
             Kind::SnapshotBegin | Kind::SnapshotEnd => {
                 self.position = entry.position();
-                if self.plan.follows(entry.row_type) {
-                    let token = self.token(self.position);
-                    queue.push_back(Ok(v1::WatchResponse { token, ..mark(snapshot_mark(block, entry)?) }));
-                }
+                let what = match snapshot_mark(&self.plan, entry, &block.slice(entry))? {
+                    None => return Ok(()),
+                    Some(SnapshotMark::Begin(begin)) => Mark::SnapshotBegin(begin),
+                    Some(SnapshotMark::End(end)) => Mark::SnapshotEnd(end),
+                    Some(SnapshotMark::Abandoned(end)) => return Err(Refusal::Reset(abandoned(&end))),
+                };
+                let token = self.token(self.position);
+                queue.push_back(Ok(v1::WatchResponse { token, ..mark(what) }));
             }
             Kind::Begin => {
                 let field = block.slice(entry);
                 let body = event_body(&field).map_err(|_| damaged(entry))?;
                 self.begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
             }
-            Kind::Change if self.begin.snapshot != 0 && !self.plan.follows(self.begin.snapshot) => {}
+            Kind::Change if !self.receives() => {}
             Kind::Change => self.change(block, entry, queue)?,
             Kind::Commit => {
                 if self.begin.snapshot == 0 {
@@ -238,6 +243,12 @@ impl Live {
             Kind::Progress => self.position = entry.position(),
         }
         Ok(())
+    }
+
+    /// Is what has begun a transaction, or a chunk that is received?
+    fn receives(&self) -> bool {
+        let v1::Begin { snapshot, new_tables, .. } = self.begin;
+        snapshot == 0 || new_tables || self.plan.follows(snapshot)
     }
 
     fn change(
@@ -280,15 +291,6 @@ impl Live {
 
 fn mark(mark: Mark) -> v1::WatchResponse {
     v1::WatchResponse { mark: Some(mark), ..v1::WatchResponse::default() }
-}
-
-fn snapshot_mark(block: &Block, entry: &Entry) -> Result<Mark, Refusal> {
-    if entry.kind == Kind::SnapshotBegin {
-        let begin = v1::SnapshotBegin::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
-        return Ok(Mark::SnapshotBegin(begin));
-    }
-    let end = v1::SnapshotEnd::decode(block.slice(entry)).map_err(|_| damaged(entry))?;
-    if end.abandoned.is_empty() { Ok(Mark::SnapshotEnd(end)) } else { Err(Refusal::Reset(abandoned(&end))) }
 }
 
 fn damaged(entry: &Entry) -> GatewayError {

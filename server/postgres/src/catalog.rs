@@ -56,6 +56,8 @@ pub struct TableInfo {
     pub owned: bool,
     /// The session's role may read it.
     pub readable: bool,
+    /// It inherits from another table, and is no partition.
+    pub inherits: bool,
 }
 
 impl TableInfo {
@@ -63,6 +65,15 @@ impl TableInfo {
     #[must_use]
     pub fn is_leaf(&self) -> bool {
         self.root_oid.is_some() && self.kind == TableKind::Ordinary
+    }
+
+    /// Its rows can be told apart in the stream.
+    #[must_use]
+    pub fn has_key(&self) -> bool {
+        match self.replica_identity {
+            ReplicaIdentity::Full => !self.primary_key.is_empty(),
+            ReplicaIdentity::Nothing | ReplicaIdentity::Default | ReplicaIdentity::Index => self.has_replica_identity(),
+        }
     }
 
     /// UPDATE and DELETE can be published: without this, the application's own statements fail once they are.
@@ -158,7 +169,8 @@ pub async fn tables(session: &Session) -> Result<Vec<TableInfo>, CatalogError> {
                coalesce((pk.indkey::int2[])[0:pk.indnkeyatts - 1], '{}'), coalesce(NOT pk.indimmediate, false),
                coalesce((ri.indkey::int2[])[0:ri.indnkeyatts - 1], '{}'),
                pg_has_role(c.relowner, 'USAGE'),
-               has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT')
+               has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'),
+               NOT c.relispartition AND EXISTS (SELECT FROM pg_inherits i WHERE i.inhrelid = c.oid)
         FROM pg_class c
         JOIN pg_namespace n ON n.oid = c.relnamespace
         LEFT JOIN pg_index pk ON pk.indrelid = c.oid AND pk.indisprimary AND pk.indisvalid
@@ -196,6 +208,7 @@ fn table(row: &Row) -> Result<TableInfo, tokio_postgres::Error> {
         identity_index: row.try_get(9)?,
         owned: row.try_get(10)?,
         readable: row.try_get(11)?,
+        inherits: row.try_get(12)?,
     })
 }
 

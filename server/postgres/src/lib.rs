@@ -50,8 +50,9 @@ pub use catalog::{
 pub use config::{ChannelBinding, ConnectConfig, TlsMode};
 pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
 pub use publication::{
-    NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_set_tables,
-    create_publication, drop_publication, existing, publication, publication_content,
+    NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_add_table,
+    alter_publication_set_tables, create_publication, drop_publication, existing, memberships, publication,
+    publication_content, sent_because_of,
 };
 pub use replication::{ReplicationConnection, StreamOptions, SystemIdentity, TimelineSwitch, protocol_version};
 pub use server::{ManagedService, ServerFacts, server_facts, visibility};

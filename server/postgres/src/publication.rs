@@ -2,9 +2,15 @@
 //!
 //! Invariant: names reach SQL only quoted; a statement here touches publications, never tables.
 
+use std::time::Duration;
+
 use tidegate_model::TableName;
 
 use crate::{CatalogError, Session};
+
+/// How the comment begins of a publication that we have made. Whoever wants one of another make to be treated alike, or one
+/// that we have made to be left alone, changes the comment.
+const MADE_BY_US: &str = "Made by Tidegate";
 
 /// A publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +25,10 @@ pub struct Publication {
     pub operations: Operations,
     /// The tables as they are sent: roots with `via_root`, else leaves.
     pub tables: Vec<PublishedTable>,
+    /// [`create_publication`] has made it, as its comment says.
+    pub made_by_us: bool,
+    /// The role may alter it.
+    pub owned: bool,
 }
 
 /// Which operations are sent.
@@ -73,7 +83,8 @@ pub struct NewPublication<'a> {
 /// The connection or the server.
 pub async fn publication(session: &Session, name: &str) -> Result<Option<Publication>, CatalogError> {
     const SQL: &str = "
-        SELECT oid, puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate
+        SELECT oid, puballtables, pubviaroot, pubinsert, pubupdate, pubdelete, pubtruncate,
+               coalesce(obj_description(oid, 'pg_publication'), ''), pg_has_role(pubowner, 'USAGE')
         FROM pg_publication WHERE pubname = $1";
     let doing = CatalogError::while_we("read the publication");
     let Some(row) = session.client().query_opt(SQL, &[&name]).await.map_err(&doing)? else { return Ok(None) };
@@ -85,6 +96,8 @@ pub async fn publication(session: &Session, name: &str) -> Result<Option<Publica
         via_root: flag(2)?,
         operations,
         tables: published_tables(session, name).await?,
+        made_by_us: row.try_get::<_, &str>(7).map_err(&doing)?.starts_with(MADE_BY_US),
+        owned: row.try_get(8).map_err(&doing)?,
     }))
 }
 
@@ -148,6 +161,50 @@ pub async fn existing(session: &Session, tables: &[u32], schemas: &[u32]) -> Res
     rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(doing)
 }
 
+/// What makes the publication send a table: lines as those of [`PublicationContent`], as far as the second OID. None for one that
+/// is sent because all are.
+///
+/// # Errors
+/// The connection or the server.
+pub async fn memberships(session: &Session, name: &str, table_oid: u32) -> Result<Vec<String>, CatalogError> {
+    // 14 knows no schemas.
+    let schemas = match session.server_version() >= 150_000 {
+        true => {
+            "UNION ALL SELECT format('schema %s %s', m.pnnspid, m.oid) FROM pg_publication_namespace m
+             JOIN pg_publication p ON p.oid = m.pnpubid
+             WHERE p.pubname = $1 AND m.pnnspid IN (SELECT relnamespace FROM pg_class WHERE oid IN (SELECT relid FROM line))"
+        }
+        false => "",
+    };
+    let sql = format!(
+        "WITH line AS (SELECT $2::oid AS relid UNION SELECT relid::oid FROM pg_partition_ancestors($2::oid))
+         SELECT format('table %s %s', m.prrelid, m.oid) FROM pg_publication_rel m
+         JOIN pg_publication p ON p.oid = m.prpubid
+         WHERE p.pubname = $1 AND m.prrelid IN (SELECT relid FROM line) {schemas}"
+    );
+    let doing = CatalogError::while_we("read why a table is published");
+    let rows = session.client().query(&sql, &[&name, &table_oid]).await.map_err(&doing)?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(doing)
+}
+
+/// The tables (`pg_class.oid`) that the publication sends because of one of these tables or schemas.
+///
+/// # Errors
+/// The connection or the server; there is no such publication.
+pub async fn sent_because_of(
+    session: &Session,
+    name: &str,
+    (tables, schemas): (&[u32], &[u32]),
+) -> Result<Vec<u32>, CatalogError> {
+    const SQL: &str = "
+        SELECT c.oid FROM pg_get_publication_tables($1::text) p JOIN pg_class c ON c.oid = p.relid
+        WHERE c.oid = ANY ($2) OR c.relnamespace = ANY ($3)
+           OR EXISTS (SELECT FROM pg_partition_ancestors(c.oid) a WHERE a.relid::oid = ANY ($2))";
+    let doing = CatalogError::while_we("read the tables of a publication");
+    let rows = session.client().query(SQL, &[&name, &tables, &schemas]).await.map_err(&doing)?;
+    rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>().map_err(doing)
+}
+
 async fn published_tables(session: &Session, name: &str) -> Result<Vec<PublishedTable>, CatalogError> {
     // 14 knows neither column lists nor row filters.
     let (attrs, qual) = if session.server_version() >= 150_000 { ("p.attrs", "p.qual") } else { ("NULL", "NULL") };
@@ -180,7 +237,28 @@ async fn published_tables(session: &Session, name: &str) -> Result<Vec<Published
 /// # Errors
 /// The server: the role needs CREATE on the database and must own the tables.
 pub async fn create_publication(session: &Session, new: &NewPublication<'_>) -> Result<(), CatalogError> {
-    run(session, "create the publication", &create_statement(new)).await
+    let comment = format!("COMMENT ON PUBLICATION {} IS '{MADE_BY_US}, which adds new tables to it'", quoted(new.name));
+    run(session, "create the publication", &format!("{}; {comment}", create_statement(new))).await
+}
+
+/// Adds a table to the publication; not the tables that inherit from it. Waits for the lock no longer than that, so that
+/// neither VACUUM nor a change of the table's definition is held up. Writers are not.
+///
+/// # Errors
+/// The server: the role must own the publication and the table.
+pub async fn alter_publication_add_table(
+    session: &Session,
+    name: &str,
+    table: &TableName,
+    lock_timeout: Duration,
+) -> Result<(), CatalogError> {
+    let sql = format!(
+        "SET LOCAL lock_timeout = {}; ALTER PUBLICATION {} ADD TABLE ONLY {}",
+        lock_timeout.as_millis(),
+        quoted(name),
+        qualified(table)
+    );
+    run(session, "add a table to the publication", &sql).await
 }
 
 /// Makes these the publication's tables, without row filters or column lists.

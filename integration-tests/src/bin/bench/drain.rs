@@ -121,6 +121,7 @@ async fn tidegate(server: &mut Server) -> Result<Duration> {
                 | Event::Begin { .. }
                 | Event::SnapshotBegin { .. }
                 | Event::SnapshotEnd { .. }
+                | Event::SnapshotAbandoned { .. }
                 | Event::Commit { .. }
                 | Event::Progress { .. }
                 | Event::Drain { .. }

@@ -39,6 +39,7 @@ pub(crate) async fn run() -> Result<Outcome> {
                     | Event::RowType(_)
                     | Event::SnapshotBegin { .. }
                     | Event::SnapshotEnd { .. }
+                    | Event::SnapshotAbandoned { .. }
                     | Event::Progress { .. }
                     | Event::Drain { .. }
                     | Event::Interrupted { .. } => {}

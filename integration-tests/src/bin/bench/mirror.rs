@@ -70,6 +70,7 @@ async fn drain(cluster: &Cluster, name: &str, row_count: u64, is_mirrored: bool)
                 | Event::Begin { .. }
                 | Event::SnapshotBegin { .. }
                 | Event::SnapshotEnd { .. }
+                | Event::SnapshotAbandoned { .. }
                 | Event::Commit { .. }
                 | Event::Progress { .. }
                 | Event::Drain { .. }

@@ -82,6 +82,7 @@ async fn tidegate(database: &Database, row_count: u64, source_lines: &[&str]) ->
                 | Event::RowType(_)
                 | Event::Begin { .. }
                 | Event::SnapshotBegin { .. }
+                | Event::SnapshotAbandoned { .. }
                 | Event::Commit { .. }
                 | Event::Progress { .. }
                 | Event::Drain { .. }

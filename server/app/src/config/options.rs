@@ -115,6 +115,15 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "Publication. It is created where it is missing and may be created; else see `tidegate check --sql`.",
     ),
     opt(
+        "sources.<name>.new_tables",
+        Kind::Choice(&["publish", "snapshot", "follow"]),
+        Some("publish"),
+        "What happens to a table that appears and matches `tables`. `publish` adds it to the publication, if Tidegate has \
+         made that itself and may, and goes on as `snapshot`, which has what joins the publication read by a snapshot that \
+         starts by itself and that every subscription receives that selects the table. `follow`: its changes only, from when \
+         someone has added it. `tidegate status` names the tables that are not published, and says why.",
+    ),
+    opt(
         "sources.<name>.on_discontinuity",
         Kind::Choice(&["reset", "stop"]),
         Some("reset"),

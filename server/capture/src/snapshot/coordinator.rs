@@ -12,14 +12,13 @@
 //! incomplete. What was read when a connection ends is void. It deliberately knows nothing of positions and transactions:
 //! the stream does.
 
+mod begin;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidegate_control::{Control, JobState};
-use tidegate_model::{Clock, Epoch, Position, Retry, SourceName, TableName};
-use tidegate_postgres::{
-    ConnectConfig, Session,
-    snapshot::{TablePlan, table_plan},
-};
+use tidegate_model::{Clock, Epoch, Retry, SourceName, TableName};
+use tidegate_postgres::ConnectConfig;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
@@ -28,15 +27,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use self::begin::{Planning, begin};
 use super::{
     job::{CHUNK_BYTES, Read, Work},
-    order::{Begun, ChunkResult, Finish, Order, Outcome, StartedRead, Ticket},
+    order::{ChunkResult, Finish, Order, Outcome, StartedRead, Ticket},
     pass::{Pass, SnapshotResume, Step},
     reader::{Planned, ReadFailure, Reader},
     reconcile::ReadAgain,
     requests::{Command, SnapshotError, SnapshotRequests, SnapshotStatus, Started},
 };
-use crate::{CaptureStatus, table::TableCodec};
+use crate::{CaptureStatus, promises::Promised};
 
 /// Between attempts at what may come right by itself.
 const RETRY: Duration = Duration::from_secs(1);
@@ -71,6 +71,7 @@ pub(crate) struct Context {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) config: SnapshotConfig,
     pub(crate) status: watch::Receiver<CaptureStatus>,
+    pub(crate) promised: watch::Receiver<Promised>,
 }
 
 /// How a coordinator is connected.
@@ -241,6 +242,8 @@ impl Coordinator {
             Command::Start { tables, reply } => {
                 self.start(tables, epoch, reply).await;
             }
+            // Whoever asks may have gone.
+            Command::StartNew { new, reply } => drop(reply.send(self.start_new(new, epoch).await)),
             Command::Change { snapshot, state, reply } => {
                 // Whoever asks may have gone.
                 drop(reply.send(self.change(snapshot, state).await));
@@ -313,8 +316,9 @@ impl Coordinator {
                 match step {
                     Step::Begin => {
                         let (snapshot, names) = (*number, pass.table_names().to_vec());
+                        let new_tables = pass.is_of_new_tables();
                         self.tasks.spawn(async move {
-                            let begun = begin(&context, &orders, snapshot, names).await;
+                            let begun = begin(&context, &orders, (snapshot, new_tables), names).await;
                             Done::Begun { snapshot, begun: begun.map_err(Box::new) }
                         });
                     }
@@ -512,40 +516,6 @@ impl Coordinator {
             is_new
         });
     }
-}
-
-/// The tables of a snapshot, planned, and followed by the stream.
-struct Planning {
-    after: Position,
-    plans: Vec<Arc<Planned>>,
-}
-
-/// Plans the tables, and lets the stream follow them.
-async fn begin(
-    context: &Context,
-    orders: &mpsc::Sender<Order>,
-    snapshot: u32,
-    names: Vec<TableName>,
-) -> Result<Planning, SnapshotError> {
-    let session = Session::connect(&context.connect).await?;
-    let mut plans = Vec::with_capacity(names.len());
-    for name in &names {
-        let plan = table_plan(&session, &context.publication, name).await?;
-        if plan.key.is_empty() {
-            return Err(SnapshotError::Keyless(name.clone()));
-        }
-        plans.push(plan);
-    }
-    let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
-    let (reply, answer) = oneshot::channel();
-    orders.send(Order::Begin { snapshot, tables, reply }).await.map_err(|_| SnapshotError::NotConnected)?;
-    let Begun { after, codecs } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
-    let planned = |((plan, codec), name): ((TablePlan, Option<Arc<TableCodec>>), &TableName)| {
-        let codec = codec.ok_or_else(|| SnapshotError::NotFollowed(name.clone()))?;
-        Ok(Arc::new(Planned { plan, codec }))
-    };
-    let plans = plans.into_iter().zip(codecs).zip(&names).map(planned).collect::<Result<_, SnapshotError>>()?;
-    Ok(Planning { after, plans })
 }
 
 /// Reads a chunk, and hands it to the stream.

@@ -16,7 +16,13 @@ use crate::{CaptureError, table::TableCodec};
 #[derive(Debug)]
 pub(crate) enum Order {
     /// Describe these tables. Follow them for the snapshot, and emit its begin, unless that was done before.
-    Begin { snapshot: u32, tables: Vec<(TableName, Relation)>, reply: oneshot::Sender<Result<Begun, CaptureError>> },
+    Begin {
+        snapshot: u32,
+        /// It is one of new tables.
+        new_tables: bool,
+        tables: Vec<(TableName, Relation)>,
+        reply: oneshot::Sender<Result<Begun, CaptureError>>,
+    },
     /// A chunk is about to be read: its name.
     StartRead { snapshot: u32, table_oid: u32, reply: oneshot::Sender<StartedRead> },
     /// It could not be read.

@@ -125,6 +125,11 @@ impl Pass {
         &self.job.tables
     }
 
+    /// Have its tables joined the publication, so that everyone receives it?
+    pub(crate) fn is_of_new_tables(&self) -> bool {
+        self.job.new_tables
+    }
+
     /// Its chunks that are being read or wait for the stream, and about how many bytes they have.
     pub(crate) fn in_flight(&self) -> (usize, u64) {
         let tables = self.tables.iter().map(TableJob::in_flight);
@@ -264,6 +269,7 @@ impl Pass {
             created_us: self.job.created_us,
             ended_us: None,
             rows_per_second,
+            new_tables: self.job.new_tables,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidegate_control::{ControlError, JobState, SnapshotJob};
-use tidegate_model::{Position, Retry, TableName};
+use tidegate_model::{Epoch, Position, Retry, TableName};
 use tidegate_postgres::{ConnectError, snapshot::SnapshotReadError};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -44,6 +44,8 @@ pub struct SnapshotStatus {
     pub ended_us: Option<i64>,
     /// Rows a second, over the last seconds.
     pub rows_per_second: u64,
+    /// It has started by itself, since its tables are new.
+    pub new_tables: bool,
 }
 
 impl SnapshotStatus {
@@ -64,6 +66,7 @@ impl SnapshotStatus {
             created_us: job.created_us,
             ended_us: job.ended_us,
             rows_per_second: 0,
+            new_tables: job.new_tables,
         }
     }
 }
@@ -114,6 +117,12 @@ pub enum SnapshotError {
     /// It had begun, and cannot be continued.
     #[error("the snapshot failed: {0}")]
     Failed(String),
+    /// The table has joined the publication just now.
+    #[error(
+        "table {0} has joined the publication, and transactions that may have written to it before have not ended; the snapshot \
+         begins by itself when they have (`tidegate status` names them)"
+    )]
+    Joining(TableName),
     /// There is none with this number that has not ended.
     #[error("no snapshot {0} that has not ended; list them with `tidegate snapshot list`")]
     Unknown(u32),
@@ -137,7 +146,7 @@ impl SnapshotError {
             | SnapshotError::Key(_)
             | SnapshotError::Failed(_)
             | SnapshotError::Unknown(_) => Retry::Never,
-            SnapshotError::NotConnected => Retry::After(Duration::from_secs(1)),
+            SnapshotError::NotConnected | SnapshotError::Joining(_) => Retry::After(Duration::from_secs(1)),
         }
     }
 }
@@ -146,7 +155,18 @@ impl SnapshotError {
 #[derive(Debug)]
 pub(crate) enum Command {
     Start { tables: Vec<TableName>, reply: oneshot::Sender<Result<Started, SnapshotError>> },
+    StartNew { new: NewTables, reply: oneshot::Sender<Result<(), SnapshotError>> },
     Change { snapshot: u32, state: JobState, reply: oneshot::Sender<Result<(), SnapshotError>> },
+}
+
+/// Tables that have joined the publication, and whose earlier writers have ended.
+#[derive(Debug)]
+pub(crate) struct NewTables {
+    pub(crate) tables: Vec<TableName>,
+    /// In which they have joined.
+    pub(crate) epoch: Epoch,
+    /// What the publication promises with them: its OID and content, to be recorded with the snapshot.
+    pub(crate) promised: (u32, String),
 }
 
 impl SnapshotRequests {
@@ -158,6 +178,14 @@ impl SnapshotRequests {
         tables.sort_unstable();
         tables.dedup();
         self.ask(|reply| Command::Start { tables, reply }).await
+    }
+
+    /// Starts a snapshot of new tables, and records what the publication promises with them.
+    ///
+    /// # Errors
+    /// The source is not connected, or the control database cannot be reached: nothing is recorded.
+    pub(crate) async fn start_new(&self, new: NewTables) -> Result<(), SnapshotError> {
+        self.ask(|reply| Command::StartNew { new, reply }).await
     }
 
     /// Lets a snapshot wait after the chunks that are being read; it keeps what it has.

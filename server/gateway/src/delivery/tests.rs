@@ -424,7 +424,12 @@ fn credit_beyond_the_limit_is_refused_and_changes_nothing() {
 
 #[test]
 fn a_snapshot_that_was_given_up_ends_the_subscriptions_that_wait_for_it() {
-    let end = v1::SnapshotEnd { snapshot: 2, position: "0/64:1".to_owned(), abandoned: "cancelled".to_owned() };
+    let end = v1::SnapshotEnd {
+        snapshot: 2,
+        position: "0/64:1".to_owned(),
+        abandoned: "cancelled".to_owned(),
+        ..Default::default()
+    };
     let entry = Entry { row_type: 2, ..entry(Kind::SnapshotEnd, lsn_of(0), SNAPSHOT_ORDINAL) };
     let block = blocks(&[(entry, end.encode_to_vec())], &[1]).remove(0);
     let selections = [Selection { tables: vec![], operations: vec![], columns: vec![] }];

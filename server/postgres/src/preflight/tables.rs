@@ -253,6 +253,7 @@ mod tests {
             identity_index: Vec::new(),
             owned: true,
             readable: true,
+            inherits: false,
         }
     }
 
@@ -265,7 +266,8 @@ mod tests {
         };
         let operations = Operations { insert: true, update: true, delete: true, truncate: true };
         let tables = tables.iter().map(table).collect();
-        Publication { oid: 1, all_tables: false, via_root: true, operations, tables }
+        let (made_by_us, owned) = (false, true);
+        Publication { oid: 1, all_tables: false, via_root: true, operations, tables, made_by_us, owned }
     }
 
     fn codes(patterns: &[&str], publication: Option<&Publication>, tables: &[TableInfo]) -> Vec<&'static str> {

@@ -97,7 +97,7 @@ pub(crate) fn records(events: &[Event]) -> Vec<Record> {
 
 fn begin(n: usize, xid: u32) -> Bytes {
     let commit_time = Some(prost_types::Timestamp { seconds: commit_s(n), nanos: 0 });
-    let begin = v1::Begin { position: String::new(), commit_time, xid, origin: String::new(), snapshot: 0 };
+    let begin = v1::Begin { position: String::new(), commit_time, xid, ..Default::default() };
     let event = v1::Event { what: Some(v1::event::What::Begin(begin)) };
     v1::ChangeBatch { events: vec![event] }.encode_to_vec().into()
 }

@@ -125,12 +125,12 @@ pub(super) fn records_of(happenings: &[Happening]) -> Vec<(Entry, Vec<u8>)> {
             Happening::Transaction(changes) => (changes, 0),
             Happening::Chunk(snapshot, reads) => (reads, *snapshot),
             Happening::SnapshotBegin(snapshot) => {
-                let begin = v1::SnapshotBegin { snapshot: *snapshot, position, tables: vec![] };
+                let begin = v1::SnapshotBegin { snapshot: *snapshot, position, ..Default::default() };
                 records.push((of(Kind::SnapshotBegin, *snapshot), begin.encode_to_vec()));
                 continue;
             }
             Happening::SnapshotEnd(snapshot) => {
-                let end = v1::SnapshotEnd { snapshot: *snapshot, position, abandoned: String::new() };
+                let end = v1::SnapshotEnd { snapshot: *snapshot, position, ..Default::default() };
                 records.push((of(Kind::SnapshotEnd, *snapshot), end.encode_to_vec()));
                 continue;
             }

@@ -334,7 +334,7 @@ impl Model {
         self.next.2 += 1;
         let at = self.position(SNAPSHOT_ORDINAL);
         let names = tables.iter().map(|at| table_name(*at).to_string()).collect();
-        let begin = v1::SnapshotBegin { snapshot: number, position: at.to_string(), tables: names };
+        let begin = v1::SnapshotBegin { snapshot: number, position: at.to_string(), tables: names, new_tables: false };
         for at in tables {
             let table = &mut self.tables[*at];
             if table.known {
@@ -397,7 +397,7 @@ impl Model {
         self.passes.remove(0);
         let at = self.position(SNAPSHOT_ORDINAL);
         let abandoned = if abandon { "cancelled".to_owned() } else { String::new() };
-        let end = v1::SnapshotEnd { snapshot: pass.number, position: at.to_string(), abandoned };
+        let end = v1::SnapshotEnd { snapshot: pass.number, position: at.to_string(), abandoned, ..Default::default() };
         for (table, oid, _) in &pass.tables {
             let table = &mut self.tables[*table];
             let Some(generation) = table.passes.remove(&pass.number) else { continue };

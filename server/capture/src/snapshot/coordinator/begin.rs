@@ -1,0 +1,84 @@
+//! How a snapshot comes to be: recorded, where it starts by itself, then planned, and followed by the stream.
+//!
+//! Invariant: a table is planned only when the past of its membership in the publication is settled. Who wrote to it before it
+//! joined may not be in the stream, and must have ended, so that every chunk sees it.
+
+use std::sync::Arc;
+
+use tidegate_model::{Epoch, Position, TableName};
+use tidegate_postgres::{
+    Session, memberships,
+    snapshot::{TablePlan, table_plan},
+};
+use tokio::sync::{mpsc, oneshot};
+use tracing::info;
+
+use super::{
+    super::{
+        order::{Begun, Order},
+        pass::Pass,
+        reader::Planned,
+        requests::{NewTables, SnapshotError},
+    },
+    Context, Coordinator,
+};
+use crate::{CaptureError, table::TableCodec};
+
+impl Coordinator {
+    /// Records a snapshot of tables that have joined the publication, which then runs like any other.
+    pub(super) async fn start_new(&mut self, new: NewTables, epoch: Option<Epoch>) -> Result<(), SnapshotError> {
+        if epoch != Some(new.epoch) || !self.is_loaded {
+            return Err(SnapshotError::NotConnected);
+        }
+        let NewTables { tables, epoch, promised: (oid, content) } = new;
+        let at_least = self.passes.keys().max().copied().unwrap_or(0);
+        let (control, source) = (&self.context.control, &self.context.source);
+        let job = control.create_snapshot_of_new(source, (epoch, at_least), &tables, (oid, &content)).await?;
+        info!(%source, snapshot = job.snapshot, first = %tables[0], tables = tables.len(), "a snapshot of new tables starts");
+        self.passes.insert(job.snapshot, Pass::new(job, None));
+        Ok(())
+    }
+}
+
+/// The tables of a snapshot, planned, and followed by the stream.
+pub(super) struct Planning {
+    pub(super) after: Position,
+    pub(super) plans: Vec<Arc<Planned>>,
+}
+
+/// Plans the tables, and lets the stream follow them.
+pub(super) async fn begin(
+    context: &Context,
+    orders: &mpsc::Sender<Order>,
+    (snapshot, new_tables): (u32, bool),
+    names: Vec<TableName>,
+) -> Result<Planning, SnapshotError> {
+    // What is settled is known from the first connection on.
+    let mut promised = context.promised.clone();
+    promised.wait_for(|promised| promised.oid != 0).await.map_err(|_| SnapshotError::NotConnected)?;
+    let session = Session::connect(&context.connect).await?;
+    let mut plans = Vec::with_capacity(names.len());
+    for name in &names {
+        let plan = table_plan(&session, &context.publication, name).await?;
+        if plan.key.is_empty() {
+            return Err(SnapshotError::Keyless(name.clone()));
+        }
+        let members =
+            memberships(&session, &context.publication, plan.relation.oid).await.map_err(CaptureError::from)?;
+        if !promised.borrow().are_settled(&members) {
+            return Err(SnapshotError::Joining(name.clone()));
+        }
+        plans.push(plan);
+    }
+    let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
+    let (reply, answer) = oneshot::channel();
+    let order = Order::Begin { snapshot, new_tables, tables, reply };
+    orders.send(order).await.map_err(|_| SnapshotError::NotConnected)?;
+    let Begun { after, codecs } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
+    let planned = |((plan, codec), name): ((TablePlan, Option<Arc<TableCodec>>), &TableName)| {
+        let codec = codec.ok_or_else(|| SnapshotError::NotFollowed(name.clone()))?;
+        Ok(Arc::new(Planned { plan, codec }))
+    };
+    let plans = plans.into_iter().zip(codecs).zip(&names).map(planned).collect::<Result<_, SnapshotError>>()?;
+    Ok(Planning { after, plans })
+}

@@ -1,0 +1,54 @@
+//! What of a snapshot a plan receives: all of the one that its subscription started from, and of snapshots of new tables, those
+//! that have a table whose reads it selects.
+//!
+//! A snapshot of new tables that is given up ends nothing: what its subscriptions have of other tables is not concerned.
+
+use prost::Message as _;
+use tidegate_model::{Entry, Kind, TableName};
+use tidegate_proto::v1;
+use tidegate_schema::event_body;
+
+use crate::{selection::Plan, status::GatewayError};
+
+/// A mark of a snapshot, for those who receive it.
+#[derive(Debug)]
+pub(crate) enum SnapshotMark {
+    Begin(v1::SnapshotBegin),
+    /// Complete; or one of new tables that was given up.
+    End(v1::SnapshotEnd),
+    /// The snapshot that the subscription started from was given up.
+    Abandoned(v1::SnapshotEnd),
+}
+
+/// The mark that the bytes hold, if the plan receives it.
+pub(crate) fn snapshot_mark(plan: &Plan, entry: &Entry, bytes: &[u8]) -> Result<Option<SnapshotMark>, GatewayError> {
+    let follows = plan.follows(entry.row_type);
+    if entry.kind == Kind::SnapshotBegin {
+        let begin = v1::SnapshotBegin::decode(bytes).map_err(|_| damaged(entry))?;
+        let wanted = follows || (begin.new_tables && reads_one(plan, &begin.tables));
+        return Ok(wanted.then_some(SnapshotMark::Begin(begin)));
+    }
+    let end = v1::SnapshotEnd::decode(bytes).map_err(|_| damaged(entry))?;
+    Ok(match (follows, end.abandoned.is_empty()) {
+        (true, false) => Some(SnapshotMark::Abandoned(end)),
+        (true, true) => Some(SnapshotMark::End(end)),
+        (false, _) => (end.new_tables && reads_one(plan, &end.tables)).then_some(SnapshotMark::End(end)),
+    })
+}
+
+/// Does the plan receive what it selects of the chunk that begins with this event?
+pub(crate) fn receives_chunk(plan: &Plan, entry: &Entry, event: &[u8]) -> Result<bool, GatewayError> {
+    if plan.follows(entry.row_type) {
+        return Ok(true);
+    }
+    let body = event_body(event).map_err(|_| damaged(entry))?;
+    Ok(v1::Begin::decode(body).map_err(|_| damaged(entry))?.new_tables)
+}
+
+fn reads_one(plan: &Plan, tables: &[String]) -> bool {
+    tables.iter().filter_map(|table| table.parse::<TableName>().ok()).any(|table| plan.reads(&table))
+}
+
+fn damaged(entry: &Entry) -> GatewayError {
+    GatewayError::Damaged { at: entry.position().to_string() }
+}
