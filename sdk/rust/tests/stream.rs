@@ -165,12 +165,17 @@ fn progress(position: &str) -> Act {
 
 fn snapshot_begin(position: &str) -> Act {
     let tables = vec!["public.orders".to_owned()];
-    Act::Say(Mark::SnapshotBegin(v1::SnapshotBegin { snapshot: 7, position: position.into(), tables }))
+    Act::Say(Mark::SnapshotBegin(v1::SnapshotBegin {
+        snapshot: 7,
+        position: position.into(),
+        tables,
+        ..Default::default()
+    }))
 }
 
 fn snapshot_end(position: &str) -> Act {
     let (position, abandoned) = (position.to_owned(), String::new());
-    Act::Say(Mark::SnapshotEnd(v1::SnapshotEnd { snapshot: 7, position, abandoned }))
+    Act::Say(Mark::SnapshotEnd(v1::SnapshotEnd { snapshot: 7, position, abandoned, ..Default::default() }))
 }
 
 /// A chunk of reads, without its commit.

@@ -1,0 +1,326 @@
+//! A table that appears is published, and everyone who selects it has all of its rows, whoever wrote them when.
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::RngExt;
+use tidegate_client::{Client, Start};
+use tidegate_integration_tests::{
+    Arrival, Cluster, Copier, DEADLINE, Database, Seed, Server, ServerConfig, held_by_postgres, must_equal, within,
+};
+
+/// Waits until the tables have been read by snapshots of their own, which have ended.
+async fn are_read(server: &Server, tables: &[&str]) -> Result<()> {
+    within(&format!("{tables:?} to be read"), || async {
+        let Ok(client) = Client::connect(server.endpoint()).await else { return Ok(None) };
+        let Ok(jobs) = client.snapshots("").await else { return Ok(None) };
+        let is_read = |name: &&str| {
+            let mut of_table =
+                jobs.iter().filter(|job| job.tables.iter().any(|table| table.table == format!("public.{name}")));
+            of_table.any(|job| job.new_tables && job.state() == tidegate_client::SnapshotState::Done)
+        };
+        Ok(tables.iter().all(is_read).then_some(()))
+    })
+    .await
+}
+
+/// What the status says of a table.
+async fn said(server: &Server, table: &str, what: &str) -> Result<String> {
+    let name = format!("public.{table}");
+    let waited = format!("{table}: {what}");
+    let status = server.until("shop", &waited, |status| {
+        status.new_tables.iter().any(|new| new.table == name && new.detail.contains(what))
+    });
+    let said = status.await?.new_tables.into_iter().find(|new| new.table == name);
+    Ok(said.context("it was there")?.detail)
+}
+
+/// Receives up to a marker, which is written now.
+async fn until_marker(database: &Database, copier: &mut Copier, name: &str) -> Result<()> {
+    database.mark(name).await?;
+    let key = [name.to_owned()];
+    let receiving = async {
+        while copier.replica.table_row("public.marker", &key).is_none() {
+            if let Arrival::Reset(reason, detail) = copier.next().await? {
+                bail!("{reason:?}: {detail}");
+            }
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DEADLINE, receiving).await.with_context(|| format!("marker {name} does not come"))?
+}
+
+async fn must_be_equal(database: &Database, copier: &Copier, tables: &[(&str, &[&str])]) -> Result<()> {
+    for (table, key) in tables {
+        let theirs = held_by_postgres(database, table, key).await?;
+        must_equal(table, &copier.replica.table(&format!("public.{table}")), &theirs)?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_appears_is_published_and_read_by_everyone() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("appears").await?;
+    database.create_marker().await?;
+    database.execute("create table old (id int primary key); insert into old select generate_series(1, 100)").await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
+    let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+    let mut other = Copier::new(&server.endpoint(), &["old", "marker"], Start::Now);
+    for (at, copier) in [&mut now, &mut other].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("open {at}")).await?;
+    }
+    from_snapshot.until_snapshot_end().await?;
+
+    database
+        .execute(
+            "create table fresh (id int primary key, v int, long text); \
+             insert into fresh select n, 0, repeat(md5(n::text), 100) from generate_series(1, 20000) n",
+        )
+        .await?;
+    // Written to all the while.
+    let writer = database.another().await?;
+    let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+    let writing = tokio::task::JoinSet::from_iter([async move {
+        for at in 1_i32.. {
+            if stopped.try_recv() != Err(tokio::sync::oneshot::error::TryRecvError::Empty) {
+                break;
+            }
+            let sql = format!(
+                "update fresh set v = v + 1 where id % 97 = {at} % 97; delete from fresh where id = {at}; \
+                 insert into fresh values (100000 + {at}, {at}, 'new'); update fresh set id = -id where id = 200 + {at}"
+            );
+            writer.execute(&sql).await?;
+        }
+        anyhow::Ok(())
+    }]);
+    are_read(&server, &["fresh"]).await?;
+    stop.send(()).ok();
+    for written in writing.join_all().await {
+        written?;
+    }
+    // One that was created empty, and one that says it is partitioned.
+    database
+        .execute(
+            "create table empty (id int primary key); create table root (id int primary key) partition by range (id); \
+             create table leaf partition of root for values from (0) to (100); insert into leaf values (1), (2)",
+        )
+        .await?;
+    are_read(&server, &["empty", "root"]).await?;
+    for (at, copier) in [&mut now, &mut from_snapshot].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("end {at}")).await?;
+        let tables: [(&str, &[&str]); 3] = [("fresh", &["id"]), ("empty", &["id"]), ("root", &["id"])];
+        must_be_equal(&database, copier, &tables).await?;
+    }
+    must_be_equal(&database, &from_snapshot, &[("old", &["id"])]).await?;
+    // Who does not select them hears nothing.
+    until_marker(&database, &mut other, "others").await?;
+    ensure!(other.replica.read_count == 0 && other.replica.table("public.fresh").is_empty());
+    ensure!(server.status().await?.new_tables.is_empty());
+    // Whoever starts later finds them among the others.
+    let mut late = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+    late.until_snapshot_end().await?;
+    must_be_equal(&database, &late, &[("fresh", &["id"]), ("old", &["id"])]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_transactions_from_before_the_table_was_published_arrive() -> Result<()> {
+    let cluster = Cluster::start(&[("max_prepared_transactions", "10")]).await?;
+    let database = cluster.database("writers").await?;
+    database.create_marker().await?;
+    let mut server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
+    until_marker(&database, &mut copier, "open").await?;
+    server.terminate().await?;
+
+    // While the server is away, tables appear, and transactions are left open that have written to them.
+    database
+        .execute(
+            "create table plain (id int primary key, v text); create table prepared (id int primary key, v text); \
+             create table late (id int primary key, v text); \
+             create table root (id int primary key, v text) partition by range (id); \
+             create table leaf_a partition of root for values from (0) to (100); \
+             create table leaf_b partition of root for values from (100) to (200)",
+        )
+        .await?;
+    let by = async |of: &str| {
+        let session = database.another().await?;
+        session.execute(&format!("begin; {of}")).await?;
+        anyhow::Ok(session)
+    };
+    let plain = by("insert into plain values (1, 'before'), (2, 'before')").await?;
+    let root = by("insert into root values (1, 'root')").await?;
+    let leaf = by("insert into leaf_b values (101, 'leaf')").await?;
+    let prepared = by("insert into prepared values (1, 'prepared'); prepare transaction 'early'").await?;
+    let late = by("savepoint s; insert into late values (1, 'late'); release s").await?;
+    server.launch().await?;
+    for table in ["plain", "root", "prepared", "late"] {
+        let said = said(&server, table, "may have written to it before").await?;
+        ensure!(said.contains("prepared transaction") == (table == "prepared"), "{table}: {said}");
+    }
+    // They are published, and everyone goes on.
+    for other in ["plain", "root", "prepared", "late"] {
+        database.execute(&format!("insert into {other} values (50, 'other'), (51, 'other')")).await?;
+        database.execute(&format!("update {other} set v = 'changed' where id = 51")).await?;
+    }
+    plain.execute("insert into plain values (3, 'after'); update plain set v = 'after' where id = 1").await?;
+    leaf.execute("insert into leaf_b values (102, 'after')").await?;
+    late.execute("insert into late values (2, 'after'); prepare transaction 'late'").await?;
+    until_marker(&database, &mut copier, "waits").await?;
+    ensure!(copier.replica.read_count == 0, "it was read before the writers had ended");
+    // A subscription that begins now by a pattern does without them; it receives them like the others.
+    let mut beside = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+    beside.until_snapshot_end().await?;
+
+    plain.execute("commit").await?;
+    root.execute("commit").await?;
+    are_read(&server, &["plain"]).await?;
+    said(&server, "root", "may have written to it before").await?;
+    leaf.execute("delete from leaf_b where id = 102; commit").await?;
+    are_read(&server, &["root"]).await?;
+    drop(prepared);
+    database.execute("commit prepared 'early'").await?;
+    database.execute("commit prepared 'late'").await?;
+    are_read(&server, &["prepared", "late"]).await?;
+    for (at, copier) in [&mut copier, &mut beside].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("end {at}")).await?;
+        let tables: [(&str, &[&str]); 4] =
+            [("plain", &["id"]), ("root", &["id"]), ("prepared", &["id"]), ("late", &["id"])];
+        must_be_equal(&database, copier, &tables).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_a_key_is_named_and_harms_nobody() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("keyless_new").await?;
+    database.create_marker().await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
+    until_marker(&database, &mut copier, "open").await?;
+    database.execute("create table keyless (id int, v int); insert into keyless values (1, 1)").await?;
+    let detail = said(&server, "keyless", "replica identity").await?;
+    ensure!(detail.contains("primary key"), "{detail}");
+    ensure!(server.command(&["status"]).await?.contains("public.keyless: not published"));
+    database.execute("update keyless set v = 2; delete from keyless where id = 7").await?;
+    // A snapshot by pattern does without it.
+    let mut beside = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+    beside.until_snapshot_end().await?;
+    database.execute("alter table keyless add primary key (id)").await?;
+    are_read(&server, &["keyless"]).await?;
+    for (at, copier) in [&mut copier, &mut beside].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("end {at}")).await?;
+        must_be_equal(&database, copier, &[("keyless", &["id"])]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_publication_of_someone_else_is_left_alone() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("others").await?;
+    database.create_marker().await?;
+    database.execute("create publication tidegate_others for table marker").await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
+    until_marker(&database, &mut copier, "open").await?;
+    database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
+    let advice = said(&server, "mine", "leaves it alone").await?;
+    let (_, sql) = advice.split_once("run ").context("no advice")?;
+    ensure!(sql.starts_with("ALTER PUBLICATION"), "{advice}");
+    let members = "select count(*)::text from pg_publication_tables where pubname = 'tidegate_others'";
+    ensure!(database.text(members).await?.as_deref() == Some("1"));
+    // What the advice says is enough.
+    database.execute(sql).await?;
+    are_read(&server, &["mine"]).await?;
+    until_marker(&database, &mut copier, "end").await?;
+    must_be_equal(&database, &copier, &[("mine", &["id"])]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_only_to_be_followed_is_not_read() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("followed").await?;
+    database.create_marker().await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("new_tables: follow".to_owned());
+    let server = Server::start(config).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
+    until_marker(&database, &mut copier, "open").await?;
+    database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
+    said(&server, "mine", "`new_tables`").await?;
+    database.execute("alter publication tidegate_followed add table mine; insert into mine values (2)").await?;
+    server.until("shop", "it is settled", |status| status.new_tables.is_empty()).await?;
+    until_marker(&database, &mut copier, "end").await?;
+    ensure!(copier.replica.read_count == 0 && copier.replica.table("public.mine").len() <= 1);
+    Ok(())
+}
+
+/// When the server is killed.
+#[derive(Clone, Copy, Debug)]
+enum Moment {
+    AtOnce,
+    Published,
+    Waiting,
+    Begun,
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kills_between_the_steps_lose_nothing() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("killed_new").await?;
+    database.create_marker().await?;
+    let mut server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut random = Seed::from_environment().generator(1);
+    let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
+    until_marker(&database, &mut now, "open").await?;
+    let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+    from_snapshot.until_snapshot_end().await?;
+    let mut names: Vec<String> = Vec::new();
+    for round in 0..4 {
+        let name = format!("t{round}");
+        let before = database.another().await?;
+        let count = random.random_range(0..30_000);
+        database.execute(&format!("create table {name} (id int primary key, v int)")).await?;
+        before.execute(&format!("begin; insert into {name} values (-1, 1), (-2, 2)")).await?;
+        database.execute(&format!("insert into {name} select n, n from generate_series(1, {count}) n")).await?;
+        let moment = [Moment::AtOnce, Moment::Published, Moment::Waiting, Moment::Begun][random.random_range(0..4)];
+        println!("round {round}: {count} rows, {moment:?}");
+        match moment {
+            Moment::AtOnce => {}
+            Moment::Published => {
+                let is = format!("select tablename::text from pg_publication_tables where tablename = '{name}'");
+                within("the table to be published", || async { database.text(&is).await }).await?;
+            }
+            Moment::Waiting => {
+                said(&server, &name, "may have written").await?;
+            }
+            Moment::Begun => {
+                before.execute("commit").await?;
+                while !matches!(now.next().await?, Arrival::Begun(_)) {}
+            }
+        }
+        server.kill().await?;
+        if random.random_bool(0.5) {
+            now.drop_connection();
+        }
+        server.launch().await?;
+        server.streaming().await?;
+        // A second one may do nothing, or all.
+        before.execute(&format!("insert into {name} values (-3, 3)")).await.ok();
+        before.execute("commit").await?;
+        database
+            .execute(&format!("update {name} set v = v + 1 where id % 7 = {round}; delete from {name} where id = 3"))
+            .await?;
+        names.push(name);
+    }
+    let tables: Vec<&str> = names.iter().map(String::as_str).collect();
+    are_read(&server, &tables).await?;
+    for (at, copier) in [&mut now, &mut from_snapshot].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("end {at}")).await?;
+        for table in &tables {
+            must_be_equal(&database, copier, &[(table, &["id"])]).await?;
+        }
+    }
+    Ok(())
+}
