@@ -4,6 +4,7 @@
 //!               ┌───────────────────────────── gateway ──────────────────────────────┐
 //! store ──────▶ │ opening ─▶ reader ─▶ share ─▶ delivery ─▶ frame ─▶ session (Session)│ ──▶ SDKs
 //!  blocks       │   │ selection: plan   (filtered once per plan)                      │
+//!  mirror ────▶ │   │ mirror_snapshot: rows woven into the log                        │
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
@@ -30,6 +31,7 @@ mod snapshot_marks;
 mod snapshot_service;
 mod snapshots;
 
+mod mirror_snapshot;
 mod opening;
 mod selection;
 

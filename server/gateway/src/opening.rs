@@ -1,7 +1,8 @@
 //! Opens a subscription: finds the source, checks what is selected, and settles where delivery starts.
 //!
 //! A start at a snapshot asks the source for one and reads on from just before its begin; the snapshot's number goes into plan
-//! and token, so that what follows, and going on in the middle, is reading the log like any other.
+//! and token, so that what follows, and going on in the middle, is reading the log like any other. Where the mirror has all of the
+//! tables, the snapshot is made of that instead, for this subscription alone.
 //!
 //! A start that cannot be continued is a Reset with its reason, never a silent gap. A token ahead of the head waits: after
 //! a crash the changes between come again.
@@ -11,12 +12,13 @@ use std::sync::Arc;
 use futures_util::StreamExt as _;
 use tidegate_model::{Epoch, Position, TableName, Token, TokenPrefix};
 use tidegate_proto::v1;
-use tidegate_store::{ReadError, Reader};
+use tidegate_store::{MirrorError, ReadError, Reader};
 
 use crate::{
     config::GatewayConfig,
     gateway::Shared,
     metrics::OpenSubscription,
+    mirror_snapshot::{self, Incoming, Interrupted, MirrorSnapshot, MirrorStart, mirrored},
     selection::{Plan, PlanKey, TableFilter, Tables},
     source::Source,
     status::GatewayError,
@@ -38,7 +40,7 @@ pub(crate) struct Opening {
 pub(crate) struct Opened {
     pub(crate) source: Arc<Source>,
     pub(crate) plan: Arc<Plan>,
-    pub(crate) reader: Reader,
+    pub(crate) incoming: Incoming,
     pub(crate) prefix: TokenPrefix,
     /// Delivery starts after it.
     pub(crate) after: Position,
@@ -103,9 +105,12 @@ impl Opening {
         for filter in &filters {
             filter.validate(&tables)?;
         }
-        let start = match start {
-            Start::Snapshot => start_snapshot(&source, &filters, &shared.config).await?,
-            Start::Now | Start::Earliest | Start::Token(_) => start,
+        let (start, of_mirror) = match start {
+            Start::Snapshot => start_snapshot(&source, &filters, &shared).await?,
+            Start::Token(token) if mirror_snapshot::is_of_mirror(token.prefix.snapshot) => {
+                go_on(token, &source, &filters, &shared.config).await?
+            }
+            Start::Now | Start::Earliest | Start::Token(_) => (start, None),
         };
         let snapshot = start.snapshot();
         let plan = source.plan(PlanKey::new(filters, snapshot));
@@ -113,7 +118,13 @@ impl Opening {
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
         let prefix = TokenPrefix { epoch, definitions: 0, snapshot };
-        Ok(Opened { source, plan, reader, prefix, after, head, counted })
+        let first_chunk = mirror_snapshot::first_chunk(&*shared.clock);
+        let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, tables, first_chunk });
+        let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
+            Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
+            None => Incoming::log(reader),
+        };
+        Ok(Opened { source, plan, incoming, prefix, after, head, counted })
     }
 }
 
@@ -208,10 +219,28 @@ pub(crate) async fn matched_tables(
     Ok(matched)
 }
 
+/// Tables that the mirror is to be read for: name and OID.
+type Mirrored = Option<Vec<(TableName, u32)>>;
+
 /// Has a snapshot started, and makes a token of it. Its position is of the epoch only if that was the same before and after. A
 /// new table that it leaves out must be delivered from its own snapshot's begin on.
-async fn start_snapshot(source: &Source, filters: &[TableFilter], config: &GatewayConfig) -> Result<Start, Refusal> {
+async fn start_snapshot(
+    source: &Source,
+    filters: &[TableFilter],
+    shared: &Shared,
+) -> Result<(Start, Mirrored), Refusal> {
+    let config = &shared.config;
+    let tables = matched_tables(source, filters, config).await?;
     let head = source.handle.store.head();
+    let of_mirror = mirrored(source, &tables, config).await?;
+    let now = *head.borrow();
+    if let (Some(epoch), Some(_)) = (now.epoch, &of_mirror)
+        && !misses_a_begin(source, filters, &tables, now.complete).await
+    {
+        let prefix = TokenPrefix { epoch, definitions: 0, snapshot: mirror_snapshot::number(&*shared.clock) };
+        let position = mirror_snapshot::opened(now.complete.lsn);
+        return Ok((Start::Token(Token { prefix, position }), of_mirror));
+    }
     for _ in 0..TRIES {
         let mut known = source.handle.tables.clone();
         known.mark_unchanged();
@@ -225,7 +254,7 @@ async fn start_snapshot(source: &Source, filters: &[TableFilter], config: &Gatew
         }
         if let Some(epoch) = before.filter(|_| head.borrow().epoch == before) {
             let prefix = TokenPrefix { epoch, definitions: 0, snapshot: start.snapshot };
-            return Ok(Start::Token(Token { prefix, position: start.after }));
+            return Ok((Start::Token(Token { prefix, position: start.after }), None));
         }
     }
     Err(not_ready(source).into())
@@ -246,6 +275,31 @@ async fn misses_a_begin(source: &Source, filters: &[TableFilter], tables: &[Tabl
     names.any(|name| !tables.contains(&name) && filters.iter().any(|filter| filter.reads(&name)))
 }
 
+/// A token of a subscription that started from the mirror: once that snapshot has ended, it is a token like any other.
+async fn go_on(
+    token: Token,
+    source: &Source,
+    filters: &[TableFilter],
+    config: &GatewayConfig,
+) -> Result<(Start, Mirrored), Refusal> {
+    let Token { prefix, position } = token;
+    if !mirror_snapshot::is_within(position) {
+        let prefix = TokenPrefix { snapshot: 0, ..prefix };
+        return Ok((Start::Token(Token { prefix, position }), None));
+    }
+    let tables = matched_tables(source, filters, config).await?;
+    match mirrored(source, &tables, config).await? {
+        Some(tables) => Ok((Start::Token(token), Some(tables))),
+        None => Err(Refusal::Reset(mirror_gone(prefix.snapshot))),
+    }
+}
+
+/// The mirror has to be built anew, while a snapshot was made of it.
+fn mirror_gone(snapshot: u32) -> v1::Reset {
+    let abandoned = "the mirror, of which it was made, does not have all of the tables any more".to_owned();
+    self::abandoned(&v1::SnapshotEnd { snapshot, position: String::new(), abandoned })
+}
+
 /// What the subscriptions that wait for a snapshot are told when it is given up.
 pub(crate) fn abandoned(end: &v1::SnapshotEnd) -> v1::Reset {
     v1::Reset {
@@ -258,7 +312,15 @@ pub(crate) fn abandoned(end: &v1::SnapshotEnd) -> v1::Reset {
 }
 
 /// What an open subscription is told when its reader fails.
-pub(crate) fn refusal(error: ReadError, position: Position, source: &Source) -> Refusal {
+pub(crate) fn refusal(error: Interrupted, position: Position, source: &Source) -> Refusal {
+    let error = match error {
+        Interrupted::Log(error) => error,
+        Interrupted::Mirror { snapshot, error: MirrorError::NotComplete(_) | MirrorError::Damaged(_) } => {
+            return Refusal::Reset(mirror_gone(snapshot));
+        }
+        // It is opened again, and the snapshot goes on by token.
+        Interrupted::Mirror { error, .. } => return GatewayError::Mirror(error).into(),
+    };
     match error {
         ReadError::TooOld { earliest } => Refusal::Reset(too_old(position, earliest)),
         ReadError::OtherEpoch { .. } => Refusal::Reset(v1::Reset {

@@ -26,7 +26,6 @@ use futures_util::{
 };
 use tidegate_model::Block;
 use tidegate_proto::v1::{self, session_request::Request, session_response::Event};
-use tidegate_store::{ReadError, Reader};
 use tokio::time::Instant;
 use tonic::Streaming;
 
@@ -35,6 +34,7 @@ use crate::{
     frame::Outbox,
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
+    mirror_snapshot::{Incoming, Interrupted},
     open_subscriptions::{Entry, Whereabouts},
     opening::{Opened, Opening, Refusal, refusal},
     progress::progress,
@@ -66,7 +66,7 @@ struct Arrival {
 
 enum Arrived {
     Opened(Result<Box<Opened>, Refusal>),
-    Block(Reader, Result<Block, ReadError>),
+    Block(Incoming, Result<Block, Interrupted>),
 }
 
 /// One stream.
@@ -105,7 +105,7 @@ struct Open {
     plan: Arc<Plan>,
     delivery: Delivery,
     /// None while it waits for a block.
-    reader: Option<Reader>,
+    incoming: Option<Incoming>,
     /// It is among the ready.
     queued: bool,
     /// Progress was sent since the last turn of the clock, so that catching up is told at once, but not for each block.
@@ -270,11 +270,11 @@ impl Session {
     fn read(&mut self, subscription: u32) {
         let Some(found) = self.subscriptions.get_mut(&subscription) else { return };
         let State::Open(open) = &mut found.state else { return };
-        let Some(mut reader) = open.reader.take() else { return };
+        let Some(mut incoming) = open.incoming.take() else { return };
         let serial = found.serial;
         let (arriving, handle) = abortable(async move {
-            let block = reader.next().await;
-            Arrival { subscription, serial, what: Arrived::Block(reader, block) }
+            let block = incoming.next().await;
+            Arrival { subscription, serial, what: Arrived::Block(incoming, block) }
         });
         found.waiting = Some(handle);
         self.arrivals.push(Box::pin(arriving.map(Result::ok)));
@@ -299,7 +299,7 @@ impl Session {
                     source: opened.source,
                     plan: opened.plan,
                     delivery,
-                    reader: Some(opened.reader),
+                    incoming: Some(opened.incoming),
                     queued: false,
                     told_caught_up: false,
                     _counted: opened.counted,
@@ -307,8 +307,8 @@ impl Session {
                 self.send(subscription, event);
                 Ok(())
             }
-            (Arrived::Block(reader, Ok(block)), State::Open(open)) => {
-                open.reader = Some(reader);
+            (Arrived::Block(incoming, Ok(block)), State::Open(open)) => {
+                open.incoming = Some(incoming);
                 let store = &open.source.handle.store;
                 match self.shared.share.filtered(&open.plan, block, &open.delivery, store) {
                     Ok(filtered) => {
@@ -453,7 +453,7 @@ impl Session {
             Some(State::Open(open)) => {
                 open.delivery.grant(grant.credit_bytes, limit).map_err(overflow)?;
                 open.entry.note(open.delivery.position(), open.delivery.credit_bytes());
-                if open.reader.is_none() || !(open.delivery.has_credit() || open.delivery.holds_block()) {
+                if open.incoming.is_none() || !(open.delivery.has_credit() || open.delivery.holds_block()) {
                     return Ok(());
                 }
             }
@@ -476,7 +476,7 @@ impl Session {
     /// Sends a subscription's progress; with `if_caught_up`, only the first since the clock's last turn, when it has all.
     fn tell_progress(&mut self, subscription: u32, if_caught_up: bool) {
         let Some(open) = open_of(&mut self.subscriptions, subscription) else { return };
-        if if_caught_up && (open.told_caught_up || open.reader.is_some()) {
+        if if_caught_up && (open.told_caught_up || open.incoming.is_some()) {
             return;
         }
         let delivery = &open.delivery;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use prost::Message as _;
 use tidegate_model::{NameError, PatternError, PositionError, Retry, TableName, TokenError};
 use tidegate_proto::rpc;
-use tidegate_store::ReadError;
+use tidegate_store::{MirrorError, ReadError};
 use tonic::{Code, Status};
 
 use crate::snapshots::SnapshotError;
@@ -85,6 +85,8 @@ pub(crate) enum GatewayError {
     Request(Status),
     #[error("the changelog cannot be read: {0}")]
     Read(ReadError),
+    #[error(transparent)]
+    Mirror(MirrorError),
     #[error("the changelog has a change of row type {row_type}, which it does not describe; this is a defect")]
     MissingRowType { row_type: u32 },
     #[error("the changelog has a record that cannot be read, at {at}; this is a defect, or the disk is damaged")]
@@ -179,6 +181,7 @@ impl GatewayError {
             GatewayError::SourceNotReady { .. } => Retry::After(Duration::from_secs(2)),
             GatewayError::Draining => Retry::After(Duration::from_millis(500)),
             GatewayError::Read(error) => error.retry(),
+            GatewayError::Mirror(error) => error.retry(),
             GatewayError::Snapshot(error) => error.retry(),
             GatewayError::Reset { .. } => Retry::Reset,
             GatewayError::SourceRequired { .. }
@@ -241,7 +244,7 @@ impl GatewayError {
             | GatewayError::AckPosition(_) => Reason::ProtocolViolation,
             GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Reason::CreditExceeded,
             GatewayError::Group | GatewayError::Request(_) => Reason::InvalidRequest,
-            GatewayError::Read(_) => Reason::Storage,
+            GatewayError::Read(_) | GatewayError::Mirror(_) => Reason::Storage,
             GatewayError::MissingRowType { .. } | GatewayError::Damaged { .. } | GatewayError::Descriptors(_) => {
                 Reason::Internal
             }
@@ -305,6 +308,7 @@ impl GatewayError {
             | GatewayError::Reset { .. }
             | GatewayError::Request(_)
             | GatewayError::Read(_)
+            | GatewayError::Mirror(_)
             | GatewayError::MissingRowType { .. }
             | GatewayError::Damaged { .. }
             | GatewayError::Descriptors(_) => None,

@@ -13,13 +13,13 @@ use prost::Message as _;
 use tidegate_model::{Block, Entry, Kind, Position, Token, TokenPrefix};
 use tidegate_proto::v1::{self, watch_response::Mark};
 use tidegate_schema::event_body;
-use tidegate_store::{ReadError, Reader};
 use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
+    mirror_snapshot::{Incoming, Interrupted},
     opening::{Opened, Opening, Refusal, abandoned, refusal},
     progress::progress,
     readable::ReadableChange,
@@ -45,7 +45,7 @@ pub(crate) struct Watching {
 struct Live {
     source: Arc<Source>,
     plan: Arc<Plan>,
-    reader: Reader,
+    incoming: Incoming,
     prefix: TokenPrefix,
     after: Position,
     position: Position,
@@ -116,8 +116,8 @@ impl Watching {
         let Some(live) = &mut self.live else { return };
         let drain = &self.shared.drain;
         let wake = if self.drain_announced { self.next_progress.min(drain.deadline()) } else { self.next_progress };
-        let read: Option<Result<Block, ReadError>> = tokio::select! {
-            read = live.reader.next() => Some(read),
+        let read: Option<Result<Block, Interrupted>> = tokio::select! {
+            read = live.incoming.next() => Some(read),
             () = tokio::time::sleep_until(wake) => None,
             () = drain.wait(), if !self.drain_announced => None,
         };
@@ -172,7 +172,7 @@ impl Live {
         Live {
             source: opened.source,
             plan: opened.plan,
-            reader: opened.reader,
+            incoming: opened.incoming,
             prefix: opened.prefix,
             after: opened.after.as_resume_point(),
             position: opened.after,

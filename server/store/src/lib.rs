@@ -41,7 +41,7 @@ mod writer;
 pub use error::{ReadError, StoreError};
 pub use mirror::{
     Budgets, Checksum, Compared, Difference, DifferenceKind, Held, IndexId, LogFacts, Mirror, MirrorConfig,
-    MirrorError, MirrorReader, MirrorRow, MirroredTable, Scan, Stage, Verification,
+    MirrorError, MirrorReader, MirrorRow, MirroredTable, RowChunk, Scan, Stage, Verification,
 };
 pub use reader::Reader;
 pub use row_types::RowTypes;

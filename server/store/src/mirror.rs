@@ -24,6 +24,7 @@
 
 mod apply;
 mod change;
+mod chunk;
 mod cut;
 mod engine;
 mod error;
@@ -43,6 +44,7 @@ use std::path::PathBuf;
 use tidegate_model::TablePatterns;
 
 pub use apply::{LogFacts, Mirror};
+pub use chunk::RowChunk;
 pub use cut::{MirrorRow, Scan};
 pub(crate) use engine::remove_dir;
 pub use error::MirrorError;

@@ -34,6 +34,8 @@ use crate::RowTypes;
 pub(crate) struct Shared {
     /// None while there is no mirror.
     pub(crate) view: RwLock<Option<View>>,
+    /// The view's; ZERO while there is none.
+    pub(crate) position: watch::Sender<Position>,
     /// Counts what may have changed what readers can rely on: tables, snapshots, indexes.
     pub(crate) changed: watch::Sender<u64>,
     /// Asked for, and not begun.
@@ -210,6 +212,7 @@ impl Mirror {
             position: mirror.engine.position,
         };
         *mirror.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
+        mirror.shared.position.send_replace(mirror.engine.position);
         Ok(mirror)
     }
 
@@ -256,6 +259,7 @@ impl Mirror {
             }
             (view.shown, view.position) = (shown, position);
         }
+        self.shared.position.send_replace(position);
         if std::mem::take(&mut self.news) {
             self.shared.changed.send_modify(|version| *version += 1);
         }
@@ -287,6 +291,7 @@ impl Mirror {
             if view.shown < through {
                 (view.shown, view.position) = (through, position);
             }
+            mirror.shared.position.send_replace(view.position);
         });
         Ok(())
     }

@@ -57,6 +57,15 @@ impl View {
         cut
     }
 
+    /// Of what starts with the prefix and stands behind `after`, with at most so many staged keys. Where there are more, it holds
+    /// up to the key that is returned.
+    pub(crate) fn cut_behind(&self, prefix: &[u8], after: Option<&[u8]>, count_max: usize) -> (Cut, Option<Bytes>) {
+        let mut cut = self.cut(&[]);
+        let behind = (prefix, after.unwrap_or(prefix));
+        let until = self.overlay.copy_some(behind, self.shown, count_max, &mut cut.staged);
+        (cut, until)
+    }
+
     pub(crate) fn cut(&self, prefixes: &[&[u8]]) -> Cut {
         let mut staged = BTreeMap::new();
         prefixes.iter().for_each(|prefix| self.overlay.copy(prefix, self.shown, &mut staged));

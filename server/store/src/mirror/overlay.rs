@@ -60,6 +60,28 @@ impl Overlay {
         }
     }
 
+    /// As [`Overlay::copy`], of the keys behind one, and of at most so many: where there are more, the last that was looked at.
+    pub(crate) fn copy_some(
+        &self,
+        (prefix, after): (&[u8], &[u8]),
+        transaction: u64,
+        count_max: usize,
+        into: &mut BTreeMap<Bytes, Staged>,
+    ) -> Option<Bytes> {
+        let behind = self.keys.range::<[u8], _>((Bound::Excluded(after), Bound::Unbounded));
+        let mut last = None;
+        for (count, (key, versions)) in behind.take_while(|(key, _)| key.starts_with(prefix)).enumerate() {
+            if count == count_max {
+                return last;
+            }
+            if let Some(value) = up_to(versions, transaction) {
+                into.insert(key.clone(), value.clone());
+            }
+            last = Some(key.clone());
+        }
+        None
+    }
+
     /// The newest version of each key up to a transaction.
     pub(crate) fn through(&self, transaction: u64) -> impl Iterator<Item = (&Bytes, &Staged)> {
         self.keys.iter().filter_map(move |(key, versions)| up_to(versions, transaction).map(|value| (key, value)))
@@ -108,6 +130,10 @@ mod tests {
         let mut copy = BTreeMap::new();
         overlay.copy(b"a", 2, &mut copy);
         assert_eq!(copy.into_iter().collect::<Vec<_>>(), [(bytes("a"), None)]);
+        let mut some = BTreeMap::new();
+        assert_eq!(overlay.copy_some((b"a", b"a"), 3, 1, &mut some), None);
+        assert_eq!(some.len(), 1);
+        assert_eq!(overlay.copy_some((b"a", b""), 3, 1, &mut BTreeMap::new()), Some(bytes("a")));
         overlay.remove_through(2);
         assert_eq!((overlay.newest(b"a"), overlay.newest(b"ab")), (None, Some(&Some(bytes("3")))));
         overlay.remove_through(3);

@@ -66,6 +66,7 @@ impl MirrorReader {
     pub fn new(tables: TablePatterns) -> Self {
         let shared = Shared {
             view: RwLock::new(None),
+            position: watch::Sender::new(Position::ZERO),
             changed: watch::Sender::new(0),
             index_requests: RwLock::default(),
             index_requested: tokio::sync::Notify::new(),
@@ -197,8 +198,21 @@ impl MirrorReader {
         self.shared.index_requested.notified().await;
     }
 
+    /// Up to where its rows are to be seen; ZERO while there is no mirror, or it is being opened again.
+    #[must_use]
+    pub fn positions(&self) -> watch::Receiver<Position> {
+        self.shared.position.subscribe()
+    }
+
+    /// Is the table among those that are to be mirrored?
+    #[must_use]
+    pub fn follows(&self, table: &TableName) -> bool {
+        self.shared.tables.matches(table)
+    }
+
     /// Lets go of the mirror.
     pub(crate) fn close(&self) {
+        self.shared.position.send_replace(Position::ZERO);
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
@@ -208,6 +222,6 @@ impl MirrorReader {
     }
 }
 
-fn complete(view: &View, oid: u32) -> Result<Table> {
+pub(super) fn complete(view: &View, oid: u32) -> Result<Table> {
     view.table(oid)?.filter(|table| table.complete).ok_or(MirrorError::NotComplete(oid))
 }

@@ -206,6 +206,17 @@ impl Server {
             let (at, got) = self.reader.get(table.oid, &encode(1, id, None, false)).unwrap();
             assert_eq!((at, got.as_ref()), (position, Some(row)));
         }
+        let (mut chunked, mut behind) = (Vec::new(), None);
+        loop {
+            let chunk = self.reader.chunk_of(table.oid, behind.as_deref(), (150, 2)).unwrap();
+            assert_eq!(chunk.position, position);
+            chunked.extend(chunk.rows);
+            behind = chunk.next;
+            if behind.is_none() {
+                break;
+            }
+        }
+        assert_eq!(chunked, rows, "{at} {position}");
         let Some(index) = self.reader.index(table.oid, [FIELDS[1]]).unwrap() else { return };
         for held in table.held.values() {
             let alike = table.held.values().filter(|other| other.values.0 == held.values.0).count();

@@ -1,0 +1,222 @@
+//! A snapshot of mirrored tables: made of the mirror for one subscription, without PostgreSQL and without a record in the log.
+//!
+//! ```text
+//! log     ──blocks──▶ Weaving ──▶ SnapshotBegin · chunk · transactions · chunk · transactions · chunk · SnapshotEnd · log …
+//! mirror  ──chunks──▶    │
+//!    ▲                   └─ where the log has come to
+//!    └── a key, to go on behind
+//! ```
+//!
+//! **Exact.** A chunk is a range of keys as the mirror has it at the end of some transaction, and it is put into the log exactly there.
+//! Before, the subscription has received every change up to that place; behind it, it receives every later one. So once a
+//! range has been read it is what the table holds, whatever happens to it, and at the last chunk all of it is.
+//!
+//! **Bounded.** A chunk is read when the subscription asks for more, and nothing is held between two but a key: no rows, no
+//! snapshot of the mirror's engine, no place in the log other than the subscription's. The price is that positions differ from chunk to
+//! chunk, so that reads and changes mix, as in every other snapshot. A row that is larger than a chunk is held whole.
+//!
+//! **Resumable.** What a token states within such a snapshot ([`marks`]) says that it had not ended. The log is read on from there, and
+//! the rows are read once more from the first: what the client has of them is current, so a row that comes again is the same.
+//! The place is not kept, since a token is a prefix and a position, and a server keeps nothing of those who are gone.
+//!
+//! It deliberately does not look at rows. Positions are compared by LSN: of two records with the same LSN, one at most concerns rows.
+
+mod marks;
+mod weaving;
+
+use std::{collections::VecDeque, sync::Arc};
+
+use bytes::Bytes;
+use tidegate_model::{Block, Epoch, Lsn, Position, TableName};
+use tidegate_store::{MirrorError, MirrorReader, ReadError, Reader, RowChunk};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use crate::{config::GatewayConfig, source::Source, status::GatewayError};
+
+pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened};
+use weaving::{Chunk, Weaving};
+
+/// Rows of a chunk, in bytes.
+const CHUNK_BYTES: usize = 256 << 10;
+
+/// What a subscription reads: the log, at first perhaps with a snapshot out of the mirror woven in.
+pub(crate) struct Incoming {
+    reader: Reader,
+    snapshot: Option<Box<MirrorSnapshot>>,
+}
+
+/// Why nothing more comes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Interrupted {
+    #[error(transparent)]
+    Log(#[from] ReadError),
+    #[error("{error}")]
+    Mirror { snapshot: u32, error: MirrorError },
+}
+
+impl Incoming {
+    pub(crate) fn log(reader: Reader) -> Self {
+        Incoming { reader, snapshot: None }
+    }
+
+    pub(crate) fn with_snapshot(reader: Reader, snapshot: MirrorSnapshot) -> Self {
+        Incoming { reader, snapshot: Some(Box::new(snapshot)) }
+    }
+
+    /// The next block. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Block, Interrupted> {
+        if let Some(snapshot) = &mut self.snapshot {
+            if let Some(block) = snapshot.next(&mut self.reader).await? {
+                return Ok(block);
+            }
+            self.snapshot = None;
+        }
+        Ok(self.reader.next().await?)
+    }
+}
+
+/// The tables as the mirror knows them, where it has all of them; None where any has to be read from PostgreSQL. Waits some
+/// seconds for a mirror that is being opened.
+pub(crate) async fn mirrored(
+    source: &Source,
+    tables: &[TableName],
+    config: &GatewayConfig,
+) -> Result<Option<Vec<(TableName, u32)>>, GatewayError> {
+    let Some(mirror) = source.handle.mirror.clone() else { return Ok(None) };
+    if !tables.iter().all(|table| mirror.follows(table)) {
+        return Ok(None);
+    }
+    let mut positions = mirror.positions();
+    let open = positions.wait_for(|position| *position != Position::ZERO);
+    if timeout(config.first_epoch_wait, open).await.is_err() {
+        return Ok(None);
+    }
+    let known = match tokio::task::spawn_blocking(move || mirror.tables()).await {
+        Ok(known) => known.map_err(GatewayError::Mirror)?,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
+    let complete = |table: &TableName| {
+        let of = known.iter().find(|known| known.name == *table && known.complete);
+        of.map(|known| (table.clone(), known.table_oid))
+    };
+    Ok(tables.iter().map(complete).collect())
+}
+
+/// Where a snapshot out of the mirror begins, or goes on.
+pub(crate) struct MirrorStart {
+    pub(crate) epoch: Epoch,
+    pub(crate) snapshot: u32,
+    /// As the client knows it: within the snapshot.
+    pub(crate) after: Position,
+    /// Name and OID.
+    pub(crate) tables: Vec<(TableName, u32)>,
+    /// Of this connection.
+    pub(crate) first_chunk: u32,
+}
+
+/// One that has not ended.
+pub(crate) struct MirrorSnapshot {
+    source: Arc<Source>,
+    mirror: MirrorReader,
+    positions: watch::Receiver<Position>,
+    epoch: Epoch,
+    snapshot: u32,
+    /// OIDs of those that are not read to their end.
+    tables: VecDeque<u32>,
+    /// Of the first of them, the last key that was read.
+    behind: Option<Bytes>,
+    /// The chunk that is being read, at most one. It outlives a `next` that is dropped.
+    reading: JoinSet<Result<RowChunk, MirrorError>>,
+    weaving: Weaving,
+    /// Woven, and not handed out.
+    woven: VecDeque<Block>,
+}
+
+impl MirrorSnapshot {
+    /// None where the source has no mirror.
+    pub(crate) fn new(source: &Arc<Source>, start: MirrorStart) -> Option<Self> {
+        let mirror = source.handle.mirror.clone()?;
+        let MirrorStart { epoch, snapshot, after, tables, first_chunk } = start;
+        let names = tables.iter().map(|(name, _)| name.to_string()).collect();
+        let mut weaving = Weaving::new(snapshot, after, first_chunk);
+        Some(MirrorSnapshot {
+            source: Arc::clone(source),
+            positions: mirror.positions(),
+            mirror,
+            epoch,
+            snapshot,
+            tables: tables.into_iter().map(|(_, oid)| oid).collect(),
+            behind: None,
+            reading: JoinSet::new(),
+            woven: weaving.begin(names).into_iter().collect(),
+            weaving,
+        })
+    }
+
+    /// The next block; None behind the snapshot's end, from where on the log is delivered as it is. Cancel safe.
+    async fn next(&mut self, reader: &mut Reader) -> Result<Option<Block>, Interrupted> {
+        loop {
+            if let Some(block) = self.woven.pop_front() {
+                return Ok(Some(block));
+            }
+            if self.weaving.has_ended() {
+                return Ok(None);
+            }
+            if self.weaving.needs_log() || !self.is_current() {
+                self.weave(&reader.next().await?);
+            } else if !self.reading.is_empty() || self.mirror_has(self.weaving.lsn(), reader).await? {
+                self.read_chunk().await?;
+            }
+        }
+    }
+
+    /// Another epoch's mirror is another's.
+    fn is_current(&self) -> bool {
+        self.source.handle.store.head().borrow().epoch == Some(self.epoch)
+    }
+
+    fn weave(&mut self, block: &Block) {
+        self.woven.extend(self.weaving.log(block));
+    }
+
+    /// Waits until the mirror has come to where the subscription is, which is at once unless it is being opened again; false where
+    /// the log has gone on before that.
+    async fn mirror_has(&mut self, lsn: Lsn, reader: &mut Reader) -> Result<bool, Interrupted> {
+        let block = tokio::select! {
+            biased;
+            // The sender lives as long as the handle.
+            _there = self.positions.wait_for(|position| position.lsn >= lsn) => None,
+            block = reader.next() => Some(block?),
+        };
+        if let Some(block) = &block {
+            self.weave(block);
+        }
+        Ok(block.is_none())
+    }
+
+    async fn read_chunk(&mut self) -> Result<(), Interrupted> {
+        let Some(table) = self.tables.front().copied() else { return Ok(()) };
+        if self.reading.is_empty() {
+            let (mirror, behind) = (self.mirror.clone(), self.behind.clone());
+            self.reading.spawn_blocking(move || mirror.chunk(table, behind.as_deref(), CHUNK_BYTES));
+        }
+        let Some(read) = self.reading.join_next().await else { return Ok(()) };
+        let chunk = match read.expect("reading neither panics nor is aborted") {
+            Ok(chunk) => chunk,
+            // It is being opened again, and awaited.
+            Err(MirrorError::Closed) => return Ok(()),
+            Err(error) => return Err(Interrupted::Mirror { snapshot: self.snapshot, error }),
+        };
+        // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.
+        if !self.is_current() || chunk.position.lsn < self.weaving.lsn() {
+            return Ok(());
+        }
+        self.behind = chunk.next;
+        if self.behind.is_none() {
+            self.tables.pop_front();
+        }
+        let chunk = Chunk { lsn: chunk.position.lsn, rows: chunk.rows, is_last: self.tables.is_empty() };
+        self.woven.extend(self.weaving.chunk(chunk));
+        Ok(())
+    }
+}

@@ -1,0 +1,106 @@
+//! What tells a snapshot out of the mirror: its number, and the positions that tokens within it have.
+//!
+//! ```text
+//! ordinal   0 … 2^30-3 | 2^30-2            | 2^30    | 2^30+1            | 2^31 …   | 3·2^30      | …                | 2^32-1
+//!           changes    | a commit, within  | message | a message, within | chunks   | opened      | begin and chunks | end
+//! ```
+//!
+//! A token of a subscription that started from such a snapshot has its number in the prefix, to the end of the subscription; so the
+//! position has to say whether the snapshot had ended. While it lasts, the ends of transactions and messages state another ordinal
+//! than they have, which as a place to resume after means the same. The changes' own positions are those that they have everywhere.
+
+use tidegate_model::{Clock, Lsn, MESSAGE_ORDINAL, Position, SNAPSHOT_ORDINAL};
+
+/// Numbers from here on are of snapshots out of the mirror; the others are counted from 1.
+const NUMBER: u32 = 1 << 31;
+/// The first ordinal of such a snapshot: of its opening.
+const OPENED: u32 = SNAPSHOT_ORDINAL | 1 << 30;
+/// Chunks begin to be counted below this; as many are left for one state.
+const FIRST_CHUNKS: u32 = 1 << 29;
+/// The last of its chunks'.
+const CHUNK_MAX: u32 = u32::MAX - 1;
+/// Of its end.
+const END: u32 = u32::MAX;
+/// Of the end of a transaction within it.
+const COMMIT: u32 = MESSAGE_ORDINAL - 2;
+/// Of a message within it.
+const MESSAGE: u32 = MESSAGE_ORDINAL + 1;
+
+/// A number for a snapshot that begins now. It is for people: nothing is found by it.
+pub(crate) fn number(clock: &dyn Clock) -> u32 {
+    NUMBER | (clock.now_us() / 1000) as u32
+}
+
+/// Where the chunks of a connection begin to be counted. A chunk that a lost connection has cut off must not be taken for another
+/// one at its position: later connections count from higher numbers on, faster than chunks are read.
+pub(crate) fn first_chunk(clock: &dyn Clock) -> u32 {
+    OPENED + 2 + ((clock.now_us() / 100) as u32 & (FIRST_CHUNKS - 1))
+}
+
+/// Is it the number of a snapshot out of the mirror?
+pub(crate) fn is_of_mirror(snapshot: u32) -> bool {
+    snapshot >= NUMBER
+}
+
+/// Had the snapshot not ended where a token of its subscription states this position?
+pub(crate) fn is_within(position: Position) -> bool {
+    matches!(position.ordinal, COMMIT | MESSAGE | OPENED..=CHUNK_MAX)
+}
+
+/// Where a subscription is that is to begin with a snapshot, and has all up to an LSN.
+pub(crate) fn opened(lsn: Lsn) -> Position {
+    Position::new(lsn, OPENED)
+}
+
+/// Of the snapshot's begin.
+pub(super) fn begin(lsn: Lsn) -> Position {
+    Position::new(lsn, OPENED + 1)
+}
+
+/// Has the subscription that states this position been told of the snapshot's begin?
+pub(super) fn has_begun(position: Position) -> bool {
+    position.ordinal != OPENED
+}
+
+/// Of a chunk, behind the last position that the snapshot has stated.
+pub(super) fn chunk(lsn: Lsn, last: Position, first: u32) -> Position {
+    let is_behind = last.lsn == lsn && last.ordinal >= OPENED;
+    let ordinal = if is_behind { first.max(last.ordinal + 1) } else { first };
+    assert!(ordinal <= CHUNK_MAX, "2^29 chunks of one state are more than a disk holds");
+    Position::new(lsn, ordinal)
+}
+
+/// Of the snapshot's end.
+pub(super) fn end(lsn: Lsn) -> Position {
+    Position::new(lsn, END)
+}
+
+/// What the end of a transaction or message, or progress, states within the snapshot.
+pub(super) fn within(position: Position) -> Position {
+    let ordinal = if position.ordinal < MESSAGE_ORDINAL { COMMIT } else { MESSAGE };
+    Position::new(position.lsn, ordinal)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stated_within_is_told_from_everything_else_and_means_the_same_place() {
+        let at = |ordinal| Position::new(Lsn(8), ordinal);
+        let elsewhere =
+            [0, 1, 5_000_000, MESSAGE_ORDINAL - 1, MESSAGE_ORDINAL, SNAPSHOT_ORDINAL, SNAPSHOT_ORDINAL + 9, END];
+        assert!(elsewhere.iter().all(|ordinal| !is_within(at(*ordinal))));
+        let first = OPENED + 2 + FIRST_CHUNKS - 1;
+        let chunk = |last| chunk(Lsn(8), last, first);
+        let chunks = [chunk(at(3)), chunk(opened(Lsn(8))), chunk(chunk(at(3)))];
+        let stated = [opened(Lsn(8)), begin(Lsn(8)), within(at(3)), within(at(MESSAGE_ORDINAL))];
+        assert!(stated.iter().chain(&chunks).all(|position| is_within(*position)));
+        assert_eq!(within(at(3)).as_resume_point(), at(3).as_resume_point());
+        assert!(
+            at(MESSAGE_ORDINAL) < within(at(MESSAGE_ORDINAL)) && within(at(MESSAGE_ORDINAL)) < at(SNAPSHOT_ORDINAL)
+        );
+        assert!(begin(Lsn(8)) < chunks[0] && chunks[0] < chunks[2] && chunks[2] < end(Lsn(8)));
+        assert!(end(Lsn(8)) < at(0).max(Position::new(Lsn(9), 0)));
+    }
+}

@@ -1,0 +1,298 @@
+//! Random logs × random chunks × lost connections: at the snapshot's end, and wherever the log goes on to, a subscriber has what the
+//! tables hold.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use prost::Message as _;
+use tidegate_model::SNAPSHOT_ORDINAL;
+
+use super::*;
+
+const NUMBER: u32 = 1 << 31 | 7;
+const START: Lsn = Lsn(0x100);
+
+/// By table and key.
+type Rows = BTreeMap<(u8, u8), u8>;
+
+/// What happens to a row: upsert or delete.
+type Step = ((u8, u8), Option<u8>);
+
+#[derive(Clone, Debug)]
+enum Unit {
+    Transaction(Vec<Step>),
+    Truncate(u8),
+    Message,
+    Progress,
+    /// A chunk of somebody else's snapshot, at the LSN of what stands before.
+    Foreign,
+}
+
+fn unit() -> impl Strategy<Value = Unit> {
+    let step = || ((0_u8..2, 0_u8..12), proptest::option::weighted(0.7, any::<u8>()));
+    prop_oneof![
+        8 => proptest::collection::vec(step(), 0..6).prop_map(Unit::Transaction),
+        1 => (0_u8..2).prop_map(Unit::Truncate),
+        2 => Just(Unit::Message),
+        1 => Just(Unit::Progress),
+        2 => Just(Unit::Foreign),
+    ]
+}
+
+/// What the test decides by chance, in turn.
+#[derive(Clone, Debug)]
+struct Chances(Vec<u8>, usize);
+
+impl Chances {
+    fn below(&mut self, count: usize) -> usize {
+        self.1 += 1;
+        usize::from(self.0[self.1 % self.0.len()]) % count
+    }
+}
+
+/// A log in blocks, and the rows as they are at the end of each unit.
+struct Log {
+    blocks: Vec<Block>,
+    states: Vec<(Lsn, Rows)>,
+}
+
+fn change(op: Op, (table, key): (u8, u8), value: u8, (lsn, ordinal): (Lsn, u32), out: &mut BlockBuilder) {
+    let row = [table, key, value];
+    let (row, old): (&[u8], &[u8]) = if op == Op::Delete { (&[], &row) } else { (&row, &[]) };
+    let old_kind = if op == Op::Delete { OldKind::Key } else { OldKind::None };
+    let row_type = u32::from(op != Op::Message);
+    push_change(&ChangeParts { op, row_type, row, old, old_kind, unchanged: &[], extra: Extra::None }, lsn, out);
+    let BlockBuilder { entries, payload } = out;
+    let entry = entries.last_mut().expect("pushed");
+    entry.ordinal = ordinal;
+    set_ordinal(payload, entry, ordinal);
+}
+
+fn log(units: &[Unit], chances: &mut Chances) -> Log {
+    let (mut lsn, mut ordinal, mut rows, mut out) = (START, SNAPSHOT_ORDINAL, Rows::new(), BlockBuilder::default());
+    let mut log = Log { blocks: Vec::new(), states: vec![(START, Rows::new())] };
+    for unit in units {
+        let foreign = matches!(unit, Unit::Foreign);
+        if !foreign {
+            (lsn, ordinal) = (Lsn((lsn.0 & !7) + 8 + u64::from(matches!(unit, Unit::Message))), SNAPSHOT_ORDINAL);
+        }
+        let begins = match unit {
+            Unit::Message => MESSAGE_ORDINAL,
+            Unit::Foreign => ordinal,
+            Unit::Transaction(_) | Unit::Truncate(_) | Unit::Progress => 0,
+        };
+        let (position, snapshot) = (Position::new(lsn, begins), u32::from(foreign) * 3);
+        let mut end = position;
+        if matches!(unit, Unit::Progress) {
+            let (row_type, kind, op) = (0, Kind::Progress, Op::None);
+            out.push(Entry { lsn, ordinal: 0, row_type, start: 0, end: 0, kind, op, continues: false }, &[]);
+        } else {
+            push_begin(&BeginParts { position, snapshot, ..BeginParts::default() }, &mut out);
+            match unit {
+                Unit::Transaction(steps) => {
+                    for ((at, value), ordinal) in steps.iter().zip(1..) {
+                        let op = if value.is_some() { Op::Insert } else { Op::Delete };
+                        change(op, *at, value.unwrap_or_default(), (lsn, ordinal), &mut out);
+                        match value {
+                            Some(value) => rows.insert(*at, *value),
+                            None => rows.remove(at),
+                        };
+                        end.ordinal = ordinal;
+                        // A block may end within a transaction.
+                        if chances.below(5) == 0 {
+                            log.blocks.push(out.finish());
+                        }
+                    }
+                }
+                Unit::Truncate(table) => {
+                    change(Op::Truncate, (*table, 0), 0, (lsn, 1), &mut out);
+                    rows.retain(|(of, _), _| of != table);
+                    end.ordinal = 1;
+                }
+                Unit::Message => change(Op::Message, (0, 0), 0, (lsn, MESSAGE_ORDINAL), &mut out),
+                // What it reads is old by the time that somebody else would apply it.
+                Unit::Foreign => change(Op::Read, (0, 1), 99, (lsn, ordinal), &mut out),
+                Unit::Progress => {}
+            }
+            push_commit(end, snapshot, &mut out);
+            ordinal += u32::from(foreign);
+        }
+        log.states.push((lsn, rows.clone()));
+        if chances.below(3) == 0 {
+            log.blocks.push(out.finish());
+        }
+    }
+    if !out.is_empty() {
+        log.blocks.push(out.finish());
+    }
+    log
+}
+
+/// A client: what it holds, and up to where.
+struct Client {
+    rows: Rows,
+    token: Position,
+    begun: usize,
+    ended: Option<Lsn>,
+    message_count: usize,
+    /// Of the transaction that has begun.
+    open: Vec<v1::Change>,
+    connection_count: u32,
+    /// The connections that chunks came on, those that were cut off included.
+    chunks: BTreeMap<Position, u32>,
+}
+
+impl Client {
+    /// Applies a block up to and including so many units.
+    fn receive(&mut self, block: &Block, mut unit_count: usize) {
+        for entry in block.entries() {
+            if unit_count == 0 {
+                return;
+            }
+            let bytes = block.slice(entry);
+            match entry.kind {
+                Kind::Begin => {
+                    let begin = v1::Begin::decode(event_body(&bytes).unwrap()).unwrap();
+                    assert_eq!(begin.snapshot != 0, entry.ordinal >= SNAPSHOT_ORDINAL);
+                    assert!(begin.snapshot == 0 || begin.snapshot == NUMBER, "somebody else's chunk");
+                }
+                Kind::Change => {
+                    self.open.push(v1::Change::decode(event_body(&bytes).unwrap()).unwrap());
+                    if entry.is_of_snapshot() {
+                        let of = *self.chunks.entry(entry.position()).or_insert(self.connection_count);
+                        assert_eq!(of, self.connection_count, "another chunk at the same position");
+                    }
+                }
+                Kind::Commit => std::mem::take(&mut self.open).iter().for_each(|change| self.apply(change)),
+                Kind::SnapshotBegin => self.begun += 1,
+                Kind::SnapshotEnd => self.ended = Some(entry.lsn),
+                Kind::Progress | Kind::RowType | Kind::SnapshotCursor => {}
+            }
+            if entry.completes() {
+                assert!(
+                    entry.position().as_resume_point() > self.token.as_resume_point(),
+                    "{} again",
+                    entry.position()
+                );
+                self.token = entry.position();
+                assert_eq!(marks::is_within(self.token), self.ended.is_none(), "{}", self.token);
+                unit_count -= 1;
+            }
+        }
+    }
+
+    fn apply(&mut self, change: &v1::Change) {
+        let bytes: &[u8] = if change.row.is_empty() { &change.old } else { &change.row };
+        let (table, key, value) = (bytes[0], bytes[1], bytes[2]);
+        match change.op() {
+            v1::change::Op::Delete => drop(self.rows.remove(&(table, key))),
+            v1::change::Op::Truncate => self.rows.retain(|(of, _), _| *of != table),
+            v1::change::Op::Message => self.message_count += 1,
+            _upsert => drop(self.rows.insert((table, key), value)),
+        }
+    }
+}
+
+fn units_of(block: &Block) -> usize {
+    block.entries().iter().filter(|entry| entry.completes()).count()
+}
+
+/// One connection: what comes after the client's token, until it is lost or the log is through.
+fn connection(log: &Log, client: &mut Client, chances: &mut Chances, may_end: bool) {
+    let after = client.token.as_resume_point();
+    client.open.clear();
+    let mut blocks = log.blocks.iter().filter(|block| block.last() > after).peekable();
+    client.connection_count += 1;
+    let first_chunk = marks::opened(START).ordinal + 2 + 1000 * client.connection_count;
+    let mut weaving = Weaving::new(NUMBER, client.token, first_chunk);
+    let mut cursor: Option<(u8, u8)> = None;
+    let mut woven: Vec<Block> = weaving.begin(vec!["t".to_owned()]).into_iter().collect();
+    loop {
+        for block in woven.drain(..) {
+            let lost = may_end && chances.below(12) == 0;
+            let count = if lost { chances.below(units_of(&block) + 1) } else { usize::MAX };
+            client.receive(&block, count);
+            if lost {
+                return;
+            }
+        }
+        if weaving.has_ended() {
+            break;
+        }
+        if weaving.needs_log() || (chances.below(3) == 0 && blocks.peek().is_some()) {
+            woven.extend(weaving.log(blocks.next().expect("the mirror is not ahead of the log")));
+            continue;
+        }
+        // Any state that is not older than what has been given out.
+        let known: Vec<_> = log.states.iter().filter(|(lsn, _)| *lsn >= weaving.lsn()).collect();
+        let (lsn, rows) = known[chances.below(known.len().min(4))];
+        let count = chances.below(5);
+        let behind: Vec<_> = rows.iter().filter(|(at, _)| cursor.is_none_or(|cursor| **at > cursor)).collect();
+        let read = &behind[..count.min(behind.len())];
+        cursor = read.last().map(|(at, _)| **at).or(cursor);
+        let row = |((table, key), value): &(&(u8, u8), &u8)| MirrorRow {
+            row_type: 1,
+            row: vec![*table, *key, **value].into(),
+            missing: Vec::new(),
+        };
+        let (is_last, rows) = (behind.len() <= count, read.iter().map(row).collect());
+        woven.extend(weaving.chunk(Chunk { lsn: *lsn, rows, is_last }));
+    }
+}
+
+fn run(units: &[Unit], mut chances: Chances, connections: usize) {
+    let log = log(units, &mut chances);
+    let token = marks::opened(START);
+    let mut client = Client {
+        rows: Rows::new(),
+        token,
+        begun: 0,
+        ended: None,
+        message_count: 0,
+        open: Vec::new(),
+        connection_count: 0,
+        chunks: BTreeMap::new(),
+    };
+    for left in (0..=connections).rev() {
+        if client.ended.is_none() {
+            connection(&log, &mut client, &mut chances, left > 0);
+        }
+    }
+    assert_eq!(client.begun, 1);
+    let ended = client.ended.expect("the last connection is not lost");
+    // The snapshot's end may stand amid what its block has behind it.
+    let through = client.token.lsn.max(ended);
+    let (_, rows) = log.states.iter().rev().find(|(lsn, _)| *lsn <= through).expect("the start is there");
+    assert_eq!(&client.rows, rows, "at {}", client.token);
+    client.open.clear();
+    let after = client.token.as_resume_point();
+    for block in &log.blocks {
+        let mut rest = BlockBuilder::default();
+        let is_new = |entry: &&Entry| entry.position() > after && !entry.is_of_snapshot();
+        block.entries().iter().filter(is_new).for_each(|entry| rest.push(*entry, &block.slice(entry)));
+        client.receive(&rest.finish(), usize::MAX);
+    }
+    assert_eq!(&client.rows, &log.states.last().expect("the start is there").1);
+    assert_eq!(client.message_count, units.iter().filter(|unit| matches!(unit, Unit::Message)).count());
+}
+
+proptest! {
+    #[test]
+    fn a_snapshot_is_exact_over_lost_connections(
+        units in proptest::collection::vec(unit(), 0..40), chances in proptest::collection::vec(any::<u8>(), 200),
+        connections in 0_usize..6,
+    ) {
+        run(&units, Chances(chances, 0), connections);
+    }
+}
+
+#[test]
+fn a_value_that_is_not_known_is_said_to_be_unchanged() {
+    let mut weaving = Weaving::new(NUMBER, marks::opened(START), marks::opened(START).ordinal + 2);
+    let row = MirrorRow { row_type: 4, row: vec![1].into(), missing: vec![9] };
+    let block = weaving.chunk(Chunk { lsn: START, rows: vec![row], is_last: true }).expect("at once");
+    let read = block.entries().iter().find(|entry| entry.kind == Kind::Change).expect("a read");
+    let read = v1::Change::decode(event_body(&block.slice(read)).unwrap()).unwrap();
+    assert_eq!((read.op(), read.row_type, &read.unchanged[..]), (v1::change::Op::Read, 4, &[9][..]));
+    assert!(weaving.has_ended());
+}
