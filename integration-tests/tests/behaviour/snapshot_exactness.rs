@@ -4,94 +4,33 @@
 //!
 //! `TIDEGATE_TEST_SNAPSHOTS` asks for more than the usual number.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
-use tidegate_client::{Client, Position, ResetReason, Start};
+use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Replica, Seed, Server, ServerConfig, Stop,
-    Touched, held_by_postgres, must_equal,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KeyedWriters, Replay, Seed, Server, ServerConfig, Stop,
+    held_by_postgres, keyed_tables, must_equal,
 };
-use tokio::{
-    sync::{RwLock, watch},
-    task::JoinSet,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::task::JoinSet;
 
 /// Snapshots in one run.
 const SNAPSHOTS: u64 = 100;
 const SUBSCRIBERS: u64 = 5;
 const WRITERS: u64 = 4;
-/// Name, columns of the key.
-const TABLES: [(&str, &[&str]); 3] =
-    [("public.account", &["id"]), ("public.pair", &["a", "b"]), ("public.thing", &["id"])];
-
-const SCHEMA: &str = "
-create table account (id bigint primary key, name text, note text);
-alter table account alter note set storage external;
-create table pair (b int, a text, v bigint, primary key (a, b));
-create table thing (id uuid primary key, v int, body text);
-alter table thing alter body set storage external;
-insert into account select n, 'n' || n, case when n % 3 = 0 then repeat('x' || n, 900) end from generate_series(1, 4000) n;
-insert into pair select n % 20, 'k' || n / 20, n from generate_series(1, 3000) n;
-insert into thing select md5(n::text)::uuid, n, case when n % 2 = 0 then repeat('y' || n, 800) end from generate_series(1, 2000) n";
-
-/// What became of a row, and where: None when it was gone.
-type States = Vec<(Position, Option<HeldRow>)>;
-
-/// Every state of every row, by table and key, from a replay of the whole stream.
-#[derive(Default)]
-struct Replay {
-    rows: Mutex<BTreeMap<String, BTreeMap<Vec<String>, States>>>,
-}
-
-impl Replay {
-    fn committed(&self, copier: &Copier) {
-        let mut rows = self.rows.lock().expect("no panic holds it");
-        for touched in &copier.touched {
-            match touched {
-                Touched::Row(name, key) => {
-                    let row = copier.replica.table_row(name, key);
-                    rows.entry(name.clone()).or_default().entry(key.clone()).or_default().push((copier.position, row));
-                }
-                Touched::Table(name) => {
-                    for (key, states) in rows.entry(name.clone()).or_default() {
-                        states.push((copier.position, copier.replica.table_row(name, key)));
-                    }
-                }
-            }
-        }
-    }
-
-    fn at(&self, name: &str, position: Position) -> HeldTable {
-        let rows = self.rows.lock().expect("no panic holds it");
-        let state = |states: &Vec<(Position, Option<HeldRow>)>| {
-            states.iter().take_while(|(at, _)| *at <= position).last().and_then(|(_, row)| row.clone())
-        };
-        let keys = rows.get(name).into_iter().flatten();
-        keys.filter_map(|(key, states)| Some((key.clone(), state(states)?))).collect()
-    }
-}
-
 /// What the parts of the test share.
 struct Stage {
     endpoint: String,
     replay: Replay,
-    replayed: watch::Sender<Position>,
     ended: AtomicU64,
     resumed: AtomicU64,
     cancelled: AtomicU64,
     goal: u64,
-    /// A writer holds it while it writes a transaction.
-    writing: RwLock<()>,
-    stop: CancellationToken,
+    writers: KeyedWriters,
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -100,7 +39,7 @@ async fn every_snapshot_is_exact() -> Result<()> {
     let mut random = seed.generator(0);
     let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s"), ("logical_decoding_work_mem", "64kB")]).await?;
     let database = cluster.database("exact").await?;
-    let (tables, rows) = SCHEMA.split_once("insert").context("rows follow")?;
+    let (tables, rows) = keyed_tables();
     database.execute(tables).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("memory: {transactions: 256KiB, feed: 256KiB, tail: 1MiB}".to_owned());
@@ -109,20 +48,19 @@ async fn every_snapshot_is_exact() -> Result<()> {
     let stage = Arc::new(Stage {
         endpoint: server.endpoint(),
         replay: Replay::default(),
-        replayed: watch::Sender::new(Position::ZERO),
         ended: AtomicU64::new(0),
         resumed: AtomicU64::new(0),
         cancelled: AtomicU64::new(0),
         goal,
-        writing: RwLock::new(()),
-        stop: CancellationToken::new(),
+        writers: KeyedWriters::default(),
     });
     let mut replaying = JoinSet::new();
-    replaying.spawn(replay(Arc::clone(&stage)));
-    database.execute(&format!("insert{rows}")).await?;
+    let replayed = Arc::clone(&stage);
+    replaying.spawn(async move { replayed.replay.run(&replayed.endpoint).await });
+    database.execute(&rows).await?;
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
-        writers.spawn(write(Arc::clone(&stage), database.url().to_owned(), seed.generator(10 + writer)));
+        writers.spawn(stage.writers.clone().write(database.url().to_owned(), seed.generator(10 + writer)));
     }
     let mut subscribers = JoinSet::new();
     for subscriber in 0..SUBSCRIBERS {
@@ -139,7 +77,7 @@ async fn every_snapshot_is_exact() -> Result<()> {
         ended??;
     }
     quiet(&cluster, &stage).await?;
-    stage.stop.cancel();
+    stage.writers.stop();
     while writers.join_next().await.is_some() {}
     let (resumed, cancelled) = (stage.resumed.load(Relaxed), stage.cancelled.load(Relaxed));
     println!("{} snapshots were exact, {resumed} resumed by token, {cancelled} cancelled", stage.ended.load(Relaxed));
@@ -167,29 +105,19 @@ async fn until_ended(
     }
 }
 
-/// The replay: a subscriber without a snapshot, from the first change on.
-async fn replay(stage: Arc<Stage>) -> Result<()> {
-    let mut copier = Copier::new(&stage.endpoint, &[], Start::Earliest);
-    loop {
-        match copier.next().await? {
-            Arrival::Committed(_) => stage.replay.committed(&copier),
-            Arrival::Progress => {}
-            other => bail!("the replay received {other:?}"),
-        }
-        stage.replayed.send_replace(copier.position);
-    }
-}
-
 async fn subscribe(stage: Arc<Stage>, mut random: StdRng) -> Result<()> {
     while stage.ended.load(Relaxed) < stage.goal {
         let tables: Vec<&str> = match random.random_range(0..5_usize) {
-            table @ 0..3 => vec![TABLES[table].0],
-            3 => TABLES.iter().map(|(name, _)| *name).collect(),
+            table @ 0..3 => vec![KEYED_TABLES[table].0],
+            3 => KEYED_TABLES.iter().map(|(name, _)| *name).collect(),
             _ => Vec::new(),
         };
         let mut copier = Copier::new(&stage.endpoint, &tables, Start::Snapshot);
-        let checked: Vec<&str> =
-            TABLES.iter().map(|(name, _)| *name).filter(|name| tables.is_empty() || tables.contains(name)).collect();
+        let checked: Vec<&str> = KEYED_TABLES
+            .iter()
+            .map(|(name, _)| *name)
+            .filter(|name| tables.is_empty() || tables.contains(name))
+            .collect();
         let running = one_snapshot(&stage, &mut random, &mut copier, &checked);
         tokio::time::timeout(DEADLINE, running)
             .await
@@ -221,12 +149,18 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
                 }
                 None => {}
                 Some(0) => {
-                    return check(stage, (copier.position, &copier.replica), tables).await.context("after the end");
+                    return stage
+                        .replay
+                        .check((copier.position, &copier.replica), tables)
+                        .await
+                        .context("after the end");
                 }
                 Some(left) => after_end = Some(left - 1),
             },
             Arrival::Ended(snapshot) => {
-                check(stage, (copier.position, &copier.replica), tables)
+                stage
+                    .replay
+                    .check((copier.position, &copier.replica), tables)
                     .await
                     .with_context(|| format!("at the end of snapshot {snapshot}"))?;
                 stage.ended.fetch_add(1, Relaxed);
@@ -242,19 +176,9 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
     }
 }
 
-/// Is the copy what the replay says of its position?
-async fn check(stage: &Stage, (position, held): (Position, &Replica), tables: &[&str]) -> Result<()> {
-    let mut replayed = stage.replayed.subscribe();
-    tokio::time::timeout(DEADLINE, replayed.wait_for(|at| *at >= position)).await.context("the replay is stuck")??;
-    for name in tables {
-        must_equal(&format!("{name} at {position}"), &held.table(name), &stage.replay.at(name, position))?;
-    }
-    Ok(())
-}
-
 /// While nobody writes, a snapshot is what PostgreSQL says.
 async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
-    let _nobody_writes = stage.writing.write().await;
+    let _nobody_writes = stage.writers.pause().await;
     let copier = loop {
         let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
         match copier.until_snapshot_end().await {
@@ -265,12 +189,12 @@ async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
         }
     };
     let database = Database::connect(&cluster.url("exact")).await?;
-    for (name, key) in TABLES {
+    for (name, key) in KEYED_TABLES {
         let theirs = held_by_postgres(&database, name, key).await?;
         must_equal(&format!("{name}, quiet"), &copier.replica.table(name), &theirs)?;
     }
-    let names: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
-    check(stage, (copier.position, &copier.replica), &names).await
+    let names: Vec<&str> = KEYED_TABLES.iter().map(|(name, _)| *name).collect();
+    stage.replay.check((copier.position, &copier.replica), &names).await
 }
 
 async fn disturb(
@@ -323,93 +247,4 @@ async fn disturb(
             "quiet"
         }
     })
-}
-
-async fn write(stage: Arc<Stage>, url: String, mut random: StdRng) {
-    while !stage.stop.is_cancelled() {
-        let Ok(database) = Database::connect(&url).await else {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            continue;
-        };
-        database.execute("set lock_timeout = '2s'").await.ok();
-        while !stage.stop.is_cancelled() && !database.client().is_closed() {
-            let _writing = stage.writing.read().await;
-            if database.execute(&transaction(&mut random)).await.is_err() {
-                database.execute("rollback").await.ok();
-            }
-        }
-    }
-}
-
-/// One transaction as SQL.
-fn transaction(random: &mut StdRng) -> String {
-    let many = |random: &mut StdRng, count: u32| {
-        let changes: Vec<String> = (0..random.random_range(1..count)).map(|_| change(random)).collect();
-        changes.join("; ")
-    };
-    let asynchronous = if random.random_bool(0.3) { "set local synchronous_commit = off; " } else { "" };
-    let body = match random.random_range(0..100_u32) {
-        0..60 => many(random, 8),
-        60..70 => format!("{}; select pg_sleep({})", many(random, 5), random.random_range(0..400_u32) as f64 / 1e3),
-        70..75 => return format!("begin; {}; rollback", many(random, 8)),
-        75..87 => format!(
-            "{}; savepoint a; {}; savepoint b; {}; rollback to {}; {}",
-            change(random),
-            many(random, 5),
-            many(random, 5),
-            if random.random_bool(0.5) { "a" } else { "b" },
-            many(random, 3)
-        ),
-        87 => {
-            let (table, rows) = match random.random_range(0..3_u32) {
-                0 => ("account", "select n, 'after', null from generate_series(1, 2500) n"),
-                1 => ("pair", "select n % 20, 'k' || n / 20, -n from generate_series(1, 1500) n"),
-                _ => ("thing", "select md5(n::text)::uuid, n, repeat('z' || n, 700) from generate_series(1, 1500) n"),
-            };
-            format!("truncate {table}; insert into {table} {rows}")
-        }
-        88..91 => "update account set name = name || '.' where id % 7 = 3".to_owned(),
-        91..93 => "delete from thing where v % 50 = 1".to_owned(),
-        _ => {
-            let id = random.random_range(0..4_500_u32);
-            format!(
-                "delete from account where id = {id}; insert into account values ({id}, 'again', repeat('w', {})) \
-                 on conflict do nothing",
-                random.random_range(0..6_000_u32)
-            )
-        }
-    };
-    format!("begin; {asynchronous}{body}; commit")
-}
-
-fn change(random: &mut StdRng) -> String {
-    let (id, other) = (random.random_range(0..4_500_u32), random.random_range(0..4_500_u32));
-    match random.random_range(0..11_u32) {
-        0 => format!(
-            "insert into account values ({id}, 'new', repeat('v{other}', {})) on conflict (id) do update set \
-             note = excluded.note",
-            random.random_range(0..1_500_u32)
-        ),
-        // A large note stays as it was, and is not sent.
-        1 | 2 => format!("update account set name = 'u{other}' where id = {id}"),
-        3 => format!(
-            "update account set id = {other}, name = 'moved' where id = {id} and not exists \
-             (select from account where id = {other})"
-        ),
-        4 => format!("delete from account where id = {id}"),
-        5 => format!("update pair set v = {other} where a = 'k{}'", id % 150),
-        6 => format!("insert into pair values ({}, 'k{}', {other}) on conflict do nothing", other % 25, id % 160),
-        7 => format!("delete from pair where a = 'k{}' and b = {}", id % 160, other % 25),
-        8 => format!("update thing set v = {other} where id = md5('{}')::uuid", id % 2_200),
-        9 => format!(
-            "update thing set id = md5('{0}')::uuid where id = md5('{1}')::uuid and not exists \
-             (select from thing where id = md5('{0}')::uuid)",
-            other % 2_200,
-            id % 2_200
-        ),
-        _ => format!(
-            "insert into thing values (md5('{}')::uuid, {other}, repeat('t', {other})) on conflict do nothing",
-            id % 2_200
-        ),
-    }
 }

@@ -1,8 +1,9 @@
 //! `tidegate tail`: prints the changes of a running server as they come.
 //!
 //! Invariant: each change is printed once, also when the connection is lost within its transaction: what comes again has
-//! the same position, and a chunk of a snapshot, whose reads share one, the same order. How it ends: after `--limit` changes, at a signal, or when the reader of the output leaves;
-//! except for the last, where to go on is said on standard error.
+//! the same position, and a chunk of a snapshot, whose reads share one, the same order. Only a snapshot out of the server's mirror
+//! reads rows again, at other positions, after a lost connection. How it ends: after `--limit` changes, at a signal, or when the
+//! reader of the output leaves; except for the last, where to go on is said on standard error.
 
 use std::{
     io::{self, BufWriter, Write},
@@ -97,7 +98,7 @@ async fn print(
         {
             match &event {
                 Event::Change(change) if !printed.is_new(change) => continue,
-                Event::Begin { .. } => printed.begin(),
+                Event::Begin { snapshot, .. } => printed.begin(*snapshot),
                 Event::Opened { token, .. }
                 | Event::Commit { token }
                 | Event::Progress { token, .. }
@@ -135,16 +136,24 @@ struct Printed {
     count: usize,
     /// Changes of the open transaction or chunk that have come at its last position.
     come: (Position, usize),
+    /// A chunk of the mirror is open, none of which comes again.
+    is_of_mirror: bool,
 }
+
+/// Snapshots out of the server's mirror have numbers from here on.
+const OF_MIRROR: u32 = 1 << 31;
 
 impl Printed {
     /// Another transaction, or chunk, or the same again.
-    fn begin(&mut self) {
-        self.come = (Position::ZERO, 0);
+    fn begin(&mut self, snapshot: u32) {
+        (self.come, self.is_of_mirror) = ((Position::ZERO, 0), snapshot >= OF_MIRROR);
     }
 
     /// Has the change not been printed? Then it counts as printed. Only reads share a position.
     fn is_new(&mut self, change: &Change) -> bool {
+        if self.is_of_mirror {
+            return true;
+        }
         let (position, count) = &mut self.come;
         *count = if *position == change.position { *count + 1 } else { 1 };
         *position = change.position;
@@ -244,7 +253,7 @@ mod tests {
         };
         let mut printed = Printed::default();
         let mut news = |changes: &[Change]| {
-            printed.begin();
+            printed.begin(0);
             changes.iter().map(|change| printed.is_new(change)).collect::<Vec<_>>()
         };
         let chunk = vec![change(5, 1 << 31); 3];

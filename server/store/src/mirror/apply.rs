@@ -460,6 +460,7 @@ impl Mirror {
 
 impl Drop for Mirror {
     fn drop(&mut self) {
+        self.shared.position.send_replace(Position::ZERO);
         *self.shared.view.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.shared.changed.send_modify(|version| *version += 1);
     }
