@@ -10,6 +10,7 @@ use serde_json::{Map, Value as Json};
 use tidegate_client::{
     Change, Changes, Client, ClientError, Event, Op, Position, ResetReason, Start, Subscription, Token,
 };
+use tidegate_proto::v1::RowType;
 use tokio_stream::StreamExt as _;
 
 use crate::{Database, history::shorten, within};
@@ -20,9 +21,11 @@ pub type HeldRow = BTreeMap<String, Option<String>>;
 pub type HeldTable = BTreeMap<Vec<String>, HeldRow>;
 
 /// What a program holds of tables, by `schema.table`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Replica {
     tables: BTreeMap<String, HeldTable>,
+    /// The newest of each table.
+    row_types: BTreeMap<String, RowType>,
     /// Reads that were received, of any snapshot.
     pub read_count: u64,
 }
@@ -78,6 +81,9 @@ impl Replica {
             Some(name) => name.to_owned(),
             None => return Ok(Vec::new()),
         };
+        if let Some(row_type) = &change.row_type {
+            self.describe(&name, row_type.proto())?;
+        }
         let table = self.tables.entry(name.clone()).or_default();
         match change.op {
             Op::Truncate => {
@@ -114,6 +120,33 @@ impl Replica {
         }
         table.insert(key_now, row);
         Ok(touched)
+    }
+}
+
+impl Replica {
+    /// What is held of the table, under another row type: a column is known by its field, and one that is new is null. Another
+    /// table under the same name starts empty.
+    fn describe(&mut self, name: &str, row_type: &RowType) -> Result<()> {
+        let known = self.row_types.insert(name.to_owned(), row_type.clone());
+        let Some(known) = known.filter(|known| known.row_type != row_type.row_type) else { return Ok(()) };
+        let Some(table) = self.tables.get_mut(name) else { return Ok(()) };
+        let rows = std::mem::take(table).into_values().filter(|_| known.table_oid == row_type.table_oid);
+        for mut row in rows {
+            let by_field: BTreeMap<u32, Option<String>> =
+                known.columns.iter().filter_map(|column| Some((column.field, row.remove(&column.name)?))).collect();
+            let columns = row_type.columns.iter();
+            let row: HeldRow = columns
+                .clone()
+                .map(|column| (column.name.clone(), by_field.get(&column.field).cloned().flatten()))
+                .collect();
+            let key: BTreeMap<_, _> =
+                columns.filter(|column| column.key).map(|column| (&column.name, row[&column.name].clone())).collect();
+            // A key of columns that are new cannot be known yet.
+            if let Some(key) = key.into_values().collect::<Option<Vec<_>>>() {
+                table.insert(key, row);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -205,6 +238,11 @@ impl Copier {
         self.open.clear();
     }
 
+    /// The server is there now.
+    pub fn moved_to(&mut self, endpoint: &str) {
+        endpoint.clone_into(&mut self.endpoint);
+    }
+
     /// Up to the next thing that has arrived.
     ///
     /// # Errors
@@ -219,7 +257,7 @@ impl Copier {
                 Event::Commit { token } => {
                     self.touched.clear();
                     for change in std::mem::take(&mut self.open) {
-                        ensure!((change.op == Op::Read) == (self.open_of != 0), "{} in {}", change.op, self.open_of);
+                        ensure!(change.op != Op::Read || self.open_of != 0, "a read in a transaction");
                         self.touched.extend(self.replica.apply(&change)?);
                     }
                     self.is_at(token);

@@ -20,6 +20,7 @@ mod idle;
 mod large_transaction;
 mod large_value;
 mod mirror;
+mod mirror_altered;
 mod mirror_snapshot;
 mod new_tables;
 mod operations;

@@ -9,7 +9,8 @@
 //!
 //! A message may hold many transactions or a part of one: its events are taken one by one.
 //!
-//! A chunk of a snapshot is like a transaction, but for its position, which its reads share. Going on in the middle of a
+//! A chunk of a snapshot is like a transaction, but for its position, which its changes share: reads, or where it is of another
+//! snapshot than the subscription's, what that corrects. Going on in the middle of a
 //! snapshot takes nothing but the token.
 //!
 //! Invariant: with the changes before each Abort left out, every transaction behind the start is delivered whole, once
@@ -55,6 +56,8 @@ pub(crate) struct Continuity {
     phase: Phase,
     /// The snapshot that it follows, once something of that has come.
     snapshot: Option<u32>,
+    /// Of the chunk that has begun, and whether that is of new tables; 0 in a transaction.
+    chunk_of: (u32, bool),
     draining: bool,
     row_types: HashMap<(u32, u32), Arc<RowType>>,
     /// The row type of the last change: neighbouring changes mostly share it.
@@ -91,6 +94,7 @@ impl Continuity {
             heard: Position::ZERO,
             phase: Phase::Opening,
             snapshot: None,
+            chunk_of: (0, false),
             draining: false,
             row_types: HashMap::new(),
             recent: None,
@@ -229,7 +233,7 @@ impl Continuity {
         self.phase = Phase::Within { begin: position };
         let commit_time = begin.commit_time.unwrap_or_default();
         let v1::Begin { xid, origin, snapshot, new_tables, .. } = begin;
-        self.follow((snapshot, new_tables))?;
+        self.chunk_of = (snapshot, new_tables);
         out.push_back(Event::Begin { position, commit_time, xid, origin, snapshot });
         Ok(())
     }
@@ -323,8 +327,11 @@ impl Continuity {
         let op = v1::change::Op::try_from(change.op).ok().and_then(Op::from_proto);
         let op = op.ok_or(Violation::Unknown("Op"))?;
         let position = Position { lsn: begin.lsn, ordinal: change.ordinal };
-        if begin.is_of_snapshot() != (op == Op::Read) || (begin.is_of_snapshot() && position != begin) {
+        if (op == Op::Read && !begin.is_of_snapshot()) || (begin.is_of_snapshot() && position != begin) {
             return Err(Violation::Ordinal(position));
+        }
+        if op == Op::Read {
+            self.follow(self.chunk_of)?;
         }
         let old_kind = v1::change::OldKind::try_from(change.old_kind).map_err(|_| Violation::Unknown("OldKind"))?;
         let row_type = match change.row_type {
@@ -801,6 +808,9 @@ mod tests {
     fn what_does_not_fit_into_a_snapshot_is_a_violation() {
         assert!(matches!(violates(&mut within(), changes(&[read()])), Violation::Ordinal(_)));
         assert!(matches!(violates(&mut within_chunk(), changes(&[insert(1)])), Violation::Ordinal(_)));
+        feed(&mut between(), vec![chunk(4), changes(&[insert((1 << 31) + 1)]), commit(CHUNK)])
+            .1
+            .expect("what another corrects");
         let elsewhere = v1::Change { ordinal: (1 << 31) + 2, ..read() };
         assert!(matches!(violates(&mut within_chunk(), changes(&[elsewhere])), Violation::Ordinal(_)));
         assert!(matches!(violates(&mut between(), chunk(0)), Violation::Ordinal(_)));

@@ -36,7 +36,8 @@ pub enum Event {
         xid: u32,
         /// Replication origin, where it was replicated into the source; else empty.
         origin: String,
-        /// Of a chunk of a snapshot, whose changes are all [`Op::Read`]: the snapshot's number. 0 for transactions.
+        /// Of a chunk of a snapshot: its number. The changes are all [`Op::Read`] where it is the subscription's own, and else what
+        /// the snapshot has found to be otherwise than it was delivered. 0 for transactions.
         snapshot: u32,
     },
     /// A change of the transaction that has begun.

@@ -12,7 +12,7 @@ use std::{
 use futures_util::Stream;
 use prost_types::Timestamp;
 
-use crate::{Change, Changes, ClientError, Event, Position, Token};
+use crate::{Change, Changes, ClientError, Event, Op, Position, Token};
 
 /// A transaction, a message outside of transactions, or a chunk of a snapshot.
 #[derive(Clone, Debug)]
@@ -25,7 +25,8 @@ pub struct Transaction {
     pub xid: u32,
     /// Replication origin, where it was replicated into the source; else empty.
     pub origin: String,
-    /// Of a chunk, whose changes are all [`Op::Read`](crate::Op::Read): the snapshot's number. 0 for transactions.
+    /// Of a chunk: the snapshot's number. Its changes are all [`Op::Read`](crate::Op::Read) where that is the subscription's own, and
+    /// else what the snapshot has found to be otherwise than it was delivered. 0 for transactions.
     pub snapshot: u32,
     /// Its changes, in order.
     pub changes: Vec<Change>,
@@ -150,7 +151,7 @@ impl Assembly {
             Event::Commit { token } => {
                 self.token = Some(token.clone());
                 let Open { position, commit_time, xid, origin, snapshot, changes, .. } = std::mem::take(&mut self.open);
-                if snapshot != 0 {
+                if changes.iter().any(|change| change.op == Op::Read) {
                     self.snapshots.insert(snapshot);
                 }
                 return Ok(Some(Transaction { position, commit_time, xid, origin, snapshot, changes, token }));

@@ -18,7 +18,7 @@ use std::{
     time::Duration,
 };
 use tidegate_capture::{
-    Capture, CaptureConfig, CaptureStatus, NewTable, NewTables, OnDiscontinuity, Resume, SnapshotConfig,
+    Capture, CaptureConfig, CaptureStatus, MirrorLink, NewTable, NewTables, OnDiscontinuity, Resume, SnapshotConfig,
     SnapshotRequests, State, StoredSnapshot,
 };
 use tidegate_control::{Connector, Control};
@@ -81,6 +81,7 @@ pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf, instan
             config::NewTables::Snapshot => NewTables::Snapshot,
             config::NewTables::Follow => NewTables::Follow,
         },
+        mirror: MirrorLink::default(),
     }
 }
 

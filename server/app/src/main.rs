@@ -20,6 +20,7 @@ mod http;
 mod known_tables;
 mod metrics;
 mod mirror;
+mod mirror_definitions;
 mod mirror_keeper;
 mod remote;
 mod render;

@@ -1,26 +1,37 @@
-//! Has a snapshot made of each table that is to be mirrored and is not complete, and says how each is doing.
+//! Has a snapshot made of each table that is to be mirrored and is not complete, or whose definition is not the one that its
+//! mirror was verified under, and says how each is doing.
 //!
 //! ```text
-//! known tables + mirror ─▶ which need a snapshot ─▶ SnapshotRequests, a job a table ─▶ SourceStatus.mirror
+//! known tables + mirror + definitions ─▶ which need a snapshot ─▶ SnapshotRequests, a job a table ─▶ SourceStatus.mirror
 //! ```
 //!
 //! Invariant: a table that cannot be read is tried again less and less often, and never holds up another. It deliberately knows
 //! nothing of rows: when a table is complete, the mirror says.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use tidegate_capture::{SnapshotError, SnapshotReadError, SnapshotRequests, Unsupported};
 use tidegate_control::JobState;
 use tidegate_gateway::{KnownTable, SourceStatus};
 use tidegate_model::{Retry, SourceName, TableName, TablePatterns};
+use tidegate_postgres::{
+    ConnectConfig, Session,
+    snapshot::{Fingerprint, wait_for_writers, waits_for_writers},
+};
 use tidegate_proto::v1::{MirroredTable as TableStatus, mirrored_table::State};
 use tidegate_store::{MirrorReader, MirroredTable};
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::mirror_definitions::{CompleteTables, Definitions};
 
 /// Snapshots that run at the same time, so that a source of many tables is not asked for all of them at once.
 const JOBS_MAX: usize = 4;
@@ -29,6 +40,9 @@ const RETRY: Duration = Duration::from_secs(2);
 /// After a refusal that someone has to mend.
 const REFUSED_RETRY: Duration = Duration::from_secs(60);
 const RETRY_MAX: Duration = Duration::from_secs(3600);
+/// How long transactions that write to an altered table are waited for at once, and how often they are looked at.
+const WRITERS_TIMEOUT: Duration = Duration::from_secs(30);
+const WRITERS_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Keeps the mirror of a source complete.
 pub(crate) struct MirrorKeeper {
@@ -40,6 +54,11 @@ pub(crate) struct MirrorKeeper {
     /// None before there is a capture.
     pub(crate) requests: watch::Receiver<Option<SnapshotRequests>>,
     pub(crate) status: watch::Sender<SourceStatus>,
+    /// To look for those who write to an altered table.
+    pub(crate) connect: ConnectConfig,
+    pub(crate) definitions: watch::Receiver<Definitions>,
+    /// Whose mirror is complete.
+    pub(crate) complete: watch::Sender<CompleteTables>,
 }
 
 /// What has come of a table's snapshot.
@@ -47,7 +66,11 @@ enum Ended {
     Done,
     Cancelled,
     Failed(String),
-    Refused { error: SnapshotError },
+    Refused {
+        error: SnapshotError,
+    },
+    /// It has not begun, because of this.
+    Waits(String),
 }
 
 /// A table that was tried in vain.
@@ -57,14 +80,45 @@ struct Failure {
     /// In a row.
     count: u32,
     retry_at: Instant,
+    /// The table's definition then: with another one it may succeed.
+    definition: Option<Fingerprint>,
 }
 
 /// What the keeper knows beyond the mirror.
 #[derive(Default)]
 struct Attempts {
-    jobs: JoinSet<(TableName, Ended)>,
+    jobs: JoinSet<((TableName, u32), Ended)>,
     running: Vec<TableName>,
     failures: BTreeMap<TableName, Failure>,
+    definitions: Definitions,
+}
+
+impl Attempts {
+    fn definition(&self, table: &MirroredTable) -> Option<&Fingerprint> {
+        self.definitions.get(&table.table_oid)
+    }
+
+    /// Is every row there, under the definition that the table has?
+    fn is_verified(&self, table: &MirroredTable) -> bool {
+        table.complete && self.definition(table).is_some_and(|definition| definition.as_str() == table.verified)
+    }
+
+    /// Is every row there, but under another definition?
+    fn is_altered(&self, table: &MirroredTable) -> bool {
+        table.complete && self.definition(table).is_some_and(|definition| definition.as_str() != table.verified)
+    }
+
+    /// Something may have mended what was tried in vain.
+    fn forgive(&mut self, mirrored: &[MirroredTable]) {
+        let mut failures = std::mem::take(&mut self.failures);
+        failures.retain(|name, failure| {
+            let Some(of) = mirrored.iter().find(|table| table.name == *name) else { return true };
+            // It has been given a key, or somebody else's snapshot has confirmed it.
+            let is_mended = self.is_verified(of) || (failure.state == State::Unsupported && !of.keyless);
+            !is_mended && (!of.complete || failure.definition.as_ref() == self.definition(of))
+        });
+        self.failures = failures;
+    }
 }
 
 impl MirrorKeeper {
@@ -76,6 +130,7 @@ impl MirrorKeeper {
             changed.mark_unchanged();
             let known = Arc::clone(&self.tables.borrow_and_update());
             let requests = self.requests.borrow_and_update().clone();
+            attempts.definitions = Arc::clone(&self.definitions.borrow_and_update());
             let wake = self.look(&known, requests.as_ref(), &mut attempts).await;
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -87,6 +142,7 @@ impl MirrorKeeper {
                 Ok(()) = changed.changed() => {}
                 Ok(()) = self.tables.changed() => {}
                 Ok(()) = self.requests.changed() => {}
+                Ok(()) = self.definitions.changed() => {}
                 () = async { sleep_until(wake.expect("only polled with a time")).await }, if wake.is_some() => {}
                 () = std::future::pending() => {}
             }
@@ -116,23 +172,23 @@ impl MirrorKeeper {
             }
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
-        attempts.failures.retain(|name, failure| {
-            let of = mirrored.iter().find(|table| table.name == *name);
-            // It has been given a key, or somebody else's snapshot has completed it.
-            !of.is_some_and(|table| table.complete || (failure.state == State::Unsupported && !table.keyless))
-        });
-        let now = Instant::now();
-        for name in &needed {
-            let waits = attempts.failures.get(name).is_some_and(|failure| failure.retry_at > now);
-            if let Some(requests) = requests
-                && !waits
-                && attempts.jobs.len() < JOBS_MAX
-                && !attempts.running.contains(name)
-            {
-                attempts.running.push(name.clone());
-                attempts.jobs.spawn(snapshot(requests.clone(), name.clone()));
+        self.show_complete(&mirrored);
+        attempts.forgive(&mirrored);
+        if let Some(requests) = requests {
+            for name in needed {
+                if attempts.may_start(&name) {
+                    let oid = mirrored.iter().find(|table| table.name == name).map_or(0, |table| table.table_oid);
+                    attempts.jobs.spawn(snapshot(requests.clone(), (name, oid)));
+                }
+            }
+            for table in mirrored.iter().filter(|table| table.snapshots.is_empty() && followed.contains(&table.name)) {
+                if attempts.is_altered(table) && attempts.may_start(&table.name) {
+                    let (connect, oid) = (self.connect.clone(), table.table_oid);
+                    attempts.jobs.spawn(verify(requests.clone(), connect, (table.name.clone(), oid)));
+                }
             }
         }
+        let now = Instant::now();
         let mut statuses: Vec<TableStatus> =
             followed.iter().filter_map(|name| self.table_status(name, &mirrored, attempts)).collect();
         if !known.is_empty() {
@@ -144,12 +200,32 @@ impl MirrorKeeper {
         attempts.failures.values().map(|failure| failure.retry_at).filter(|at| *at > now).min()
     }
 
+    fn show_complete(&self, mirrored: &[MirroredTable]) {
+        let complete: BTreeSet<u32> =
+            mirrored.iter().filter(|table| table.complete).map(|table| table.table_oid).collect();
+        self.complete.send_if_modified(|known| {
+            let differs = known.as_deref() != Some(&complete);
+            if differs {
+                *known = Some(Arc::new(complete));
+            }
+            differs
+        });
+    }
+
     /// None for a partition or a root whose rows are mirrored as another table's, unless it was named.
     fn table_status(&self, name: &TableName, mirrored: &[MirroredTable], attempts: &Attempts) -> Option<TableStatus> {
         let of = mirrored.iter().find(|table| table.name == *name);
         let failure = attempts.failures.get(name);
         let (state, detail) = match (of, failure) {
-            (Some(table), _) if table.complete => (State::Complete, String::new()),
+            (Some(table), _) if attempts.is_verified(table) => (State::Complete, String::new()),
+            (Some(table), failure) if table.complete => {
+                let waits = match table.snapshots.is_empty() {
+                    _ if !attempts.is_altered(table) => "whether it was altered is being asked",
+                    true => "it was altered, and waits for its snapshot",
+                    false => "",
+                };
+                (State::Verifying, failure.map_or_else(|| waits.to_owned(), |failure| failure.detail.clone()))
+            }
             (Some(table), _) if table.keyless => (State::Unsupported, SnapshotError::Keyless(name.clone()).to_string()),
             (Some(table), _) if !table.snapshots.is_empty() => (State::Building, String::new()),
             (_, Some(failure)) if failure.detail.is_empty() => return None,
@@ -161,8 +237,9 @@ impl MirrorKeeper {
         Some(TableStatus { table: name.to_string(), state: state as i32, detail, snapshot })
     }
 
-    fn ended(&self, table: TableName, ended: Ended, attempts: &mut Attempts) {
+    fn ended(&self, (table, oid): (TableName, u32), ended: Ended, attempts: &mut Attempts) {
         attempts.running.retain(|name| *name != table);
+        let definition = attempts.definitions.get(&oid).cloned();
         let count = attempts.failures.get(&table).map_or(0, |failure| failure.count) + 1;
         let (state, detail, first) = match ended {
             // The mirror completes it when it has taken the last of it. A table that then is not complete has changed meanwhile.
@@ -170,6 +247,7 @@ impl MirrorKeeper {
             Ended::Cancelled => (State::Failed, "its snapshot was cancelled".to_owned(), REFUSED_RETRY),
             Ended::Failed(detail) => (State::Failed, detail, REFUSED_RETRY),
             Ended::Refused { error } => self.refusal(&table, &error),
+            Ended::Waits(detail) => (State::Waiting, detail, RETRY),
         };
         let pause = first.saturating_mul(1 << (count - 1).min(12)).min(RETRY_MAX);
         let known = attempts.failures.get(&table).is_some_and(|failure| failure.detail == detail);
@@ -181,7 +259,7 @@ impl MirrorKeeper {
                 tracing::warn!(%source, %table, detail, "a table is not mirrored");
             }
         }
-        attempts.failures.insert(table, Failure { detail, state, count, retry_at: Instant::now() + pause });
+        attempts.failures.insert(table, Failure { detail, state, count, retry_at: Instant::now() + pause, definition });
     }
 
     fn refusal(&self, table: &TableName, error: &SnapshotError) -> (State, String, Duration) {
@@ -250,6 +328,18 @@ impl MirrorKeeper {
     }
 }
 
+impl Attempts {
+    /// If so, it counts as started.
+    fn may_start(&mut self, name: &TableName) -> bool {
+        let waits = self.failures.get(name).is_some_and(|failure| failure.retry_at > Instant::now());
+        let may = !waits && self.jobs.len() < JOBS_MAX && !self.running.contains(name);
+        if may {
+            self.running.push(name.clone());
+        }
+        may
+    }
+}
+
 fn being_opened(name: &TableName) -> TableStatus {
     let detail = "the mirror is being opened".to_owned();
     TableStatus { table: name.to_string(), state: State::Waiting as i32, detail, snapshot: 0 }
@@ -265,12 +355,38 @@ fn not_captured(name: &TableName) -> TableStatus {
     }
 }
 
+/// Runs a snapshot of an altered table to its end. What was being written when it was altered may be streamed as of before, and is
+/// waited for.
+async fn verify(
+    requests: SnapshotRequests,
+    connect: ConnectConfig,
+    (table, oid): (TableName, u32),
+) -> ((TableName, u32), Ended) {
+    let writers = async {
+        let session = Session::connect(&connect).await?;
+        let writers = waits_for_writers(&session, &[oid]).await?;
+        wait_for_writers(&session, writers, WRITERS_INTERVAL).await?;
+        anyhow::Ok(())
+    };
+    let waits = match timeout(WRITERS_TIMEOUT, writers).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("{error:#}")),
+        Err(_) => {
+            Some("it was altered, and waits for transactions that wrote to it before; end those that idle".to_owned())
+        }
+    };
+    match waits {
+        None => snapshot(requests, (table, oid)).await,
+        Some(detail) => ((table, oid), Ended::Waits(detail)),
+    }
+}
+
 /// Runs a snapshot of the table to its end.
-async fn snapshot(requests: SnapshotRequests, table: TableName) -> (TableName, Ended) {
+async fn snapshot(requests: SnapshotRequests, (table, oid): (TableName, u32)) -> ((TableName, u32), Ended) {
     let mut statuses = requests.statuses();
     let started = match requests.start(vec![table.clone()]).await {
         Ok(started) => started,
-        Err(error) => return (table, Ended::Refused { error }),
+        Err(error) => return ((table, oid), Ended::Refused { error }),
     };
     let ended = statuses.wait_for(|all| {
         let job = all.iter().find(|status| status.snapshot == started.snapshot);
@@ -287,5 +403,5 @@ async fn snapshot(requests: SnapshotRequests, table: TableName) -> (TableName, E
         },
         Err(_) => Ended::Refused { error: SnapshotError::NotConnected },
     };
-    (table, ended)
+    ((table, oid), ended)
 }

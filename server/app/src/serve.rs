@@ -4,7 +4,7 @@
 //!              ┌ capture_task ─▶ feed ─▶ StoreWriter ┐
 //! each source ─┤                                     ├─▶ Store ─▶ gateway (gRPC)
 //!              ├ known_tables ───────────────────────┤       └──▶ http (metrics, health)
-//!              └ mirror_keeper (where there is one) ─┘
+//!              └ mirror_keeper, mirror_definitions ──┘
 //! ```
 //!
 //! What a task's death means: a store that fails takes the process down in order, since a restart recovers it; so does
@@ -15,6 +15,7 @@
 
 use anyhow::{Context, bail};
 use std::{fs::File, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use tidegate_capture::{CaptureConfig, MirrorLink};
 use tidegate_feed::{Durable, local};
 use tidegate_gateway::{Gateway, GatewayConfig, SourceHandle, SourceStatus};
 use tidegate_model::{Clock, Position, SystemClock};
@@ -36,6 +37,7 @@ use crate::{
     http::{self, Observed},
     known_tables,
     metrics::{Metrics, ObservedSource},
+    mirror_definitions::{DefinitionWatch, Definitions},
     mirror_keeper::MirrorKeeper,
 };
 
@@ -201,8 +203,10 @@ impl Server {
         });
         let counters = Arc::new(CaptureCounters::default());
         let (requests, requests_seen) = watch::channel(None);
+        let (complete, complete_seen) = watch::channel(None);
+        let link = MirrorLink { complete: mirror.is_some().then_some(complete_seen), ..MirrorLink::default() };
         let task = CaptureTask {
-            config: capture_config(source, spool_dir, &self.instance),
+            config: CaptureConfig { mirror: link.clone(), ..capture_config(source, spool_dir, &self.instance) },
             connector: self.control.connector(),
             publisher,
             resume: recovered.map(|recovered| resume(recovered, &store)),
@@ -224,13 +228,24 @@ impl Server {
             Ok(())
         });
         if let (Some(mirror), Some(patterns)) = (mirror.clone(), source.mirror.clone()) {
-            let (tables, requests) = (tables.clone(), requests_seen.clone());
-            let keeper = MirrorKeeper { source: source.name.clone(), patterns, mirror, tables, requests, status };
-            let stop = self.stop.intake.clone();
-            self.intake.spawn(async move {
-                keeper.run(stop).await;
-                Ok(())
-            });
+            let (tables, requests, connect) = (tables.clone(), requests_seen.clone(), source.connect.clone());
+            let (seen, definitions) = watch::channel(Definitions::default());
+            let source_name = source.name.clone();
+            self.keep_mirror(
+                (source, seen),
+                link,
+                MirrorKeeper {
+                    source: source_name,
+                    patterns,
+                    mirror,
+                    tables,
+                    requests,
+                    status,
+                    connect,
+                    definitions,
+                    complete,
+                },
+            );
         }
         self.observed.push(ObservedSource {
             name: source.name.clone(),
@@ -241,6 +256,28 @@ impl Server {
         let (name, snapshots) = (source.name.clone(), Arc::new(CapturedSnapshots(requests_seen)));
         self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror });
         Ok(())
+    }
+
+    /// Starts what keeps a source's mirror complete and verified.
+    fn keep_mirror(
+        &mut self,
+        (source, seen): (&Source, watch::Sender<Definitions>),
+        link: MirrorLink,
+        keeper: MirrorKeeper,
+    ) {
+        let (connect, publication) = (source.connect.clone(), source.publication.clone());
+        let (complete, altered) = (keeper.complete.subscribe(), link.altered);
+        let watch = DefinitionWatch { connect, publication, complete, altered, seen };
+        let stop = self.stop.intake.clone();
+        self.intake.spawn(async move {
+            watch.run(stop).await;
+            Ok(())
+        });
+        let stop = self.stop.intake.clone();
+        self.intake.spawn(async move {
+            keeper.run(stop).await;
+            Ok(())
+        });
     }
 
     /// Serves what the stores hold, before any database has been reached.

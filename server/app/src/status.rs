@@ -69,7 +69,7 @@ fn mirror(tables: &[MirroredTable]) -> String {
     };
     for table in tables.iter().filter(|table| !is_complete(table)) {
         text.push_str(&format!("  mirror of {}: {}", table.table, mirror_state(table.state())));
-        if table.state() == MirrorState::Building {
+        if matches!(table.state(), MirrorState::Building | MirrorState::Verifying) && table.snapshot > 0 {
             text.push_str(&format!(", see snapshot {}", table.snapshot));
         }
         text.push_str(&if table.detail.is_empty() { "\n".to_owned() } else { format!(": {}\n", table.detail) });
@@ -85,6 +85,7 @@ fn mirror_state(state: MirrorState) -> &'static str {
         MirrorState::Complete => "complete",
         MirrorState::Unsupported => "unsupported",
         MirrorState::Failed => "failed",
+        MirrorState::Verifying => "verifying",
     }
 }
 

@@ -123,6 +123,7 @@ impl<P: Publish> Capture<P> {
                 source: config.source.clone(),
                 publication: config.publication.clone(),
                 promised,
+                mirror: config.mirror.clone(),
             },
             snapshots: Stage::default(),
             orders: ordered,
@@ -483,6 +484,7 @@ impl<P: Publish> Capture<P> {
             gather_until: None,
             snapshots: &mut self.snapshots,
             orders: &mut self.orders,
+            altered: &self.config.mirror.altered,
             ask_at: None,
         };
         streaming.run(reader).await.map_err(|error| self.named(error, in_progress))

@@ -1,10 +1,15 @@
 //! What a capture is told.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+};
 
 use tidegate_model::{Delivered, EpochInfo, Position, SourceName, TablePatterns, TransactionId};
 use tidegate_postgres::ConnectConfig;
 use tidegate_proto::v1;
+use tokio::sync::{Notify, watch};
 
 use crate::SnapshotConfig;
 
@@ -43,6 +48,18 @@ pub enum NewTables {
     Snapshot,
     /// Once it is in the publication, its changes are followed.
     Follow,
+    /// The mirror that follows.
+    pub mirror: MirrorLink,
+}
+
+/// What capture and the keeper of the source's mirror tell each other.
+#[derive(Clone, Debug, Default)]
+pub struct MirrorLink {
+    /// Told whenever the stream suggests that a table's definition has changed.
+    pub altered: Arc<Notify>,
+    /// The tables (`pg_class.oid`) whose mirror is complete, and is verified again when their definition changes; None before
+    /// that is known.
+    pub complete: Option<watch::Receiver<Option<Arc<BTreeSet<u32>>>>>,
 }
 
 /// What to do when continuity cannot be proved.

@@ -38,7 +38,7 @@ mod transaction;
 mod undeliverable;
 
 pub use capture::Capture;
-pub use config::{CaptureConfig, NewTables, OnDiscontinuity, Resume, StoredSnapshot};
+pub use config::{CaptureConfig, MirrorLink, NewTables, OnDiscontinuity, Resume, StoredSnapshot};
 pub use continuity::Discontinuity;
 pub use error::CaptureError;
 pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotRequests, SnapshotStatus, Started, TableStatus};

@@ -4,16 +4,20 @@
 //! Every line is a promise. One that is gone means that changes were not sent for a while, or are not any more, unless its table
 //! or schema has itself been dropped. One that has joined is recorded with `new ` before it until its past is *settled*: until
 //! all who may have written to the table before it joined have ended, and its snapshot is recorded, where there is to be one.
-//! So what is still to be done about it is known after every crash.
+//! So what is still to be done about it is known after every crash. A table that is published with another row filter or column
+//! list keeps its promise if it has a mirror: that is compared with the table again, and what differs is delivered.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeSet, HashSet},
+    sync::Arc,
+};
 
 use tidegate_control::{Control, KnownPublication};
 use tidegate_model::SourceName;
 use tidegate_postgres::{CatalogError, PublicationContent, Session, existing};
 use tokio::sync::watch;
 
-use crate::{CaptureError, Discontinuity};
+use crate::{CaptureError, Discontinuity, MirrorLink};
 
 /// Before a line whose past is not settled.
 const NEW: &str = "new ";
@@ -27,10 +31,14 @@ pub(crate) struct Promised {
 }
 
 impl Promised {
-    /// What is promised now; what was not before is new.
+    /// What is promised now; what was not before is new. A settled table that is published in another way stays settled: it is
+    /// mirrored, and compared again.
     fn joined_by(known: &str, now: &PublicationContent) -> Self {
         let is_member = |line: &str| line.starts_with("table ") || line.starts_with("schema ");
-        let line = |line: &str| match known.lines().any(|known| known == line) || !is_member(line) {
+        let settled: HashSet<u32> = known.lines().filter_map(table_of).collect();
+        let is_settled = |line: &str| table_of(line).is_some_and(|oid| settled.contains(&oid));
+        let is_known = |line: &str| known.lines().any(|known| known == line) || is_settled(line);
+        let line = |line: &str| match is_known(line) || !is_member(line) {
             true => line.to_owned(),
             false => format!("{NEW}{line}"),
         };
@@ -78,6 +86,7 @@ pub(crate) struct Promises {
     pub(crate) publication: String,
     /// What is recorded.
     pub(crate) promised: watch::Sender<Promised>,
+    pub(crate) mirror: MirrorLink,
 }
 
 impl Promises {
@@ -155,7 +164,12 @@ impl Promises {
         let Some(known) = known.filter(|known| known.oid == now.oid) else {
             return Ok(Err(Discontinuity::PublicationRecreated { publication }));
         };
-        let broken = broken(known.content.as_deref().unwrap_or_default(), &now.content);
+        let mut broken = broken(known.content.as_deref().unwrap_or_default(), &now.content);
+        let changed = broken.still_published(&now.content);
+        if !changed.is_empty() {
+            let mirrored = self.mirrored().await;
+            broken.tables.retain(|oid| !(changed.contains(oid) && mirrored.contains(oid)));
+        }
         let mut what = existing(session, &broken.tables, &broken.schemas).await?;
         if broken.options {
             what.push("its options or owner".to_owned());
@@ -164,6 +178,13 @@ impl Promises {
             return Ok(Ok(()));
         }
         Ok(Err(Discontinuity::PublicationChanged { publication, what: what.join(", ") }))
+    }
+
+    /// The tables whose mirror is complete. It is opened beside the connection, and waited for.
+    async fn mirrored(&self) -> BTreeSet<u32> {
+        let Some(mut complete) = self.mirror.complete.clone() else { return BTreeSet::new() };
+        let known = complete.wait_for(Option::is_some).await;
+        known.ok().and_then(|known| known.as_deref().cloned()).unwrap_or_default()
     }
 }
 
@@ -175,8 +196,21 @@ struct Broken {
     schemas: Vec<u32>,
 }
 
+impl Broken {
+    /// Those of the tables that are published in another way now.
+    fn still_published(&self, now: &str) -> HashSet<u32> {
+        let published: HashSet<u32> = now.lines().filter_map(table_of).collect();
+        self.tables.iter().copied().filter(|oid| published.contains(oid)).collect()
+    }
+}
+
+/// The table that a line is about.
+fn table_of(line: &str) -> Option<u32> {
+    line.strip_prefix("table ")?.split(' ').next()?.parse().ok()
+}
+
 fn broken(known: &str, now: &str) -> Broken {
-    let now: std::collections::HashSet<&str> = now.lines().collect();
+    let now: HashSet<&str> = now.lines().collect();
     let mut broken = Broken::default();
     for line in known.lines().map(|line| line.strip_prefix(NEW).unwrap_or(line)).filter(|line| !now.contains(line)) {
         let mut words = line.split(' ');
@@ -203,6 +237,7 @@ mod tests {
         assert_eq!(broken(known, &readded), Broken { tables: vec![16385], ..Broken::default() });
         let listed = known.replace("d41d8 1 2", "d41d8 1");
         assert_eq!(broken(known, &listed), Broken { tables: vec![16400], ..Broken::default() });
+        assert_eq!(broken(known, &listed).still_published(&listed), HashSet::from([16400]));
         let gone = known.replace("schema 2200 16402", "");
         assert_eq!(broken(known, &gone), Broken { schemas: vec![2200], ..Broken::default() });
         // The flags are the same again, but the row of the catalog is another.

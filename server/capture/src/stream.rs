@@ -8,7 +8,11 @@ use tidegate_postgres::{
     Frame, Session, WalReader,
     pgoutput::{Decoder, Message},
 };
-use tokio::{sync::mpsc, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Notify, mpsc},
+    task::JoinSet,
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -50,6 +54,8 @@ pub(crate) struct Streaming<'a, P> {
     pub(crate) stuck: &'a mut Option<Stuck>,
     pub(crate) snapshots: &'a mut Stage,
     pub(crate) orders: &'a mut mpsc::Receiver<Order>,
+    /// Told that a table's definition may have changed.
+    pub(crate) altered: &'a Notify,
     /// A chunk waits for its watermark: when the server is asked again where its WAL ends.
     pub(crate) ask_at: Option<Instant>,
     /// The newest point whose block has not been published yet.
@@ -162,6 +168,7 @@ impl<P: Publish> Streaming<'_, P> {
         match self.assembler.handle(message)? {
             Step::Done => Ok(()),
             Step::Resolve(relation) => {
+                self.altered.notify_one();
                 let followed = tokio::select! {
                     biased;
                     () = self.stop.cancelled() => return Err(Interrupt::Stopped),

@@ -8,8 +8,8 @@
 //! [`filter`] is a function of plan, block and carry, so that all subscriptions with the plan share its result. A
 //! [`Delivery`] is one subscription's way through filtered blocks: what it was told, and its credit.
 //!
-//! Of chunks and snapshots' marks, a plan has those of its own snapshot, and of snapshots of new tables; the others pass like
-//! transactions without a match.
+//! Of snapshots' marks, a plan has those of its own snapshot, and of snapshots of new tables. Of their chunks it has the reads; of
+//! the others', what they correct.
 //!
 //! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
@@ -19,7 +19,7 @@ use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_model::{Block, Entry, Kind, Position};
+use tidegate_model::{Block, Entry, Kind, Op, Position};
 use tidegate_proto::v1;
 use tidegate_schema::event_body;
 
@@ -111,7 +111,7 @@ impl What {
 pub(crate) struct Carry {
     /// The subscription has all up to here, and nothing has come that stands behind it.
     start: Option<Position>,
-    /// The transaction that is open, unless nothing of it is wanted.
+    /// The transaction or chunk that is open.
     open: Option<Open>,
     /// Projections of changes. Empty almost always.
     cut: Vec<(u32, ChangeProjector)>,
@@ -133,9 +133,17 @@ impl Carry {
 #[derive(Clone, Debug)]
 struct Open {
     begin: Begin,
-    of_snapshot: bool,
+    /// Of a chunk: is it of a snapshot that the plan receives?
+    chunk: Option<bool>,
     /// Something in it has matched, and its Begin is in a piece.
     matched: bool,
+}
+
+impl Open {
+    /// Is this operation for the plan? In a chunk, reads are for who follows its snapshot, and corrections for the others.
+    fn has(&self, op: Op) -> bool {
+        self.chunk.is_none_or(|is_own| is_own == (op == Op::Read))
+    }
 }
 
 /// Where a Begin is to be had.
@@ -222,13 +230,13 @@ impl Filter<'_> {
                 self.pieces.push(Piece { what, range: range(entry), copied: false });
             }
             Kind::Begin => {
-                let of_snapshot = entry.is_of_snapshot();
-                let wanted = !of_snapshot || receives_chunk(self.plan, entry, &self.payload[range(entry)])?;
-                let begin = Begin::Here(range(entry));
-                self.carry.open = wanted.then_some(Open { begin, of_snapshot, matched: false });
+                let payload = &self.payload[range(entry)];
+                let chunk =
+                    entry.is_of_snapshot().then(|| receives_chunk(self.plan, entry, payload)).transpose()?;
+                self.carry.open = Some(Open { begin: Begin::Here(range(entry)), chunk, matched: false });
             }
             Kind::Commit => self.commit(entry),
-            Kind::Change if self.carry.open.is_none() => {}
+            Kind::Change if !self.carry.open.as_ref().is_some_and(|open| open.has(entry.op)) => {}
             Kind::Change => {
                 let routing = self.routing(entry.row_type, lookup)?;
                 for selection in 0..routing.deliver.len() {
@@ -271,7 +279,7 @@ impl Filter<'_> {
             self.append(Piece { what, range: range(entry), copied: false }, true);
         }
         // A chunk has no commit time of its own.
-        if !open.of_snapshot {
+        if open.chunk.is_none() {
             self.ended = Some(open.begin);
         }
     }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use prost::Message as _;
-use tidegate_model::{Block, Entry, Kind, Position, Token, TokenPrefix};
+use tidegate_model::{Block, Entry, Kind, Op, Position, Token, TokenPrefix};
 use tidegate_proto::v1::{self, watch_response::Mark};
 use tidegate_schema::event_body;
 use tokio::time::Instant;
@@ -228,7 +228,8 @@ impl Live {
                 let body = event_body(&field).map_err(|_| damaged(entry))?;
                 self.begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
             }
-            Kind::Change if !self.receives() => {}
+            // Who receives a chunk's snapshot has its reads, and everybody else what it corrects.
+            Kind::Change if self.begin.snapshot != 0 && self.receives() != (entry.op == Op::Read) => {}
             Kind::Change => self.change(block, entry, queue)?,
             Kind::Commit => {
                 if self.begin.snapshot == 0 {

@@ -30,7 +30,7 @@ mod writers;
 pub use copy_text::{CopyRow, CopyValues};
 pub use cursor::{Cursor, CursorError};
 pub use error::{SnapshotReadError, Unsupported};
-pub use fingerprint::{Fingerprint, table_fingerprint};
+pub use fingerprint::{Fingerprint, FingerprintQuery, table_fingerprint};
 pub use key::KeyColumn;
 pub use plan::{PlanKind, Storage, TablePlan, table_plan};
 pub use reader::{Chunk, ChunkFacts, ChunkReader};

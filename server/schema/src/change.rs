@@ -35,9 +35,10 @@ pub struct ChangeParts<'a> {
 }
 
 /// `tidegate.v1.Change.OldKind`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OldKind {
     /// No old row.
+    #[default]
     None = 0,
     /// The key.
     Key = 1,

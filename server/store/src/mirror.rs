@@ -16,6 +16,8 @@
 //! - A table is *complete* from the end of a snapshot that began while it was followed. Only then are its changes filled and its
 //!   rows read. What the snapshot did not confirm is gone with its end: each row carries the number of the pass (generation)
 //!   that confirmed it last, and older ones count as absent.
+//! - A later snapshot of a complete table corrects it in place, and what it corrects goes into the log as changes. With its end the
+//!   table is *verified* under the definition that the snapshot was read under, if that was one and the same.
 //! - What is filled into a change is what the row encoder would have written. Where that is not known (a column that the stored
 //!   row did not have yet, a row that never came), the change stays as it was: unchanged is never taken for null.
 //! - The changelog is the truth. A mirror that does not fit it, or cannot be read, is dropped, and its tables need a snapshot.
@@ -25,6 +27,7 @@
 mod apply;
 mod change;
 mod chunk;
+mod correct;
 mod cut;
 mod engine;
 mod error;

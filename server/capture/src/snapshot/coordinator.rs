@@ -330,18 +330,8 @@ impl Coordinator {
                         (self.reading, in_flight) = (self.reading + 1, add(in_flight, (1, CHUNK_BYTES)));
                         let reader = self.idle_readers.pop();
                         let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&context.connect)));
-                        let (planned, outcomes) = (pass.plan(table), self.outcomes.clone());
-                        let (snapshot, table_oid, attempt) = (*number, planned.table_oid(), work.attempt());
-                        let ticket = Ticket {
-                            snapshot,
-                            table_oid,
-                            table,
-                            attempt,
-                            start: work.start(),
-                            end: None,
-                            byte_count: 0,
-                            outcomes,
-                        };
+                        let planned = pass.plan(table);
+                        let ticket = Ticket::new((*number, table), &planned, &work, self.outcomes.clone());
                         self.tasks.spawn(read(orders, reader, (planned, work), ticket));
                     }
                     Step::End(abandoned) => {

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use tidegate_model::{Position, Relation, TableName};
+use tidegate_postgres::snapshot::Fingerprint;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    job::Place,
+    job::{Place, Work},
+    reader::Planned,
     reconcile::{Chunk, ReadAgain},
     tracking::ReadId,
 };
@@ -75,6 +77,8 @@ pub(crate) struct Ticket {
     pub(crate) end: Option<Place>,
     /// What it takes in memory, as [`super::job::Read`] says.
     pub(crate) byte_count: u64,
+    /// Of the definition that the chunk is read under.
+    pub(crate) fingerprint: Fingerprint,
     pub(crate) outcomes: mpsc::Sender<Outcome>,
 }
 
@@ -100,6 +104,17 @@ pub(crate) enum ChunkResult {
 }
 
 impl Ticket {
+    /// For a chunk that is to be read of a snapshot's table.
+    pub(crate) fn new(
+        (snapshot, table): (u32, usize),
+        planned: &Planned,
+        work: &Work,
+        outcomes: mpsc::Sender<Outcome>,
+    ) -> Self {
+        let (attempt, start, fingerprint) = (work.attempt(), work.start(), planned.plan.fingerprint.clone());
+        Ticket { snapshot, table_oid: planned.table_oid(), table, attempt, start, end: None, byte_count: 0, fingerprint, outcomes }
+    }
+
     /// Tells the coordinator. There are never more chunks than the channel holds; if it is gone, nobody needs to know.
     pub(crate) fn tell(self, result: ChunkResult) {
         let Ticket { snapshot, table, attempt, end, outcomes, .. } = self;

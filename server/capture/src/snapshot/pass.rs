@@ -43,6 +43,8 @@ pub(crate) struct TableResume {
     pub(crate) place: Place,
     pub(crate) row_count: u64,
     pub(crate) gaps: Gaps,
+    /// Of the definition that the chunk was read under.
+    pub(crate) fingerprint: String,
 }
 
 /// A snapshot that has not ended.

@@ -57,12 +57,22 @@ struct Progress {
     /// What its rows are encoded as, and by what they are told apart.
     row_type: u32,
     key: FieldSet,
+    /// Of the definition that the last chunk was read under.
+    fingerprint: String,
 }
 
 impl Progress {
-    fn new(name: &TableName, codec: &TableCodec, place: Place, row_count: u64) -> Self {
-        let (name, accepted, key) = (name.clone(), place.clone(), codec.key.clone());
-        Progress { name, place, accepted, row_count, row_type: codec.row_type, key }
+    fn new(name: &TableName, codec: &TableCodec, resume: Option<&TableResume>) -> Self {
+        let place = resume.map_or(Place::Start, |resume| resume.place.clone());
+        Progress {
+            name: name.clone(),
+            accepted: place.clone(),
+            place,
+            row_count: resume.map_or(0, |resume| resume.row_count),
+            row_type: codec.row_type,
+            key: codec.key.clone(),
+            fingerprint: resume.map(|resume| resume.fingerprint.clone()).unwrap_or_default(),
+        }
     }
 }
 
@@ -115,7 +125,6 @@ impl Stage {
         resume: Option<&TableResume>,
     ) {
         let (name, codec) = table;
-        let place = resume.map_or(Place::Start, |resume| resume.place.clone());
         let recorded = resume.map(|resume| {
             let mut gaps = resume.gaps.clone();
             if resume.row_type != codec.row_type {
@@ -125,7 +134,7 @@ impl Stage {
             Recorded { at: resume.at, gaps, pass_done: resume.place == Place::End }
         });
         self.track(snapshot, begin, (name, codec), (recorded, Vec::new()));
-        let progress = Progress::new(name, codec, place, resume.map_or(0, |resume| resume.row_count));
+        let progress = Progress::new(name, codec, resume);
         self.tables.insert((snapshot, codec.table_oid), progress);
         self.begins.insert(snapshot, begin);
     }
@@ -189,7 +198,7 @@ impl Stage {
         assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, _)| name.to_string()).collect());
         for (name, codec) in tables {
             self.track(snapshot, begin, (name, codec), (None, writers(codec.table_oid)));
-            let progress = Progress::new(name, codec, Place::Start, 0);
+            let progress = Progress::new(name, codec, None);
             self.tables.insert((snapshot, codec.table_oid), progress);
         }
         self.begins.insert(snapshot, begin);
@@ -284,7 +293,7 @@ impl Stage {
         self.void(snapshot, table_oid);
         let received = assembler.received();
         let position = next_position(received, received.lsn);
-        let cursor = self.cursor(position, snapshot, table_oid);
+        let cursor = self.cursor(position, (snapshot, table_oid), false);
         assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
         Finish::From(Place::Start)
     }
@@ -298,12 +307,24 @@ impl Stage {
         };
         let Some(position) = position else { return false };
         if self.begins.remove(&snapshot).is_some() {
+            let position = if abandoned.is_empty() { self.close(snapshot, position, assembler) } else { position };
             assembler.emit_snapshot_end(position, snapshot, abandoned);
         }
         self.tracking.end(snapshot);
         self.tables.retain(|(of, _), _| *of != snapshot);
         self.tickets.retain(|_, ticket| ticket.snapshot != snapshot);
         true
+    }
+
+    /// Closes each table with a chunk without rows, from that position on; returns where the snapshot's end may stand.
+    fn close(&mut self, snapshot: u32, mut position: Position, assembler: &mut Assembler) -> Position {
+        let tables: Vec<u32> = self.tables.keys().filter(|(of, _)| *of == snapshot).map(|(_, oid)| *oid).collect();
+        for table_oid in tables {
+            let cursor = self.cursor(position, (snapshot, table_oid), true);
+            assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
+            position = next_position(position, position.lsn);
+        }
+        position
     }
 
     /// Lets every chunk pass whose turn it is.
@@ -339,6 +360,7 @@ impl Stage {
         let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) else { return };
         let rows = chunk.parts.iter().flat_map(|part| &part.entries).filter(|entry| !entry.continues);
         let row_count = rows.count() as u64;
+        progress.fingerprint = ticket.fingerprint.as_str().to_owned();
         if let Some(end) = &ticket.end {
             progress.place.clone_from(end);
             progress.row_count += row_count;
@@ -346,7 +368,7 @@ impl Stage {
                 self.tracking.pass_done(snapshot, table_oid);
             }
         }
-        let cursor = self.cursor(position, snapshot, table_oid);
+        let cursor = self.cursor(position, (snapshot, table_oid), false);
         assembler.emit_chunk(position, snapshot, chunk.parts, &cursor);
         let byte_count = ticket.byte_count;
         ticket.tell(ChunkResult::Emitted { row_count, byte_count });
@@ -359,13 +381,13 @@ impl Stage {
             if self.tracking.gaps(snapshot, table_oid).is_some_and(Gaps::take_unrecorded) {
                 let received = assembler.received();
                 let position = next_position(received, received.lsn);
-                let cursor = self.cursor(position, snapshot, table_oid);
+                let cursor = self.cursor(position, (snapshot, table_oid), false);
                 assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
             }
         }
     }
 
-    fn cursor(&mut self, at: Position, snapshot: u32, table_oid: u32) -> Vec<u8> {
+    fn cursor(&mut self, at: Position, (snapshot, table_oid): (u32, u32), closes: bool) -> Vec<u8> {
         let gaps = self.tracking.gaps(snapshot, table_oid).map(|gaps| {
             gaps.take_unrecorded();
             gaps.encode()
@@ -379,6 +401,8 @@ impl Stage {
             row_count: progress.row_count,
             schema: progress.name.schema.clone(),
             table: progress.name.table.clone(),
+            fingerprint: progress.fingerprint.clone(),
+            closes,
         }
         .encode_to_vec()
     }
@@ -416,5 +440,6 @@ pub(crate) fn decode_cursor(cursor: &v1::SnapshotCursor) -> Option<TableResume> 
         (false, false) => Place::After(after),
     };
     let name = TableName::new(cursor.schema.as_str(), cursor.table.as_str());
-    Some(TableResume { name, at, row_type, place, row_count: cursor.row_count, gaps: Gaps::decode(&bytes)? })
+    let (row_count, gaps, fingerprint) = (cursor.row_count, Gaps::decode(&bytes)?, cursor.fingerprint.clone());
+    Some(TableResume { name, at, row_type, place, row_count, gaps, fingerprint })
 }

@@ -108,12 +108,12 @@ fn naive_of(happenings: &[Happening], (selections, plan): (&[Selection], u32), a
             }
             Happening::SnapshotBegin(_) | Happening::SnapshotEnd(_) => continue,
         };
-        if chunk_of != 0 && chunk_of != plan {
-            continue;
-        }
         let mut matching = Vec::new();
         for (ordinal, change) in (1..).zip(changes) {
             let ordinal = if chunk_of == 0 { ordinal } else { SNAPSHOT_ORDINAL + 5 };
+            if chunk_of != 0 && (chunk_of == plan) != (change.op == Op::Read) {
+                continue;
+            }
             for (selection, wanted) in (0..).zip(selections).filter(|(_, selection)| selection.wants(change)) {
                 let (op, values) = (change.op as i32, wanted.values(change));
                 matching.push(Event::Change { selection, lsn, ordinal, op, values });
@@ -261,7 +261,7 @@ proptest! {
     }
 
     #[test]
-    fn a_plan_has_the_chunks_and_marks_of_its_own_snapshot_alone(
+    fn a_plan_has_the_reads_and_marks_of_its_own_snapshot_and_what_others_correct(
         happenings in happenings(),
         selections in proptest::collection::vec(selection(), 1..3),
         snapshot in 0_u32..3,

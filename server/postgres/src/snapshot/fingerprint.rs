@@ -6,6 +6,8 @@
 //!
 //! It may change where values do not (VACUUM FULL, a new enum label): that costs a second reading, no exactness.
 
+use std::collections::HashMap;
+
 use tidegate_model::{TableName, Visibility};
 use tokio_postgres::{Statement, types::Type};
 
@@ -35,6 +37,39 @@ pub async fn table_fingerprint(
 ) -> Result<Fingerprint, SnapshotReadError> {
     let statement = facts_statement(session).await?;
     Ok(facts(session, &statement, publication, table_oid, table).await?.fingerprint)
+}
+
+/// Reads the fingerprints of many tables in one query, over one session.
+#[derive(Debug)]
+pub struct FingerprintQuery(Statement);
+
+impl FingerprintQuery {
+    /// Prepares it.
+    ///
+    /// # Errors
+    /// The connection or the server.
+    pub async fn prepare(session: &Session) -> Result<Self, CatalogError> {
+        let sql = sql_of_many(session.server_version());
+        let preparing = session.client().prepare_typed(&sql, &[Type::OID_ARRAY, Type::TEXT]).await;
+        preparing.map(FingerprintQuery).map_err(CatalogError::while_we("prepare to read fingerprints"))
+    }
+
+    /// The fingerprints of those of the tables (`pg_class.oid`) that exist.
+    ///
+    /// # Errors
+    /// The connection or the server.
+    pub async fn read(
+        &self,
+        session: &Session,
+        publication: &str,
+        table_oids: &[u32],
+    ) -> Result<HashMap<u32, Fingerprint>, CatalogError> {
+        let doing = CatalogError::while_we("read fingerprints");
+        let rows = session.client().query(&self.0, &[&table_oids, &publication]).await.map_err(&doing)?;
+        let fingerprint =
+            |row: &tokio_postgres::Row| Ok((row.try_get(0)?, Fingerprint(row.try_get::<_, &str>(1)?.into())));
+        rows.iter().map(fingerprint).collect::<Result<_, _>>().map_err(doing)
+    }
 }
 
 /// What is read at the beginning of a chunk's transaction.
@@ -71,8 +106,30 @@ pub(super) async fn facts(
     })
 }
 
-/// $1 the table, $2 the publication. A fact is a row's text, told from those of other kinds by its first field.
+/// $1 the table, $2 the publication.
 fn sql(server_version: u32) -> String {
+    let facts = facts_of("$1", server_version);
+    format!(
+        "{facts} SELECT pg_current_snapshot()::text, {DIGEST}, EXISTS (SELECT FROM pg_class WHERE oid = $1) FROM facts"
+    )
+}
+
+/// $1 the tables, $2 the publication.
+fn sql_of_many(server_version: u32) -> String {
+    let facts = facts_of("given.oid", server_version);
+    format!(
+        "SELECT given.oid, digests.digest FROM unnest($1::oid[]) AS given (oid) JOIN pg_class c ON c.oid = given.oid
+         CROSS JOIN LATERAL ({facts} SELECT {DIGEST} AS digest FROM facts) AS digests"
+    )
+}
+
+/// Of all facts.
+const DIGEST: &str = "encode(sha256(convert_to(coalesce(string_agg(fact, E'\\n' ORDER BY fact COLLATE \"C\"), ''),
+                                          getdatabaseencoding())), 'hex')";
+
+/// The facts about a table, an expression, for the publication $2. A fact is a row's text, told from those of other kinds by its
+/// first field.
+fn facts_of(table: &str, server_version: u32) -> String {
     // 14 publishes no schemas.
     let schemas = if server_version >= 150_000 {
         "UNION ALL SELECT ROW('schema', s.*)::text FROM pg_publication_namespace s
@@ -84,15 +141,15 @@ fn sql(server_version: u32) -> String {
     format!(
         "WITH RECURSIVE
          members AS (
-           SELECT $1 AS oid
+           SELECT {table} AS oid
            UNION ALL SELECT i.inhrelid FROM members m JOIN pg_class c ON c.oid = m.oid AND c.relkind = 'p'
              JOIN pg_inherits i ON i.inhparent = m.oid),
          ancestors AS (
-           SELECT $1 AS oid
+           SELECT {table} AS oid
            UNION ALL SELECT i.inhparent FROM ancestors a JOIN pg_class c ON c.oid = a.oid AND c.relispartition
              JOIN pg_inherits i ON i.inhrelid = a.oid),
          types AS (
-           SELECT atttypid AS oid FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped
+           SELECT atttypid AS oid FROM pg_attribute WHERE attrelid = {table} AND attnum > 0 AND NOT attisdropped
            UNION
            SELECT x.oid FROM types y JOIN pg_type t ON t.oid = y.oid
              LEFT JOIN pg_range r ON r.rngtypid = t.oid OR r.rngmultitypid = t.oid
@@ -101,7 +158,7 @@ fn sql(server_version: u32) -> String {
              WHERE x.oid <> 0),
          facts (fact) AS (
            SELECT ROW('table', c.oid, n.nspname, c.relname, c.relkind, c.relreplident)::text
-             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1
+             FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {table}
            UNION ALL SELECT ROW('storage', c.oid, c.relfilenode, c.relpersistence, c.relkind)::text
              FROM pg_class c JOIN members m ON m.oid = c.oid
            UNION ALL SELECT ROW('partition', i.inhrelid, i.inhparent, i.inhdetachpending)::text
@@ -110,7 +167,7 @@ fn sql(server_version: u32) -> String {
            UNION ALL SELECT ROW('column', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,
                                 CASE WHEN a.attgenerated <> '' THEN d.adbin::text END)::text
              FROM pg_attribute a LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
-             WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+             WHERE a.attrelid = {table} AND a.attnum > 0 AND NOT a.attisdropped
            UNION ALL SELECT ROW('missing', a.attrelid, a.attnum, a.attmissingval::text)::text
              FROM pg_attribute a JOIN members m ON m.oid = a.attrelid WHERE a.atthasmissing AND NOT a.attisdropped
            UNION ALL SELECT ROW('label', e.enumtypid, e.enumsortorder, e.enumlabel)::text
@@ -120,17 +177,12 @@ fn sql(server_version: u32) -> String {
              JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped
            UNION ALL SELECT ROW('key', i.indisprimary, i.indisreplident, i.indisvalid, i.indimmediate, i.indnkeyatts,
                                 i.indkey, i.indclass, i.indcollation, i.indoption)::text
-             FROM pg_index i WHERE i.indrelid = $1 AND (i.indisprimary OR i.indisreplident)
+             FROM pg_index i WHERE i.indrelid = {table} AND (i.indisprimary OR i.indisreplident)
            UNION ALL SELECT ROW('publication', to_jsonb(p) - 'pubname' - 'pubowner')::text
              FROM pg_publication p WHERE p.pubname = $2
            UNION ALL SELECT ROW('published', r.*)::text
              FROM pg_publication_rel r JOIN pg_publication p ON p.oid = r.prpubid AND p.pubname = $2
              WHERE r.prrelid IN (SELECT oid FROM ancestors)
-           {schemas})
-         SELECT pg_current_snapshot()::text,
-                encode(sha256(convert_to(coalesce(string_agg(fact, E'\\n' ORDER BY fact COLLATE \"C\"), ''),
-                                         getdatabaseencoding())), 'hex'),
-                EXISTS (SELECT FROM pg_class WHERE oid = $1)
-         FROM facts"
+           {schemas})"
     )
 }

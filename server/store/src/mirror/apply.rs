@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use super::{
     MirrorConfig, MirrorError, MirrorReader,
     change::Joiner,
+    correct::Closing,
     cut::View,
     engine::{self, Batch, Engine},
     error::Result,
@@ -90,6 +91,8 @@ pub struct Mirror {
     /// An index that has just been made is built when this transaction is in the engine.
     pub(super) index_after: HashMap<u32, u64>,
     pub(super) joiner: Joiner,
+    /// A table that is being closed.
+    pub(super) closing: Option<Closing>,
     /// The snapshot whose chunk is being taken; 0 within transactions.
     pub(super) chunk: u32,
     /// Numbers the transaction that is being staged.
@@ -195,6 +198,7 @@ impl Mirror {
             row_types: HashMap::new(),
             index_after: HashMap::new(),
             joiner: Joiner::default(),
+            closing: None,
             chunk: 0,
             transaction: 1,
             ends: VecDeque::new(),

@@ -66,6 +66,13 @@ impl View {
         (cut, until)
     }
 
+    /// What is newest under a prefix, up to a transaction that readers do not see yet.
+    pub(crate) fn newest(&self, prefix: &[u8], transaction: u64) -> Cut {
+        let mut staged = BTreeMap::new();
+        self.overlay.copy(prefix, transaction, &mut staged);
+        Cut { engine: self.engine.clone(), base: self.engine.snapshot(), staged, position: self.position }
+    }
+
     pub(crate) fn cut(&self, prefixes: &[&[u8]]) -> Cut {
         let mut staged = BTreeMap::new();
         prefixes.iter().for_each(|prefix| self.overlay.copy(prefix, self.shown, &mut staged));

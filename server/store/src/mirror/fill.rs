@@ -22,29 +22,45 @@ use super::{
 use crate::order::split;
 
 /// What leaves is cut at this size, in bytes, so that small changes of large rows do not pile up.
-const PART_BYTES: usize = 1 << 20;
+pub(super) const PART_BYTES: usize = 1 << 20;
 
 /// Blocks on their way out.
-struct Output<'a> {
-    block: &'a Block,
+pub(super) struct Output<'a> {
+    pub(super) block: &'a Block,
     /// Entries of the block that have left or been replaced.
     done: usize,
     /// None as long as everything leaves as it came.
     builder: Option<BlockBuilder>,
     full: Vec<Block>,
-    byte_count: usize,
+    pub(super) byte_count: usize,
 }
 
 /// The pieces of a change that a mirror held.
 #[derive(Debug)]
 pub struct Held(Joiner);
 
-/// What the mirror adds to a change.
-struct Filled {
-    row: Bytes,
-    old: Bytes,
-    old_kind: OldKind,
-    unchanged: Vec<u32>,
+/// What a change is with what the mirror adds to it.
+#[derive(Default)]
+pub(super) struct Filled {
+    pub(super) row: Bytes,
+    pub(super) old: Bytes,
+    pub(super) old_kind: OldKind,
+    pub(super) unchanged: Vec<u32>,
+}
+
+impl Filled {
+    /// A new row of which the old one is not known.
+    pub(super) fn new(row: Bytes) -> Self {
+        Filled { row, ..Filled::default() }
+    }
+}
+
+/// How a change leaves.
+enum Leaves {
+    AsItCame,
+    Filled(Filled),
+    /// As it came, and behind it, what it corrects.
+    Correcting(Op, Filled),
 }
 
 impl Mirror {
@@ -79,8 +95,12 @@ impl Mirror {
         // A part of a block is a copy.
         output.copy_from(*at);
         while let Some(entry) = block.entries().get(*at) {
+            let is_new = entry.position() > self.opened_at;
+            if is_new && entry.kind == Kind::SnapshotCursor && !self.close(entry, &mut output)? {
+                break;
+            }
             *at += 1;
-            if entry.position() > self.opened_at {
+            if is_new {
                 self.take(entry, *at - 1, &mut output)?;
                 if entry.completes() {
                     self.end_transaction(entry);
@@ -129,13 +149,17 @@ impl Mirror {
             }
             return Ok(());
         };
-        match self.apply(&whole)?.filter(|_| is_held) {
-            Some(filled) => output.replace(at, entry, &whole, &filled),
-            None if was_cut && is_held => {
+        match self.apply(&whole)? {
+            Leaves::Filled(filled) if is_held => output.replace(at, entry, &whole, &filled),
+            Leaves::Correcting(op, filled) => {
+                output.pass(at);
+                output.add(entry, (op, whole.row_type), &filled);
+            }
+            Leaves::Filled(_) | Leaves::AsItCame if was_cut && is_held => {
                 let Whole { row, old, old_kind, unchanged, .. } = whole.clone();
                 output.replace(at, entry, &whole, &Filled { row, old, old_kind, unchanged });
             }
-            None => output.pass(at),
+            Leaves::Filled(_) | Leaves::AsItCame => output.pass(at),
         }
         Ok(())
     }
@@ -147,22 +171,28 @@ impl Mirror {
         (!known.key.is_empty() && known.key == table.key).then_some(table)
     }
 
-    /// Stages what the change does; what is to be added to it where it is an update or a delete.
-    fn apply(&mut self, change: &Whole) -> Result<Option<Filled>> {
+    /// Stages what the change does.
+    fn apply(&mut self, change: &Whole) -> Result<Leaves> {
         let known = self.row_types.get(&change.row_type);
-        let Some(row_type) = known.map(|known| std::sync::Arc::clone(&known.row_type)) else { return Ok(None) };
-        let Some(table) = self.tables.get(&row_type.proto().table_oid).cloned() else { return Ok(None) };
+        let Some(row_type) = known.map(|known| std::sync::Arc::clone(&known.row_type)) else {
+            return Ok(Leaves::AsItCame);
+        };
+        let Some(table) = self.tables.get(&row_type.proto().table_oid).cloned() else { return Ok(Leaves::AsItCame) };
         let of = |row: &Bytes| row::project(row, &table.key).map_err(|_| malformed(change.position, "row"));
         match change.op {
             Op::Read | Op::Insert => {
                 let key = table.row(&of(&change.row)?);
                 let is_checked = change.op == Op::Read && self.is_checked(&table);
-                let held = if is_checked || self.has_indexes(table.oid) { self.stored(&key)? } else { None };
+                let corrects = change.op == Op::Read && table.is_corrected();
+                let wanted = is_checked || corrects || self.has_indexes(table.oid);
+                let held = if wanted { self.stored(&key)? } else { None };
                 if is_checked {
                     self.check_read(change, (&table, &row_type), held.as_ref())?;
                 }
+                let correction =
+                    if corrects { self.correction(change, (&table, &row_type), held.as_ref())? } else { None };
                 self.put_row(&table, key, held.as_ref(), (change, change.row.clone(), Vec::new()))?;
-                Ok(None)
+                Ok(correction.map_or(Leaves::AsItCame, |(op, filled)| Leaves::Correcting(op, filled)))
             }
             Op::Update => self.apply_update(change, &table, &row_type),
             Op::Delete => {
@@ -170,22 +200,21 @@ impl Mirror {
                 let wanted = (table.complete && change.old_kind != OldKind::Full) || self.has_indexes(table.oid);
                 let held = if wanted { self.stored(&key)? } else { None };
                 self.remove_row(&table, key, held.as_ref())?;
-                self.filled_old(change, (&table, &row_type), held.as_ref()).map(|old| {
-                    let row = Bytes::new();
-                    old.map(|old| Filled { row, old, old_kind: OldKind::Full, unchanged: Vec::new() })
-                })
+                let old = self.filled_old(change, (&table, &row_type), held.as_ref())?;
+                let filled = old.map(|old| Filled { old, old_kind: OldKind::Full, ..Filled::default() });
+                Ok(filled.map_or(Leaves::AsItCame, Leaves::Filled))
             }
             Op::Truncate => {
                 let mut table = table;
                 self.begin_life(&mut table);
                 self.stage_table(table);
-                Ok(None)
+                Ok(Leaves::AsItCame)
             }
-            Op::None | Op::Message => Ok(None),
+            Op::None | Op::Message => Ok(Leaves::AsItCame),
         }
     }
 
-    fn apply_update(&mut self, change: &Whole, table: &Table, row_type: &RowType) -> Result<Option<Filled>> {
+    fn apply_update(&mut self, change: &Whole, table: &Table, row_type: &RowType) -> Result<Leaves> {
         let invalid = |_| malformed(change.position, "row");
         let own_old: &[u8] = &change.old;
         // A key that is unchanged and stored out of line is sent in the old row only.
@@ -212,11 +241,11 @@ impl Mirror {
             self.put_row(table, new_key, held.as_ref(), (change, row.clone(), missing.clone()))?;
         }
         if old.is_none() && missing.len() == change.unchanged.len() {
-            return Ok(None);
+            return Ok(Leaves::AsItCame);
         }
         let unchanged = change.unchanged.iter().copied().filter(|field| missing.contains(field)).collect();
         let (old, old_kind) = old.map_or((change.old.clone(), change.old_kind), |old| (old, OldKind::Full));
-        Ok(Some(Filled { row, old, old_kind, unchanged }))
+        Ok(Leaves::Filled(Filled { row, old, old_kind, unchanged }))
     }
 
     /// The whole old row, where the change does not have it and it is known.
@@ -314,9 +343,20 @@ impl Output<'_> {
 
     fn replace(&mut self, at: usize, entry: &Entry, change: &Whole, filled: &Filled) {
         self.diverge(at);
+        self.put(entry, (change.op, change.row_type), filled);
+        self.done = at + 1;
+    }
+
+    /// Another change leaves behind what has left, where the entry stands.
+    pub(super) fn add(&mut self, entry: &Entry, change: (Op, u32), filled: &Filled) {
+        self.diverge(self.done);
+        self.put(entry, change, filled);
+    }
+
+    fn put(&mut self, entry: &Entry, (op, row_type): (Op, u32), filled: &Filled) {
         let parts = ChangeParts {
-            op: change.op,
-            row_type: change.row_type,
+            op,
+            row_type,
             row: &filled.row,
             old: &filled.old,
             old_kind: filled.old_kind,
@@ -326,7 +366,6 @@ impl Output<'_> {
         let mut pieces = Pieces { output: self, ordinal: entry.ordinal };
         push_change(&parts, entry.lsn, &mut pieces);
         pieces.set_ordinals();
-        self.done = at + 1;
     }
 
     /// From here on the block is another one: copies what has been passed so far.

@@ -39,6 +39,8 @@ pub struct MirroredTable {
     pub keyless: bool,
     /// Snapshots that run and are going to complete it.
     pub snapshots: Vec<u32>,
+    /// The fingerprint of the definition under which a snapshot has confirmed every row; empty where none has.
+    pub verified: String,
 }
 
 /// A chunk of rows in a number.
@@ -161,6 +163,7 @@ impl MirrorReader {
                     complete: table.complete,
                     keyless: table.is_keyless(),
                     snapshots: table.passes.into_keys().collect(),
+                    verified: table.verified,
                 })
             })
             .collect()

@@ -48,12 +48,29 @@ pub(crate) fn conform(row: &StoredRow, from: &RowType, to: &RowType) -> Result<O
     if to.proto().columns.iter().any(|column| from.column_by_field(column.field).is_none()) {
         return Ok(None);
     }
-    let fields = stored(&row.row)?;
-    let mut out = BytesMut::with_capacity(row.row.len());
+    project_as(&row.row, to).map(Some)
+}
+
+/// The stored row as a row of another row type, in which a column that it did not have is null; None where it lacks a value that
+/// never came.
+pub(crate) fn widened(row: &StoredRow, from: &RowType, to: &RowType) -> Result<Option<Bytes>> {
+    if from.proto().row_type == to.proto().row_type && row.missing.is_empty() {
+        return Ok(Some(row.row.clone()));
+    }
+    if to.proto().columns.iter().any(|column| row.missing.contains(&column.field)) {
+        return Ok(None);
+    }
+    project_as(&row.row, to).map(Some)
+}
+
+/// The columns of a row type, as far as a stored row has them.
+fn project_as(row: &[u8], to: &RowType) -> Result<Bytes> {
+    let fields = stored(row)?;
+    let mut out = BytesMut::with_capacity(row.len());
     for column in &to.proto().columns {
         out.extend_from_slice(find(&fields, column.field).unwrap_or_default());
     }
-    Ok(Some(out.freeze()))
+    Ok(out.freeze())
 }
 
 /// The row of an update with what it leaves unchanged taken from elsewhere, and the fields that are nowhere.

@@ -34,6 +34,20 @@ pub(super) struct ChunkTable {
     pub(super) schema: String,
     #[prost(string, tag = "7")]
     pub(super) table: String,
+    #[prost(string, tag = "8")]
+    pub(super) fingerprint: String,
+    #[prost(bool, tag = "9")]
+    pub(super) closes: bool,
+}
+
+impl ChunkTable {
+    pub(super) fn read(block: &Block, entry: &Entry) -> Result<Self> {
+        ChunkTable::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotCursor"))
+    }
+
+    fn name(&self) -> TableName {
+        TableName::new(self.schema.as_str(), self.table.as_str())
+    }
 }
 
 impl Mirror {
@@ -65,6 +79,7 @@ impl Mirror {
         if !first && table.key != key {
             // Rows are held under another key. What is read from here on is under the new one, but not all of it may be.
             self.begin_life(&mut table);
+            table.is_told |= table.complete;
             table.complete = false;
             table.passes.clear();
         }
@@ -79,6 +94,7 @@ impl Mirror {
     /// A table that has not been seen before takes the place of others of its name.
     fn new_table(&mut self, oid: u32, name: &str) -> Result<Table> {
         let replaced: Vec<Table> = self.tables.values().filter(|table| table.name == name).cloned().collect();
+        let is_told = replaced.iter().any(Table::tells_all);
         for table in replaced {
             tracing::info!(
                 table = name,
@@ -94,7 +110,7 @@ impl Mirror {
         let passes = self.passes.iter().filter(|(_, pass)| names(pass)).map(|(snapshot, _)| (*snapshot, 1)).collect();
         let last = self.newest(&key::numbered(key::LIFE, oid))?;
         let life = 1 + last.map_or(Ok(0), |last| key::read_value(&last))?;
-        Ok(Table { name: name.to_owned(), life, generation: 1, passes, oid, ..Table::default() })
+        Ok(Table { name: name.to_owned(), life, generation: 1, passes, oid, is_told, ..Table::default() })
     }
 
     /// All rows so far are gone.
@@ -120,30 +136,52 @@ impl Mirror {
             self.check_begins(begin.snapshot, &table);
             self.stage_table(table);
         }
-        let entry = |name: String| PassTable { name, oid: 0, mixed: false };
+        let entry = |name: String| PassTable { name, ..PassTable::default() };
         self.stage_pass(begin.snapshot, Pass { tables: begin.tables.into_iter().map(entry).collect() });
         Ok(())
     }
 
-    /// A chunk says which incarnation it is of.
+    /// A chunk says which incarnation it is of, and which definition; the last one, that there are no more.
     pub(super) fn take_cursor(&mut self, block: &Block, entry: &Entry) -> Result<()> {
-        let chunk =
-            ChunkTable::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotCursor"))?;
+        let chunk = ChunkTable::read(block, entry)?;
         let Some(mut pass) = self.passes.get(&chunk.snapshot).cloned() else { return Ok(()) };
-        let name = TableName::new(chunk.schema, chunk.table);
-        let text = name.to_string();
+        let (name, text) = (chunk.name(), chunk.name().to_string());
         let Some(named) = pass.tables.iter_mut().find(|table| table.name == text) else { return Ok(()) };
-        if named.oid == chunk.table_oid {
-            return Ok(());
+        let before = named.clone();
+        if before.oid == 0 {
+            named.fingerprint.clone_from(&chunk.fingerprint);
         }
-        named.mixed = named.oid != 0;
+        named.altered |= named.fingerprint != chunk.fingerprint;
+        named.mixed |= before.oid != 0 && before.oid != chunk.table_oid;
         named.oid = chunk.table_oid;
-        self.stage_pass(chunk.snapshot, pass);
-        if !self.tables.contains_key(&chunk.table_oid) && self.config.tables.matches(&name) {
-            let table = self.new_table(chunk.table_oid, &text)?;
-            self.stage_table(table);
+        if *named != before {
+            self.stage_pass(chunk.snapshot, pass);
+        }
+        match self.tables.get(&chunk.table_oid).cloned() {
+            None if self.config.tables.matches(&name) => {
+                let table = self.new_table(chunk.table_oid, &text)?;
+                self.stage_table(table);
+            }
+            Some(mut table) if chunk.closes => {
+                if let Some(generation) = self.confirmed(&chunk) {
+                    table.verified = chunk.fingerprint;
+                    table.generation_min = table.generation_min.max(generation);
+                    self.stage_table(table);
+                }
+            }
+            Some(_) | None => {}
         }
         Ok(())
+    }
+
+    /// What a pass that closes a table has confirmed carries this generation; None where it does not close it, or has not confirmed
+    /// the table as a whole.
+    pub(super) fn confirmed(&self, chunk: &ChunkTable) -> Option<u32> {
+        let table = self.tables.get(&chunk.table_oid).filter(|table| chunk.closes && !table.is_keyless())?;
+        let name = chunk.name().to_string();
+        let named = self.passes.get(&chunk.snapshot)?.tables.iter().find(|table| table.name == name)?;
+        let is_confirmed = named.confirms(table.oid) && named.fingerprint == chunk.fingerprint;
+        table.passes.get(&chunk.snapshot).filter(|_| is_confirmed).copied()
     }
 
     pub(super) fn take_snapshot_end(&mut self, block: &Block, entry: &Entry) -> Result<()> {
@@ -151,8 +189,8 @@ impl Mirror {
             v1::SnapshotEnd::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotEnd"))?;
         let Some(pass) = self.end_pass(end.snapshot) else { return Ok(()) };
         let whole = |table: &Table| {
-            let of = |named: &PassTable| named.oid == table.oid && !named.mixed;
-            end.abandoned.is_empty() && !table.is_keyless() && pass.tables.iter().any(of)
+            let confirms = |named: &PassTable| named.confirms(table.oid);
+            end.abandoned.is_empty() && !table.is_keyless() && pass.tables.iter().any(confirms)
         };
         let waiting: Vec<Table> =
             self.tables.values().filter(|table| table.passes.contains_key(&end.snapshot)).cloned().collect();
@@ -160,14 +198,14 @@ impl Mirror {
             let generation = table.passes.remove(&end.snapshot).unwrap_or_default();
             self.check_ends(end.snapshot, &table, whole(&table));
             if whole(&table) {
-                table.complete = true;
+                (table.complete, table.is_told) = (true, false);
                 table.generation_min = table.generation_min.max(generation);
                 self.stage(key::numbered(key::STALE, table.oid), Some(bytes::Bytes::new()));
             } else if end.abandoned.is_empty() && !table.is_keyless() {
                 tracing::warn!(
                     table = table.name,
                     snapshot = end.snapshot,
-                    "the table has changed during its snapshot, which therefore does not complete its mirror"
+                    "the table was altered during its snapshot, which therefore does not confirm its mirror"
                 );
             }
             self.stage_table(table);

@@ -43,11 +43,28 @@ pub(crate) struct Table {
     /// `pg_class.oid`.
     #[prost(uint32, tag = "9")]
     pub(crate) oid: u32,
+    /// The fingerprint of the definition under which a snapshot has confirmed every row; empty where none has.
+    #[prost(string, tag = "10")]
+    pub(crate) verified: String,
+    /// It is not complete, but stands for one that was: before its key was changed, or it was created anew. Subscribers have of
+    /// it what it holds, or know it under another key.
+    #[prost(bool, tag = "11")]
+    pub(crate) is_told: bool,
 }
 
 impl Table {
     pub(crate) fn is_keyless(&self) -> bool {
         self.row_type != 0 && self.key.is_empty()
+    }
+
+    /// Are subscribers told of rows that a snapshot finds beyond those that it holds?
+    pub(crate) fn tells_all(&self) -> bool {
+        self.complete || self.is_told
+    }
+
+    /// May it hold a row that is otherwise than a snapshot finds it? The first that reads it finds what the stream has brought only.
+    pub(crate) fn is_corrected(&self) -> bool {
+        self.tells_all() || self.generation > 2
     }
 
     pub(crate) fn rows(&self) -> Bytes {
@@ -77,6 +94,19 @@ pub(crate) struct PassTable {
     /// Chunks were of several incarnations: none of them is whole.
     #[prost(bool, tag = "3")]
     pub(crate) mixed: bool,
+    /// The fingerprint of the definition that its chunks were read under.
+    #[prost(string, tag = "4")]
+    pub(crate) fingerprint: String,
+    /// That has changed between two of them: what was read before may be otherwise now.
+    #[prost(bool, tag = "5")]
+    pub(crate) altered: bool,
+}
+
+impl PassTable {
+    /// Does the pass confirm the table, with all that it has read so far?
+    pub(crate) fn confirms(&self, oid: u32) -> bool {
+        self.oid == oid && !self.mixed && !self.altered
+    }
 }
 
 /// A secondary index.

@@ -71,10 +71,9 @@ pub(super) enum Happening {
 
 pub(super) fn happenings() -> impl Strategy<Value = Vec<Happening>> {
     let changes = || proptest::collection::vec(change(), 0..8);
-    let reads = changes().prop_map(|mut changes| {
-        changes.retain(|change| change.row_type != 0);
-        changes.iter_mut().for_each(|change| change.op = Op::Read);
-        changes
+    let reads = proptest::collection::vec((change(), any::<bool>()), 0..8).prop_map(|changes| {
+        let of_table = changes.into_iter().filter(|(change, _)| change.row_type != 0);
+        of_table.map(|(change, reads)| Change { op: if reads { Op::Read } else { change.op }, ..change }).collect()
     });
     let happening = prop_oneof![
         3 => changes().prop_map(Happening::Transaction),

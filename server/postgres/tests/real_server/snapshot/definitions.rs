@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tidegate_model::{Retry, TableName};
 use tidegate_postgres::snapshot::{
-    Chunk, ChunkReader, Cursor, ReadLimits, SnapshotReadError, Unsupported, table_fingerprint, table_plan,
+    Chunk, ChunkReader, Cursor, FingerprintQuery, ReadLimits, SnapshotReadError, Unsupported, table_fingerprint,
+    table_plan,
 };
 
 use super::{after, name, numbers, plan, read, read_all, reader};
@@ -171,6 +172,7 @@ async fn whatever_changes_values_in_silence_changes_the_fingerprint() {
         let fingerprint =
             async || table_fingerprint(&session, "pub", plan.relation.oid, &name(table)).await.expect("one");
         let mut before = fingerprint().await;
+        let other = session.client().query_one("SELECT 'public.other'::regclass::oid", &[]).await.expect("one").get(0);
         server
             .sql(
                 "INSERT INTO public.other VALUES (1); ALTER TABLE public.other ADD COLUMN IF NOT EXISTS m int; ANALYZE",
@@ -185,6 +187,9 @@ async fn whatever_changes_values_in_silence_changes_the_fingerprint() {
             }
             let after = fingerprint().await;
             assert_ne!(before, after, "{change}");
+            let all = FingerprintQuery::prepare(&session).await.expect("prepared");
+            let all = all.read(&session, "pub", &[1, plan.relation.oid, other]).await.expect("read");
+            assert_eq!((all.len(), all.get(&plan.relation.oid)), (2, Some(&after)), "{change}");
             before = after;
         }
     }

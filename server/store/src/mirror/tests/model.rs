@@ -84,6 +84,12 @@ pub(crate) struct Table {
     generation: u32,
     passes: BTreeMap<u32, u32>,
     known: bool,
+    /// The row type that the mirror has heard of last, and its columns.
+    announced: (u32, usize),
+    /// It has taken the place of a complete one, and is not complete.
+    told: bool,
+    /// The table that it takes the place of, until the mirror hears of it, and the passes that can complete that.
+    replaced: (u32, BTreeMap<u32, u32>),
 }
 
 #[derive(Clone, Debug)]
@@ -207,9 +213,11 @@ impl Model {
             Event::Recreate(at) => {
                 self.next.1 += 1;
                 let old = &self.tables[*at];
-                let (oid, full) = (1000 + self.next.1, old.full);
+                let told = old.told || (old.known && old.complete);
+                let replaced = if old.known { (old.oid, old.passes.clone()) } else { old.replaced.clone() };
+                let (oid, row_type, columns, full) = (1000 + self.next.1, self.next.1, old.columns, old.full);
                 self.tables[*at] =
-                    Table { oid, row_type: self.next.1, columns: old.columns, full, generation: 1, ..Table::default() };
+                    Table { oid, row_type, columns, full, generation: 1, told, replaced, ..Table::default() };
                 self.describe(*at);
             }
             Event::Lose(at, key) => {
@@ -244,6 +252,7 @@ impl Model {
 
     fn announce(&mut self, at: usize, position: Position) {
         let row_type = self.tables[at].row_type;
+        self.tables[at].announced = (row_type, self.tables[at].columns);
         if self.announced.insert(row_type) {
             let bytes = self.row_types[&row_type].encode_to_vec();
             self.know(at);
@@ -373,16 +382,18 @@ impl Model {
             let table = &mut self.tables[at];
             let (row_type, generation) = (table.row_type, table.generation);
             let held = Held { values: values.clone(), row_type, big_missing: false, generation };
+            let correction = table.correction(key, values);
             table.held.insert(key.clone(), held);
             let row = encode(table.columns, key, Some(values), false);
             let records = Parts { row, ..Parts::of(Op::Read, row_type) }.records(position);
             self.raw.extend(records.clone());
             self.filled.extend(records);
+            self.filled.extend(correction.map(|parts| parts.records(position)).unwrap_or_default());
         }
         self.know(at);
         let name = table_name(at);
-        let cursor =
-            ChunkTable { snapshot: number, table_oid: self.tables[at].oid, schema: name.schema, table: name.table };
+        let (schema, table, table_oid) = (name.schema, name.table, self.tables[at].oid);
+        let cursor = ChunkTable { snapshot: number, table_oid, schema, table, ..ChunkTable::default() };
         self.mark(position, Kind::SnapshotCursor, number, cursor.encode_to_vec());
         self.mark(position, Kind::Commit, number, Vec::new());
         assert!(done || keys > 0);
@@ -394,15 +405,22 @@ impl Model {
         if !read && !abandon {
             return;
         }
+        for (table, oid, _) in &pass.tables {
+            if !abandon && *oid == self.tables[*table].oid {
+                self.close(pass.number, *table);
+            }
+        }
         self.passes.remove(0);
         let at = self.position(SNAPSHOT_ORDINAL);
         let abandoned = if abandon { "cancelled".to_owned() } else { String::new() };
         let end = v1::SnapshotEnd { snapshot: pass.number, position: at.to_string(), abandoned, ..Default::default() };
         for (table, oid, _) in &pass.tables {
             let table = &mut self.tables[*table];
+            let completes_replaced = *oid == table.replaced.0 && table.replaced.1.contains_key(&pass.number);
+            table.told |= !abandon && !table.known && completes_replaced;
             let Some(generation) = table.passes.remove(&pass.number) else { continue };
             if !abandon && *oid == table.oid {
-                table.complete = true;
+                (table.complete, table.told) = (true, false);
                 table.held.retain(|_, held| held.generation >= generation);
             }
         }
@@ -410,7 +428,55 @@ impl Model {
     }
 }
 
+impl Model {
+    /// A chunk says that a table is out: what it has not confirmed is deleted.
+    fn close(&mut self, number: u32, at: usize) {
+        let position = self.position(SNAPSHOT_ORDINAL);
+        self.mark(position, Kind::Begin, number, Vec::new());
+        let table = &mut self.tables[at];
+        if let Some(generation) = table.passes.get(&number).copied().filter(|_| table.is_corrected()) {
+            let (row_type, columns) = table.announced;
+            let mut gone: Vec<_> = table.held.extract_if(.., |_, held| held.generation < generation).collect();
+            gone.sort_by_key(|(key, _)| encode(1, key, None, false));
+            for (key, held) in gone {
+                let (values, old_kind) = match held.big_missing {
+                    true => (None, OldKind::Key),
+                    false => (Some(&held.values), OldKind::Full),
+                };
+                let old = encode(columns, &key, values, false);
+                self.filled.extend(Parts { old, old_kind, ..Parts::of(Op::Delete, row_type) }.records(position));
+            }
+        }
+        let (name, table_oid) = (table_name(at), self.tables[at].oid);
+        let (schema, table) = (name.schema, name.table);
+        let cursor = ChunkTable { snapshot: number, table_oid, schema, table, closes: true, ..ChunkTable::default() };
+        self.mark(position, Kind::SnapshotCursor, number, cursor.encode_to_vec());
+        self.mark(position, Kind::Commit, number, Vec::new());
+    }
+}
+
 impl Table {
+    fn is_corrected(&self) -> bool {
+        self.complete || self.told || self.generation > 2
+    }
+
+    /// What those are told who have what the mirror has.
+    fn correction(&self, key: &str, values: &Values) -> Option<Parts> {
+        let row = encode(self.columns, key, Some(values), false);
+        let held = match self.held.get(key) {
+            _ if !self.is_corrected() => return None,
+            None if !self.complete && !self.told => return None,
+            None => return Some(Parts { row, ..Parts::of(Op::Insert, self.row_type) }),
+            Some(held) => held,
+        };
+        let update = Parts { row, ..Parts::of(Op::Update, self.row_type) };
+        if held.big_missing {
+            return Some(update);
+        }
+        let old = encode(self.columns, key, Some(&held.values), false);
+        (old != update.row).then_some(Parts { old, old_kind: OldKind::Full, ..update })
+    }
+
     fn update(&mut self, old: (&str, &Values), new: (&str, &Values), keeps: bool) -> (Parts, Parts) {
         let (row_type, generation) = (self.row_type, self.generation);
         let (raw_old, old_kind) = self.old(old.0, old.1, old.0 != new.0);

@@ -1,0 +1,230 @@
+//! Schema changes that change the rows of a mirrored table without a word in the stream: the mirror is PostgreSQL's again, and so is
+//! the copy of a subscriber who was there all the time, by itself. What is streamed of schema changes is tested in
+//! `schema_change`.
+
+use anyhow::{Context, Result, bail, ensure};
+use tidegate_client::{MirrorState, SourceStatus, Start};
+use tidegate_integration_tests::{
+    Arrival, Cluster, Copier, DEADLINE, Database, Server, ServerConfig, held_by_postgres, must_equal, tidegate,
+};
+
+/// A mirrored table `t`, captured, and a subscriber that keeps a copy.
+struct Stage {
+    database: Database,
+    server: Server,
+    copier: Copier,
+    /// What is published of it.
+    rows: String,
+}
+
+const ROWS: &str = "insert into t (id, c) select n, n from generate_series(1, 2500) n";
+
+impl Stage {
+    /// `publication` follows its name; `rows` is what is read of the table.
+    async fn new(name: &str, schema: &str, publication: &str, rows: &str) -> Result<Self> {
+        let database = Cluster::shared().await?.database(&format!("altered_{name}")).await?;
+        database.execute(schema).await?;
+        database.execute(ROWS).await?;
+        let mut config = ServerConfig::of(database.url());
+        config.source_lines.push("mirror: [t]".to_owned());
+        database.execute(&format!("create publication {} {publication}", config.slot)).await?;
+        let server = Server::start(config).await?;
+        server.until("shop", "a complete mirror", is_complete).await?;
+        let mut copier = Copier::new(&server.endpoint(), &["public.t"], Start::Snapshot);
+        copier.until_snapshot_end().await?;
+        Ok(Stage { database, server, copier, rows: rows.to_owned() })
+    }
+
+    /// Receives until the copy is what PostgreSQL has; then so is the mirror.
+    async fn converges(&mut self) -> Result<()> {
+        let mut last = None;
+        let receiving = async {
+            loop {
+                let rows = held_by_postgres(&self.database, &self.rows, &["id"]).await?;
+                match must_equal("t", &self.copier.replica.table("public.t"), &rows) {
+                    Ok(()) => return anyhow::Ok(()),
+                    Err(error) => last = Some(error),
+                }
+                if let Arrival::Reset(reason, detail) = self.copier.next().await? {
+                    bail!("{reason:?}: {detail}");
+                }
+            }
+        };
+        if let Ok(received) = tokio::time::timeout(DEADLINE, receiving).await {
+            received?;
+        } else {
+            return Err(last.context("nothing was compared")?);
+        }
+        self.server.until("shop", "a verified mirror", is_complete).await?;
+        let output = tidegate(&["mirror", "verify", "t", "--server", &self.server.endpoint()]).await?;
+        let printed = String::from_utf8([output.stdout, output.stderr].concat())?;
+        ensure!(output.status.code() == Some(0), "{printed}");
+        Ok(())
+    }
+}
+
+fn is_complete(status: &SourceStatus) -> bool {
+    status.mirror.iter().any(|table| table.table == "public.t" && table.state() == MirrorState::Complete)
+}
+
+const TABLE: &str = "create table t (id int primary key, c int, d text default 'd')";
+const ALL: &str = "for all tables with (publish_via_partition_root = true)";
+
+/// Writes before, in and behind the change.
+fn within(ddl: &str) -> String {
+    format!(
+        "begin; update t set c = -c where id % 100 = 0; {ddl}; insert into t (id) values (3001); delete from t where id = 7; commit;
+         insert into t (id) values (3002)"
+    )
+}
+
+/// The change under the server's eyes, and another time while it is down.
+async fn altered(name: &str, schema: &str, ddl: [&str; 2]) -> Result<()> {
+    let mut stage = Stage::new(name, schema, ALL, "t").await?;
+    stage.database.execute(&within(ddl[0])).await?;
+    stage.converges().await?;
+    if ddl[1].is_empty() {
+        return Ok(());
+    }
+    stage.server.kill().await?;
+    stage.copier.drop_connection();
+    stage.database.execute(ddl[1]).await?;
+    stage.database.execute("insert into t (id) values (3003)").await?;
+    stage.server.launch().await?;
+    stage.copier.moved_to(&stage.server.endpoint());
+    stage.converges().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn type_change_with_a_rewrite() -> Result<()> {
+    altered(
+        "type",
+        TABLE,
+        ["alter table t alter c type bigint using c * 2", "alter table t alter c type text using 'c' || c"],
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_columns_with_defaults() -> Result<()> {
+    altered("constant", TABLE, ["alter table t add x int not null default 7", "alter table t add y text default 'y'"])
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_columns_with_volatile_defaults_and_identity() -> Result<()> {
+    let volatile = "alter table t add x text default md5(random()::text)";
+    altered("volatile", TABLE, [volatile, "alter table t add y int generated always as identity"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_dropped_and_added_again() -> Result<()> {
+    altered(
+        "readd",
+        TABLE,
+        ["alter table t drop c; alter table t add c int default 9", "alter table t drop d; alter table t add d text"],
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renamed_enum_values() -> Result<()> {
+    let schema =
+        "create type mood as enum ('ok', 'bad'); create table t (id int primary key, c int, m mood default 'ok')";
+    altered(
+        "enum",
+        schema,
+        ["alter type mood rename value 'ok' to 'fine'", "alter type mood rename value 'fine' to 'ok'"],
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn composite_types_with_another_attribute() -> Result<()> {
+    let schema =
+        "create type pair as (a int, b text); create table t (id int primary key, c int, p pair default '(1,b)')";
+    let second = "alter type pair add attribute e int cascade";
+    altered(
+        "composite",
+        schema,
+        ["alter type pair add attribute d int cascade; alter table t alter p drop default", second],
+    )
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_expression() -> Result<()> {
+    let version = Cluster::shared().await?.database("altered_version").await?.server_version().await?;
+    if version < 17 {
+        return Ok(());
+    }
+    let schema = "create table t (id int primary key, c int, g int generated always as (id * 2) stored)";
+    let (publication, rows) = match version {
+        17 => (ALL, "(select id, c from t) t"),
+        _ => ("for all tables with (publish_generated_columns = stored)", "t"),
+    };
+    let mut stage = Stage::new("expression", schema, publication, rows).await?;
+    stage.database.execute(&within("alter table t alter g set expression as (id * 3)")).await?;
+    stage.converges().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_while_unlogged() -> Result<()> {
+    let ddl = "alter table t set unlogged; delete from t where id < 100; update t set c = 5 where id < 200;
+        insert into t select n from generate_series(4000, 4100) n; alter table t set logged";
+    altered("unlogged", TABLE, [ddl, "alter table t set unlogged; truncate t; alter table t set logged"]).await
+}
+
+const PARTITIONED: &str = "create table t (id int primary key, c int) partition by range (id);
+    create table t1 partition of t for values from (0) to (1000);
+    create table t2 partition of t for values from (1000) to (4000);
+    create table t3 (id int primary key, c int); insert into t3 select n, n from generate_series(5000, 5400) n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_attached_and_detached() -> Result<()> {
+    let attach = "alter table t attach partition t3 for values from (5000) to (6000)";
+    altered("attach", PARTITIONED, [attach, "alter table t detach partition t1"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_truncated_and_dropped() -> Result<()> {
+    let mut stage = Stage::new("leaves", PARTITIONED, ALL, "t").await?;
+    stage.database.execute("truncate t1; insert into t values (2, 2), (3002, 3)").await?;
+    stage.converges().await?;
+    stage.database.execute("drop table t1").await?;
+    stage.converges().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_row_filter_and_column_list() -> Result<()> {
+    let mut stage = Stage::new("filter", TABLE, "for table t", "t").await?;
+    if stage.database.server_version().await? < 15 {
+        return Ok(());
+    }
+    let publication = stage.server.slot().to_owned();
+    stage.database.execute(&format!("alter publication {publication} set table t where (id % 2 = 0)")).await?;
+    stage.rows = "(select * from t where id % 2 = 0) t".to_owned();
+    stage.converges().await?;
+    stage.server.kill().await?;
+    stage.copier.drop_connection();
+    stage.database.execute(&format!("alter publication {publication} set table t (id, d)")).await?;
+    stage.database.execute("insert into t (id) values (3003)").await?;
+    stage.server.launch().await?;
+    stage.copier.moved_to(&stage.server.endpoint());
+    stage.rows = "(select id, d from t) t".to_owned();
+    stage.converges().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_from_before_is_waited_for() -> Result<()> {
+    let schema =
+        "create type mood as enum ('ok', 'bad'); create table t (id int primary key, c int, m mood default 'ok')";
+    let mut stage = Stage::new("writer", schema, ALL, "t").await?;
+    let writer = stage.database.another().await?;
+    writer.execute("begin; insert into t (id, m) values (3001, 'ok')").await?;
+    stage.database.execute("alter type mood rename value 'ok' to 'fine'").await?;
+    let waits = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Verifying);
+    stage.server.until("shop", "an altered table", waits).await?;
+    writer.execute("commit").await?;
+    stage.converges().await
+}

@@ -1,0 +1,106 @@
+//! Watches the definitions of the tables whose mirror is complete: their fingerprints, of all in one query, about once a second and
+//! whenever the stream suggests that one has changed.
+//!
+//! Invariant: the query takes a small part of the time only, however many tables there are. It deliberately draws no conclusion:
+//! that is the keeper's.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use tidegate_postgres::{
+    ConnectConfig, Session,
+    snapshot::{Fingerprint, FingerprintQuery},
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Or so many times as long as a look takes.
+const REST: u32 = 20;
+/// What is suggested in a row shares a look.
+const SETTLE: Duration = Duration::from_millis(50);
+/// Without an answer the connection may be gone without a word.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// By `pg_class.oid`. Empty before the first look.
+pub(crate) type Definitions = Arc<HashMap<u32, Fingerprint>>;
+
+/// The tables to watch; None before the mirror is open.
+pub(crate) type CompleteTables = Option<Arc<BTreeSet<u32>>>;
+
+/// Watches the definitions of one source's tables.
+pub(crate) struct DefinitionWatch {
+    pub(crate) connect: ConnectConfig,
+    pub(crate) publication: String,
+    pub(crate) complete: watch::Receiver<CompleteTables>,
+    pub(crate) altered: Arc<Notify>,
+    pub(crate) seen: watch::Sender<Definitions>,
+}
+
+impl DefinitionWatch {
+    /// Works until `stop`. A database that does not answer leaves what is known as it is.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.watch() => {}
+        }
+    }
+
+    async fn watch(&mut self) {
+        let mut session = None;
+        loop {
+            let tables: Vec<u32> =
+                self.complete.borrow_and_update().iter().flat_map(|tables| tables.iter().copied()).collect();
+            let started = Instant::now();
+            match timeout(ANSWER_TIMEOUT, self.look(&mut session, &tables)).await {
+                Ok(Ok(seen)) => {
+                    self.seen.send_if_modified(|known| {
+                        let differs = **known != seen;
+                        if differs {
+                            *known = Arc::new(seen);
+                        }
+                        differs
+                    });
+                }
+                // Capture meets the same outage, and says so.
+                Ok(Err(error)) => {
+                    tracing::debug!(error = format!("{error:#}"), "definitions cannot be read");
+                    session = None;
+                }
+                Err(_) => session = None,
+            }
+            let next = started + (started.elapsed() * REST).max(INTERVAL);
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = self.altered.notified() => sleep(SETTLE).await,
+                Ok(()) = self.complete.changed() => {}
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        session: &mut Option<(Session, FingerprintQuery)>,
+        tables: &[u32],
+    ) -> anyhow::Result<HashMap<u32, Fingerprint>> {
+        if tables.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let (session, query) = match session {
+            Some(open) => open,
+            None => {
+                let fresh = Session::connect(&self.connect).await?;
+                let query = FingerprintQuery::prepare(&fresh).await?;
+                session.insert((fresh, query))
+            }
+        };
+        Ok(query.read(session, &self.publication, tables).await?)
+    }
+}

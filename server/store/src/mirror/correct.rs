@@ -1,0 +1,97 @@
+//! Tells subscribers what a snapshot finds to be otherwise than the mirror has it, and they were told: after a schema change that has
+//! changed rows, which PostgreSQL does not send.
+//!
+//! ```text
+//! chunk:          Begin ─ read ─ update ─ read ─ read ─ insert … SnapshotCursor ─ Commit
+//! closing chunk:  Begin ─ delete ─ delete …                      SnapshotCursor ─ Commit
+//! ```
+//!
+//! Invariant: at each position, who has applied all changes up to there has what the mirror of a complete table has. A chunk's reads are for those who
+//! have started from its snapshot, and everything else in it for the others; both are the state at its position. A field that
+//! the stored row did not have yet counts as null: that is what a subscriber has.
+
+use tidegate_model::{Entry, Op};
+use tidegate_schema::{OldKind, RowType};
+
+use super::{
+    Mirror, MirrorError,
+    change::Whole,
+    cut::Merged,
+    error::Result,
+    fill::{Filled, Output, PART_BYTES},
+    key::StoredRow,
+    row,
+    snapshots::ChunkTable,
+    table::Table,
+};
+
+/// The rows of a table that are looked through for those which a pass has not confirmed.
+pub(super) struct Closing {
+    table: Table,
+    /// Given to what the pass has confirmed.
+    generation: u32,
+    rows: Merged,
+}
+
+impl Mirror {
+    /// What a read changes for those who were told all before; None where the row is held like this.
+    pub(super) fn correction(
+        &self,
+        read: &Whole,
+        (table, row_type): (&Table, &RowType),
+        held: Option<&StoredRow>,
+    ) -> Result<Option<(Op, Filled)>> {
+        let Some(live) = held.filter(|held| held.generation >= table.generation_min) else {
+            return Ok(table.tells_all().then(|| (Op::Insert, Filled::new(read.row.clone()))));
+        };
+        let known = self.row_types.get(&live.row_type);
+        let old = known.map(|from| row::widened(live, &from.row_type, row_type)).transpose()?.flatten();
+        Ok(match old {
+            Some(old) if old == read.row => None,
+            Some(old) => Some((Op::Update, Filled { old, old_kind: OldKind::Full, ..Filled::new(read.row.clone()) })),
+            None => Some((Op::Update, Filled::new(read.row.clone()))),
+        })
+    }
+
+    /// Where the cursor closes a table: hands out deletes of the rows that its pass has not confirmed. False where it is to be
+    /// called again once these are appended.
+    pub(super) fn close(&mut self, entry: &Entry, output: &mut Output<'_>) -> Result<bool> {
+        let mut closing = match self.closing.take() {
+            Some(closing) => closing,
+            None => match self.closing(&ChunkTable::read(output.block, entry)?)? {
+                Some(closing) => closing,
+                None => return Ok(true),
+            },
+        };
+        // A table without a row type has no row.
+        let Some(known) = self.row_types.get(&closing.table.row_type) else { return Ok(true) };
+        let counted = closing.table.generation_min..closing.generation;
+        while let Some(pair) = closing.rows.next() {
+            let stored = StoredRow::decode(pair?.1)?;
+            if !counted.contains(&stored.generation) {
+                continue;
+            }
+            let from = self.row_types.get(&stored.row_type);
+            let from = from.ok_or(MirrorError::Damaged("a row of an unknown row type"))?;
+            let whole = row::widened(&stored, &from.row_type, &known.row_type)?;
+            let (old, old_kind) = match whole {
+                Some(old) => (old, OldKind::Full),
+                None => (row::project(&stored.row, &closing.table.key)?, OldKind::Key),
+            };
+            output.add(entry, (Op::Delete, closing.table.row_type), &Filled { old, old_kind, ..Filled::default() });
+            if output.byte_count >= PART_BYTES {
+                self.closing = Some(closing);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn closing(&self, chunk: &ChunkTable) -> Result<Option<Closing>> {
+        let table = self.tables.get(&chunk.table_oid).filter(|table| table.is_corrected());
+        let (Some(table), Some(generation)) = (table, self.confirmed(chunk)) else { return Ok(None) };
+        let rows = table.rows();
+        let cut = self.read_view(|view| view.newest(&rows, self.transaction));
+        Ok(Some(Closing { table: table.clone(), generation, rows: cut.iter(&rows, None) }))
+    }
+}
