@@ -160,6 +160,7 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
                 stage.ended.fetch_add(1, Relaxed);
                 after_end = Some(random.random_range(0..30_u32));
             }
+            Arrival::Abandoned(snapshot, detail) => bail!("snapshot {snapshot}: {detail}"),
             Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
         }
     }

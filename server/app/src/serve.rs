@@ -16,10 +16,13 @@
 use anyhow::{Context, bail};
 use std::{fs::File, net::SocketAddr, path::Path, sync::Arc, time::Duration};
 use tidegate_capture::{CaptureConfig, MirrorLink};
-use tidegate_feed::{Durable, local};
+use tidegate_feed::{
+    Durable,
+    local::{self, Publisher},
+};
 use tidegate_gateway::{Gateway, GatewayConfig, SourceHandle, SourceStatus};
 use tidegate_model::{Clock, Position, SystemClock};
-use tidegate_store::{Budgets, MirrorConfig, Retention, Store, StoreConfig};
+use tidegate_store::{Budgets, MirrorConfig, MirrorReader, Retention, Store, StoreConfig};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -179,23 +182,7 @@ impl Server {
     async fn add_source(&mut self, config: &Config, source: &Source) -> anyhow::Result<()> {
         let spool_dir = config.data_dir.join(format!("{}.spool", source.name));
         empty_dir(&spool_dir).with_context(|| format!("cannot empty {}", spool_dir.display()))?;
-        let mut store_config = StoreConfig::new(config.data_dir.join(source.name.as_str()));
-        store_config.tail_bytes = source.memory.tail_bytes;
-        store_config.retention = Retention { size_bytes: config.retention.size_bytes, age: config.retention.age };
-        let (store, mut writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
-        let mirror = mirror_of(config, source)?.map(|mirror| writer.keep_mirror(mirror));
-        let recovered = store.recovered();
-        let start = Durable {
-            position: recovered.as_ref().map_or(Position::ZERO, |recovered| recovered.durable),
-            epoch: recovered.as_ref().map(|recovered| recovered.epoch.epoch),
-            disk_full: false,
-        };
-        let (publisher, subscriber) = local::channel(source.memory.feed_bytes, start);
-        let stop = self.stop.stores.clone();
-        let name = source.name.clone();
-        self.stores.spawn(async move {
-            writer.run(subscriber, stop).await.with_context(|| format!("the changelog of source {name} has failed"))
-        });
+        let (store, mirror, publisher) = self.open_store(config, source).await?;
         let (status, status_seen) = watch::channel(SourceStatus {
             slot: source.slot.clone(),
             publication: source.publication.clone(),
@@ -209,7 +196,7 @@ impl Server {
             config: CaptureConfig { mirror: link.clone(), ..capture_config(source, spool_dir, &self.instance) },
             connector: self.control.connector(),
             publisher,
-            resume: recovered.map(|recovered| resume(recovered, &store)),
+            resume: store.recovered().map(|recovered| resume(recovered, &store)),
             status: status.clone(),
             counters: Arc::clone(&counters),
             requests,
@@ -256,6 +243,32 @@ impl Server {
         let (name, snapshots) = (source.name.clone(), Arc::new(CapturedSnapshots(requests_seen)));
         self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror });
         Ok(())
+    }
+
+    /// Opens a source's store, and lets it take what is published.
+    async fn open_store(
+        &mut self,
+        config: &Config,
+        source: &Source,
+    ) -> anyhow::Result<(Store, Option<MirrorReader>, Publisher)> {
+        let mut store_config = StoreConfig::new(config.data_dir.join(source.name.as_str()));
+        store_config.tail_bytes = source.memory.tail_bytes;
+        store_config.retention = Retention { size_bytes: config.retention.size_bytes, age: config.retention.age };
+        let (store, mut writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
+        let mirror = mirror_of(config, source)?.map(|mirror| writer.keep_mirror(mirror));
+        let recovered = store.recovered();
+        let start = Durable {
+            position: recovered.as_ref().map_or(Position::ZERO, |recovered| recovered.durable),
+            epoch: recovered.as_ref().map(|recovered| recovered.epoch.epoch),
+            disk_full: false,
+        };
+        let (publisher, subscriber) = local::channel(source.memory.feed_bytes, start);
+        let stop = self.stop.stores.clone();
+        let name = source.name.clone();
+        self.stores.spawn(async move {
+            writer.run(subscriber, stop).await.with_context(|| format!("the changelog of source {name} has failed"))
+        });
+        Ok((store, mirror, publisher))
     }
 
     /// Starts what keeps a source's mirror complete and verified.

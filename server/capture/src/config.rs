@@ -36,6 +36,8 @@ pub struct CaptureConfig {
     pub snapshots: SnapshotConfig,
     /// What happens to tables that appear.
     pub new_tables: NewTables,
+    /// The mirror that follows.
+    pub mirror: MirrorLink,
 }
 
 /// What to do about a table that appears and is one of those to follow.
@@ -48,8 +50,6 @@ pub enum NewTables {
     Snapshot,
     /// Once it is in the publication, its changes are followed.
     Follow,
-    /// The mirror that follows.
-    pub mirror: MirrorLink,
 }
 
 /// What capture and the keeper of the source's mirror tell each other.

@@ -231,8 +231,7 @@ impl Filter<'_> {
             }
             Kind::Begin => {
                 let payload = &self.payload[range(entry)];
-                let chunk =
-                    entry.is_of_snapshot().then(|| receives_chunk(self.plan, entry, payload)).transpose()?;
+                let chunk = entry.is_of_snapshot().then(|| receives_chunk(self.plan, entry, payload)).transpose()?;
                 self.carry.open = Some(Open { begin: Begin::Here(range(entry)), chunk, matched: false });
             }
             Kind::Commit => self.commit(entry),

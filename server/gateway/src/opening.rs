@@ -297,7 +297,7 @@ async fn go_on(
 /// The mirror has to be built anew, while a snapshot was made of it.
 fn mirror_gone(snapshot: u32) -> v1::Reset {
     let abandoned = "the mirror, of which it was made, does not have all of the tables any more".to_owned();
-    self::abandoned(&v1::SnapshotEnd { snapshot, position: String::new(), abandoned })
+    self::abandoned(&v1::SnapshotEnd { snapshot, abandoned, ..v1::SnapshotEnd::default() })
 }
 
 /// What the subscriptions that wait for a snapshot are told when it is given up.

@@ -112,7 +112,17 @@ impl Ticket {
         outcomes: mpsc::Sender<Outcome>,
     ) -> Self {
         let (attempt, start, fingerprint) = (work.attempt(), work.start(), planned.plan.fingerprint.clone());
-        Ticket { snapshot, table_oid: planned.table_oid(), table, attempt, start, end: None, byte_count: 0, fingerprint, outcomes }
+        Ticket {
+            snapshot,
+            table_oid: planned.table_oid(),
+            table,
+            attempt,
+            start,
+            end: None,
+            byte_count: 0,
+            fingerprint,
+            outcomes,
+        }
     }
 
     /// Tells the coordinator. There are never more chunks than the channel holds; if it is gone, nobody needs to know.

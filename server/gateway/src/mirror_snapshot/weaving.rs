@@ -54,7 +54,8 @@ impl Weaving {
             return None;
         }
         self.last = marks::begin(self.lsn);
-        let begin = v1::SnapshotBegin { snapshot: self.snapshot, position: self.last.to_string(), tables };
+        let begin =
+            v1::SnapshotBegin { snapshot: self.snapshot, position: self.last.to_string(), tables, new_tables: false };
         let mut out = BlockBuilder::default();
         self.push_mark(Kind::SnapshotBegin, &begin.encode_to_vec(), &mut out);
         Some(out.finish())
@@ -148,7 +149,7 @@ impl Weaving {
             self.has_ended = true;
             self.last = marks::end(chunk.lsn);
             let (snapshot, position) = (self.snapshot, self.last.to_string());
-            let end = v1::SnapshotEnd { snapshot, position, abandoned: String::new() };
+            let end = v1::SnapshotEnd { snapshot, position, ..v1::SnapshotEnd::default() };
             self.push_mark(Kind::SnapshotEnd, &end.encode_to_vec(), out);
         }
     }
