@@ -33,6 +33,12 @@ async fn said(server: &Server, table: &str, what: &str) -> Result<String> {
     Ok(said.context("it was there")?.detail)
 }
 
+/// Opens the subscription: all that is written from now on arrives.
+async fn open(copier: &mut Copier) -> Result<()> {
+    while copier.next().await? != Arrival::Progress {}
+    Ok(())
+}
+
 /// Receives up to a marker, which is written now.
 async fn until_marker(database: &Database, copier: &mut Copier, name: &str) -> Result<()> {
     database.mark(name).await?;
@@ -66,9 +72,8 @@ async fn a_table_that_appears_is_published_and_read_by_everyone() -> Result<()> 
     let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
     let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
     let mut other = Copier::new(&server.endpoint(), &["old", "marker"], Start::Now);
-    for (at, copier) in [&mut now, &mut other].into_iter().enumerate() {
-        until_marker(&database, copier, &format!("open {at}")).await?;
-    }
+    open(&mut now).await?;
+    open(&mut other).await?;
     from_snapshot.until_snapshot_end().await?;
 
     database
@@ -129,7 +134,7 @@ async fn rows_of_transactions_from_before_the_table_was_published_arrive() -> Re
     database.create_marker().await?;
     let mut server = Server::start(ServerConfig::of(database.url())).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    until_marker(&database, &mut copier, "open").await?;
+    open(&mut copier).await?;
     server.terminate().await?;
 
     // While the server is away, tables appear, and transactions are left open that have written to them.
@@ -197,7 +202,7 @@ async fn a_table_without_a_key_is_named_and_harms_nobody() -> Result<()> {
     database.create_marker().await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    until_marker(&database, &mut copier, "open").await?;
+    open(&mut copier).await?;
     database.execute("create table keyless (id int, v int); insert into keyless values (1, 1)").await?;
     let detail = said(&server, "keyless", "replica identity").await?;
     ensure!(detail.contains("primary key"), "{detail}");
@@ -223,7 +228,7 @@ async fn a_publication_of_someone_else_is_left_alone() -> Result<()> {
     database.execute("create publication tidegate_others for table marker").await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    until_marker(&database, &mut copier, "open").await?;
+    open(&mut copier).await?;
     database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
     let advice = said(&server, "mine", "leaves it alone").await?;
     let (_, sql) = advice.split_once("run ").context("no advice")?;
@@ -246,7 +251,7 @@ async fn what_is_only_to_be_followed_is_not_read() -> Result<()> {
     config.source_lines.push("new_tables: follow".to_owned());
     let server = Server::start(config).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    until_marker(&database, &mut copier, "open").await?;
+    open(&mut copier).await?;
     database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
     said(&server, "mine", "`new_tables`").await?;
     database.execute("alter publication tidegate_followed add table mine; insert into mine values (2)").await?;
@@ -273,7 +278,7 @@ async fn kills_between_the_steps_lose_nothing() -> Result<()> {
     let mut server = Server::start(ServerConfig::of(database.url())).await?;
     let mut random = Seed::from_environment().generator(1);
     let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
-    until_marker(&database, &mut now, "open").await?;
+    open(&mut now).await?;
     let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
     from_snapshot.until_snapshot_end().await?;
     let mut names: Vec<String> = Vec::new();

@@ -297,7 +297,7 @@ impl MirrorKeeper {
         let hint = match is_left_out {
             true => {
                 "; a table without a primary key or replica identity has no mirror, and is left out of a publication that \
-                     Tidegate makes: give it one, and add it"
+                     Tidegate makes: give it one"
             }
             false => "",
         };

@@ -78,7 +78,7 @@ impl Joining {
                     self.look(&mut waiting).await
                 };
                 match looked.await {
-                    Ok(joining) => self.show(left_out.iter().cloned().chain(joining).collect()),
+                    Ok(joining) => self.show(&left_out, joining),
                     Err(error) => return error,
                 }
             }
@@ -174,7 +174,13 @@ impl Joining {
         Ok(())
     }
 
-    fn show(&self, mut new_tables: Vec<NewTable>) {
+    /// What is left out is logged once, also over connections.
+    fn show(&self, left_out: &[NewTable], joining: Vec<NewTable>) {
+        let before = self.link.subscribe().borrow().new_tables.clone();
+        for NewTable { table, detail } in left_out.iter().filter(|new| !before.contains(new)) {
+            warn!(source = %self.promises.source, %table, detail, "a table that is to be captured is not published");
+        }
+        let mut new_tables: Vec<NewTable> = left_out.iter().cloned().chain(joining).collect();
         new_tables.sort_unstable_by(|a, b| a.table.cmp(&b.table));
         self.link.new_tables(new_tables);
     }

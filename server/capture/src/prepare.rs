@@ -46,7 +46,7 @@ pub(crate) async fn ensure_publication(
     for table in &unusable {
         warn!(source = %config.source, table = %table.name,
             "left out of the publication: it has no replica identity, so publishing it would make UPDATE and DELETE fail; \
-             give it a primary key or REPLICA IDENTITY FULL, then ALTER PUBLICATION … ADD TABLE");
+             give it a primary key or REPLICA IDENTITY FULL, and it is added");
     }
     if usable.is_empty() {
         return Err(CaptureError::NothingToPublish(config.publication.clone()));

@@ -15,7 +15,7 @@ use tidegate_postgres::{
     publication, tables,
 };
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{NewTable, NewTables};
 
@@ -34,8 +34,6 @@ pub(crate) struct Publisher {
     new_tables: NewTables,
     /// What the server has said, and when to ask again.
     refused: BTreeMap<TableName, (String, Instant)>,
-    /// What has been logged.
-    said: BTreeMap<TableName, String>,
 }
 
 impl Publisher {
@@ -47,7 +45,6 @@ impl Publisher {
             tables: config.tables.clone(),
             new_tables: config.new_tables,
             refused: BTreeMap::new(),
-            said: BTreeMap::new(),
         }
     }
 
@@ -63,7 +60,7 @@ impl Publisher {
         for table in unpublished(&all, &self.tables, &published) {
             let refused = match obstacle(table, &all) {
                 Some(obstacle) => Some(obstacle),
-                None => match self.restraint(table, &publication) {
+                None => match self.restraint(table, &publication, session.server_version()) {
                     Some(restraint) => Some(restraint),
                     None => self.publish(&table.name).await,
                 },
@@ -71,12 +68,11 @@ impl Publisher {
             left_out.extend(refused.map(|detail| NewTable { table: table.name.clone(), detail }));
         }
         self.refused.retain(|name, _| left_out.iter().any(|new| new.table == *name));
-        self.say(&left_out);
         Ok(left_out)
     }
 
     /// Why we may not publish a table that could be published, and what to do.
-    fn restraint(&self, table: &TableInfo, publication: &Publication) -> Option<String> {
+    fn restraint(&self, table: &TableInfo, publication: &Publication, server_version: u32) -> Option<String> {
         let (name, table_name) = (quoted(&self.publication), &table.name);
         let why = match self.new_tables {
             NewTables::Publish if !publication.made_by_us => {
@@ -84,6 +80,11 @@ impl Publisher {
             }
             NewTables::Publish if !publication.owned => format!("the role does not own publication {name}"),
             NewTables::Publish if !table.owned => "the role does not own the table".to_owned(),
+            NewTables::Publish if may_lose_changes(server_version) => {
+                "this version of PostgreSQL may lose changes of a table that is added while transactions write to it: \
+                 upgrade to its newest minor version; or, while nothing writes to the table"
+                    .to_owned()
+            }
             NewTables::Publish => return None,
             NewTables::Snapshot | NewTables::Follow => {
                 "`new_tables` says that Tidegate is not to publish it".to_owned()
@@ -114,16 +115,6 @@ impl Publisher {
                 Some(detail)
             }
         }
-    }
-
-    /// Logs each reason once.
-    fn say(&mut self, left_out: &[NewTable]) {
-        let now: BTreeMap<TableName, String> =
-            left_out.iter().map(|new| (new.table.clone(), new.detail.clone())).collect();
-        for (table, detail) in now.iter().filter(|(table, detail)| self.said.get(*table) != Some(*detail)) {
-            warn!(source = %self.source, %table, detail, "a table that is to be captured is not published");
-        }
-        self.said = now;
     }
 }
 
@@ -163,6 +154,18 @@ fn obstacle(table: &TableInfo, all: &[TableInfo]) -> Option<String> {
          it a primary key that is not deferrable, or ALTER TABLE … REPLICA IDENTITY FULL",
         lacking.name
     ))
+}
+
+/// Versions in which a transaction that wrote to a table before it was added makes the walsender take it for unpublished: decoding did
+/// not tell running transactions of what had changed (PostgreSQL's release notes of 14.18, 15.13, 16.9 and 17.5).
+fn may_lose_changes(server_version: u32) -> bool {
+    match server_version / 10_000 {
+        14 => server_version < 140_018,
+        15 => server_version < 150_013,
+        16 => server_version < 160_009,
+        17 => server_version < 170_005,
+        major => major < 14,
+    }
 }
 
 fn quoted(identifier: &str) -> String {
@@ -206,6 +209,12 @@ mod tests {
         assert_eq!(left(&all, &[1]), [4]);
         // Published by its partitions.
         assert_eq!(left(&all, &[2, 4]), [0; 0]);
+    }
+
+    #[test]
+    fn minor_versions_that_lose_changes_are_known() {
+        assert!([140_017, 150_012, 160_008, 170_004].into_iter().all(may_lose_changes));
+        assert!(![140_018, 150_013, 160_009, 170_005, 180_000].into_iter().any(may_lose_changes));
     }
 
     #[test]

@@ -441,3 +441,34 @@ fn a_snapshot_that_was_given_up_ends_the_subscriptions_that_wait_for_it() {
         assert_eq!(matches!(&step, Step::Abandoned(reset) if reset.detail.contains("cancelled")), ends, "{step:?}");
     }
 }
+
+#[test]
+fn a_snapshot_of_new_tables_comes_to_everyone_who_selects_one() {
+    let all = Selection { tables: vec![], operations: vec![], columns: vec![] };
+    let insert = OPS.iter().position(|op| *op == Op::Insert).expect("among them");
+    let inserts = Selection { operations: vec![insert], ..all.clone() };
+    let one = Selection { tables: vec![1], ..all.clone() };
+    let (tables, snapshot) = (vec!["public.fresh".to_owned()], 2);
+    for (selection, new_tables, expected) in [(&all, true, 3), (&all, false, 0), (&inserts, true, 0), (&one, true, 0)] {
+        let begin = v1::SnapshotBegin { snapshot, tables: tables.clone(), new_tables, ..Default::default() };
+        let chunk = v1::Begin { snapshot, new_tables, ..Default::default() };
+        let (abandoned, tables) = ("the table is gone".to_owned(), tables.clone());
+        let given_up =
+            v1::SnapshotEnd { snapshot, abandoned, tables: tables.clone(), new_tables, ..Default::default() };
+        let end = v1::SnapshotEnd { snapshot, tables, new_tables, ..Default::default() };
+        let at = |kind, n| Entry { row_type: snapshot, ..entry(kind, lsn_of(0), SNAPSHOT_ORDINAL + n) };
+        let records = [
+            (at(Kind::SnapshotBegin, 0), begin.encode_to_vec()),
+            // Nothing of it matches.
+            (at(Kind::Begin, 1), field(What::Begin(chunk))),
+            (at(Kind::Commit, 1), field(What::Commit(v1::Commit::default()))),
+            (at(Kind::SnapshotEnd, 2), given_up.encode_to_vec()),
+            (at(Kind::SnapshotEnd, 3), end.encode_to_vec()),
+        ];
+        let block = blocks(&records, &[records.len()]).remove(0);
+        let plan = Selection::plan_of(std::slice::from_ref(selection), 0);
+        let filtered = filter(&plan, &block, Carry::default(), &row_types()).expect("valid");
+        assert_eq!(filtered.pieces.len(), expected, "{selection:?} {new_tables}");
+        assert!(!filtered.pieces.iter().any(|piece| piece.what == super::What::SnapshotAbandoned));
+    }
+}

@@ -120,7 +120,11 @@ fn without_identity(publication: Option<&Publication>, followed: &[&TableInfo]) 
     if publication.is_some_and(|publication| !publication.operations.update && !publication.operations.delete) {
         return Vec::new();
     }
-    let lacking = followed.iter().filter(|table| table.kind == TableKind::Ordinary && !table.has_replica_identity());
+    // What is not in a publication that exists harms nobody.
+    let is_meant = |table: &TableInfo| publication.is_none_or(|publication| is_published(table, publication));
+    let lacking = followed
+        .iter()
+        .filter(|table| table.kind == TableKind::Ordinary && !table.has_replica_identity() && is_meant(table));
     let (deferrable, without): (Vec<&TableInfo>, Vec<&TableInfo>) =
         lacking.partition(|table| table.primary_key_deferrable && table.replica_identity == ReplicaIdentity::Default);
     let mut findings = Vec::new();
@@ -190,19 +194,46 @@ fn existing_publication(request: &CheckRequest, publication: &Publication, follo
             "nothing, if that is meant; else add the tables again without WHERE",
         ));
     }
-    let published: HashSet<u32> = publication.tables.iter().map(|table| table.oid).collect();
-    // A partition is published by itself or by its root.
-    let is_published = |table: &TableInfo| {
-        published.contains(&table.oid) || table.root_oid.is_some_and(|root| published.contains(&root))
-    };
-    let lacking: Vec<&TableInfo> =
-        followed.iter().copied().filter(|table| table.kind == TableKind::Ordinary && !is_published(table)).collect();
-    if !lacking.is_empty() {
-        let list = lacking.iter().map(|table| qualified(&table.name)).collect::<Vec<_>>().join(", ");
+    findings.extend(not_in_the_publication(publication, &name, followed));
+    findings
+}
+
+/// A partition is published by itself or by its root.
+fn is_published(table: &TableInfo, publication: &Publication) -> bool {
+    publication.tables.iter().any(|published| published.oid == table.oid || Some(published.oid) == table.root_oid)
+}
+
+/// Tables that the publication lacks: those that a running server adds by itself, those that someone has to add, and those that
+/// must not be added as they are.
+fn not_in_the_publication(publication: &Publication, name: &str, followed: &[&TableInfo]) -> Vec<Finding> {
+    let lacking =
+        followed.iter().filter(|table| table.kind == TableKind::Ordinary && !is_published(table, publication));
+    let (ready, keyless): (Vec<&TableInfo>, Vec<&TableInfo>) =
+        lacking.copied().partition(|table| table.has_replica_identity());
+    let is_ours = |table: &&TableInfo| publication.made_by_us && publication.owned && table.owned && !table.inherits;
+    let (added, left): (Vec<&TableInfo>, Vec<&TableInfo>) = ready.into_iter().partition(is_ours);
+    let list = |tables: &[&TableInfo]| tables.iter().map(|table| qualified(&table.name)).collect::<Vec<_>>().join(", ");
+    let named = |tables: &[&TableInfo]| names(tables.iter().map(|table| &table.name));
+    let mut findings = Vec::new();
+    if !left.is_empty() {
         findings.push(Finding::warning(
             "publication_lacks_tables",
-            format!("publication {name} does not hold {}", names(lacking.iter().map(|table| &table.name))),
-            format!("ALTER PUBLICATION {name} ADD TABLE {list}"),
+            format!("publication {name} does not hold {}", named(&left)),
+            format!("ALTER PUBLICATION {name} ADD TABLE {}", list(&left)),
+        ));
+    }
+    if !keyless.is_empty() {
+        findings.push(Finding::warning(
+            "unpublished_without_identity",
+            format!("without a replica identity, and so not published: {}", named(&keyless)),
+            "add a primary key that is not deferrable, or run ALTER TABLE … REPLICA IDENTITY FULL, or leave the tables out",
+        ));
+    }
+    if !added.is_empty() {
+        findings.push(Finding::info(
+            "tables_to_be_added",
+            format!("publication {name} does not hold {} yet", named(&added)),
+            "nothing: `tidegate serve` adds them by itself, unless `new_tables` says otherwise",
         ));
     }
     findings
@@ -293,6 +324,21 @@ mod tests {
         let mut insert_only = published(&[(1, "a")]);
         insert_only.operations = Operations { insert: true, update: false, delete: false, truncate: true };
         assert_eq!(codes(&["public.*"], Some(&insert_only), &[keyless]), ["publication_operations"]);
+    }
+
+    #[test]
+    fn tables_that_appear_are_told_apart_by_who_adds_them() {
+        let (fine, keyless) = (table(1, "a"), TableInfo { primary_key: Vec::new(), ..table(2, "b") });
+        let others = published(&[]);
+        let ours = Publication { made_by_us: true, ..others.clone() };
+        let codes = |publication: &Publication, table: &TableInfo| {
+            codes(&["public.*"], Some(publication), std::slice::from_ref(table))
+        };
+        assert_eq!(codes(&others, &fine), ["publication_lacks_tables"]);
+        assert_eq!(codes(&ours, &fine), ["tables_to_be_added"]);
+        assert_eq!(codes(&ours, &keyless), ["unpublished_without_identity"]);
+        let foreign = TableInfo { owned: false, ..fine };
+        assert_eq!(codes(&ours, &foreign), ["publication_lacks_tables"]);
     }
 
     #[test]
