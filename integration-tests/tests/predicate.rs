@@ -1,0 +1,404 @@
+//! Conditions mean what they mean in PostgreSQL: the same tables, rows and conditions are given to both.
+//!
+//! Rows go through the real codec. Each condition is compared for each row, as it was written and as Tidegate prints it; the
+//! printed form in a session whose search path begins with a schema that has other operators and types of the same names.
+//! `TIDEGATE_TEST_PREDICATES` says how many conditions.
+
+use anyhow::{Context, Result, ensure};
+use bytes::BytesMut;
+use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
+use tidegate_integration_tests::{Cluster, Database, Seed};
+use tidegate_postgres::{ConnectConfig, Session};
+use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
+use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, Predicate, TableFacts};
+use tokio_postgres::SimpleQueryMessage;
+
+/// Columns by name and type, with awkward values as SQL.
+const COLUMNS: &[(&str, &str, u32, &str)] = &[
+    ("b", "boolean", 16, "true false"),
+    ("s", "smallint", 21, "0 1 -1 7 32767 -32768"),
+    ("i", "integer", 23, "0 1 -1 42 2147483647 -2147483648"),
+    ("l", "bigint", 20, "0 1 -1 42 4294967295 9223372036854775807 -9223372036854775808"),
+    (
+        "n",
+        "numeric",
+        1700,
+        "0 0.00 1 1.0 -1.5 0.1 42 NaN Infinity -Infinity 123456789012345678901234567890.000000001 1e-30 9999.9999",
+    ),
+    ("m", "numeric(10,2)", 1700, "0 0.10 -7.25 42 99999999.99 NaN"),
+    ("r", "real", 700, "0 -0 1.5 0.1 NaN Infinity -Infinity 3.4e38 1e-45 42"),
+    ("d", "double precision", 701, "0 -0 1.5 0.1 NaN Infinity -Infinity 1.7e308 5e-324 42 0.30000000000000004"),
+    ("t", "text", 25, "'' a A ab abc 'a ' 'a%c' 'a_c' é Éa 日本 'a\\c' 'O''x' 42"),
+    ("v", "varchar(10)", 1043, "'' a 'a ' ab aBc é 42"),
+    ("c", "char(5)", 1042, "'' a ab 'a b' é abcde"),
+    ("u", "uuid", 2950, "00000000-0000-0000-0000-000000000000 123e4567-e89b-12d3-a456-426614174000"),
+    ("dt", "date", 1082, "2024-02-29 2000-01-01 '0044-03-15 BC' infinity -infinity 5874897-12-31 '4714-11-24 BC'"),
+    (
+        "ts",
+        "timestamp",
+        1114,
+        "'2024-02-29 12:34:56.789' '2000-01-01 00:00:00' '0044-03-15 01:00:00 BC' infinity -infinity",
+    ),
+    (
+        "tz",
+        "timestamptz",
+        1184,
+        "'2024-02-29 12:34:56.789+00' '2000-01-01 00:00:00+02' '0044-03-15 01:00:00+00 BC' infinity '12024-01-01 00:00:00+00'",
+    ),
+    ("tm", "time", 1083, "00:00:00 12:34:56.000001 24:00:00 23:59:59"),
+    ("y", "bytea", 17, "'' '\\x00' '\\x00ff' '\\xff' '\\x616263'"),
+    ("e", "public.mood", 0, "sad ok 'so happy'"),
+    ("o", "oid", 26, "0 1 42 4294967295"),
+];
+
+const VERDICTS: &str = "
+    create function public.verdicts(condition text) returns text language plpgsql as $$
+    declare answer text; answers text := ''; row_id int;
+    begin
+        execute format('select string_agg(coalesce((%s)::pg_catalog.bool::pg_catalog.text, ''null''), '','' order by id) from public.rows', condition) into answers;
+        return answers;
+    exception when others then
+        answers := '';
+        for row_id in select id from public.rows order by id loop
+            begin
+                execute format('select coalesce((%s)::pg_catalog.bool::pg_catalog.text, ''null'') from public.rows where id operator(pg_catalog.=) $1', condition)
+                    into answer using row_id;
+            exception
+                when syntax_error or undefined_function or undefined_column or datatype_mismatch or ambiguous_function
+                    or indeterminate_datatype or cannot_coerce or undefined_object then raise;
+                when others then answer := 'error';
+            end;
+            answers := answers || ',' || answer;
+        end loop;
+        return ltrim(answers, ',');
+    end $$";
+
+/// What an unqualified name would find first.
+const TRAPS: &str = "
+    create schema trap;
+    create function trap.yes(int, int) returns bool language sql immutable as 'select true';
+    create function trap.yes_text(text, text) returns bool language sql immutable as 'select true';
+    create operator trap.= (leftarg = int, rightarg = int, function = trap.yes);
+    create operator trap.< (leftarg = int, rightarg = int, function = trap.yes);
+    create operator trap.= (leftarg = text, rightarg = text, function = trap.yes_text);
+    create operator trap.~~ (leftarg = text, rightarg = text, function = trap.yes_text);
+    create domain trap.int4 as pg_catalog.text;
+    create domain trap.numeric as pg_catalog.text";
+
+struct Oracle {
+    user: Database,
+    trapped: Database,
+    rows: Vec<BytesMut>,
+    table: TableFacts,
+}
+
+/// The words of a list, some in quotes.
+fn words(text: &str) -> Vec<String> {
+    let (mut found, mut word, mut quoted, mut started) = (Vec::new(), String::new(), false, false);
+    let mut chars = text.chars().peekable();
+    while let Some(char) = chars.next() {
+        match char {
+            '\'' if quoted && chars.peek() == Some(&'\'') => {
+                chars.next();
+                word.push('\'');
+            }
+            '\'' => (quoted, started) = (!quoted, true),
+            ' ' if !quoted => {
+                found.push(std::mem::take(&mut word));
+                started = false;
+            }
+            _ => {
+                word.push(char);
+                started = true;
+            }
+        }
+    }
+    if started {
+        found.push(word);
+    }
+    found
+}
+
+fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+impl Oracle {
+    async fn new(name: &str, random: &mut StdRng, row_count: usize) -> Result<Self> {
+        let user = Cluster::shared().await?.database(name).await?;
+        user.execute("create type public.mood as enum ('sad', 'ok', 'so happy')").await?;
+        let definitions: Vec<String> = COLUMNS.iter().map(|(name, kind, ..)| format!("{name} {kind}")).collect();
+        user.execute(&format!("create table public.rows (id int primary key, {})", definitions.join(", "))).await?;
+        user.execute(VERDICTS).await?;
+        user.execute(TRAPS).await?;
+        for id in 0..row_count {
+            let mut values = vec![id.to_string()];
+            for (.., pool) in COLUMNS {
+                let value = words(pool).choose(random).context("a value")?.clone();
+                values.push(if random.random_ratio(1, 6) { "null".to_owned() } else { quoted(&value) });
+            }
+            user.execute(&format!("insert into public.rows values ({})", values.join(", "))).await?;
+        }
+        let trapped = user.another().await?;
+        trapped.execute("set search_path = trap, public, pg_catalog; set standard_conforming_strings = off").await?;
+        trapped.execute("set datestyle = 'Postgres, DMY'; set timezone = 'Asia/Tokyo'").await?;
+        let session = Session::connect(&ConnectConfig::from_url(user.url())?).await?;
+        let mut rows = Vec::new();
+        let encoder = RowEncoder::new(&columns());
+        for message in session.client().simple_query("select * from public.rows order by id").await? {
+            let SimpleQueryMessage::Row(row) = message else { continue };
+            let mut encoded = BytesMut::new();
+            let text = |at| row.get(at).map_or(Value::Null, |text: &str| Value::Text(text.as_bytes()));
+            encoder.encode((1..=COLUMNS.len()).map(text), &mut encoded)?;
+            rows.push(encoded);
+        }
+        Ok(Oracle { user, trapped, rows, table: table() })
+    }
+
+    async fn verdicts(&self, database: &Database, condition: &str) -> Result<Vec<String>> {
+        let answer = database.client().query_one("select public.verdicts($1)", &[&condition]).await;
+        let text: String = answer.with_context(|| condition.to_owned())?.try_get(0)?;
+        Ok(text.split(',').map(str::to_owned).collect())
+    }
+
+    /// Compares all rows; None where the condition is refused.
+    async fn compare(&self, condition: &str) -> Result<Option<usize>> {
+        let predicate = match Predicate::new(condition, &[], &self.table) {
+            Ok(predicate) => predicate,
+            Err(_) => return Ok(None),
+        };
+        let written = self.verdicts(&self.user, condition).await?;
+        let printed = self.verdicts(&self.trapped, predicate.sql()).await?;
+        let normal = self.verdicts(&self.trapped, predicate.normal_form()).await?;
+        for (at, row) in self.rows.iter().enumerate() {
+            let outcome = predicate.evaluate(row)?;
+            let ours = match outcome.verdict {
+                Ok(Some(verdict)) => verdict.to_string(),
+                Ok(None) => "null".to_owned(),
+                Err(_) => "error".to_owned(),
+            };
+            for (theirs, form) in [(&written, "written"), (&printed, "printed"), (&normal, "normal form")] {
+                let allowed = outcome.hides_error && theirs[at] == "error";
+                ensure!(
+                    theirs[at] == ours || allowed,
+                    "row {at}: PostgreSQL says {}, Tidegate {ours} ({:?})\n{form}\n{condition}\n{}",
+                    theirs[at],
+                    outcome.verdict,
+                    predicate.sql()
+                );
+            }
+        }
+        Ok(Some(self.rows.len()))
+    }
+}
+
+fn columns() -> Vec<ColumnSpec> {
+    let column = |(field, (name, type_name, oid, _)): (u32, &(&str, &str, u32, &str))| ColumnSpec {
+        name: (*name).to_owned(),
+        attnum: 0,
+        type_oid: *oid,
+        type_name: (*type_name).to_owned(),
+        codec: ValueKind::of(*oid, if *oid == 0 { TypeShape::Enum } else { TypeShape::Base }),
+        key: false,
+        field,
+    };
+    (1..).zip(COLUMNS).map(column).collect()
+}
+
+fn table() -> TableFacts {
+    let collation = CollationFacts { name: "default".to_owned(), is_default: true, deterministic: true, is_c: true };
+    let column = |(field, (name, _, oid, _)): (u32, &(&str, &str, u32, &str))| ColumnFacts {
+        name: (*name).to_owned(),
+        field,
+        type_oid: *oid,
+        collation: matches!(oid, 25 | 1042 | 1043).then(|| collation.clone()),
+        enum_type: (*oid == 0).then(|| EnumFacts {
+            schema: "public".to_owned(),
+            name: "mood".to_owned(),
+            labels: ["sad", "ok", "so happy"].map(str::to_owned).to_vec(),
+        }),
+    };
+    TableFacts {
+        schema: "public".to_owned(),
+        name: "rows".to_owned(),
+        columns: (1..).zip(COLUMNS).map(column).collect(),
+        default_collation: collation.clone(),
+    }
+}
+
+/// What a random expression is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    Number,
+    Text,
+    /// One of the other columns, by index.
+    Column(usize),
+}
+
+struct Writer<'r>(&'r mut StdRng);
+
+impl Writer<'_> {
+    fn pick<'p>(&mut self, choices: &[&'p str]) -> &'p str {
+        choices.choose(self.0).copied().unwrap_or_default()
+    }
+
+    fn column_among(&mut self, names: &[&str]) -> String {
+        let name = self.pick(names).to_owned();
+        match self.0.random_range(0..6) {
+            0 => format!("rows.{name}"),
+            1 => format!("\"{name}\""),
+            _ => name,
+        }
+    }
+
+    fn about(&mut self) -> About {
+        match self.0.random_range(0..5) {
+            0 | 1 => About::Number,
+            2 => About::Text,
+            _ => About::Column([0, 11, 12, 13, 14, 15, 16, 17, 18][self.0.random_range(0..9)]),
+        }
+    }
+
+    fn value(&mut self, about: About, depth: usize) -> String {
+        if depth > 0 && self.0.random_ratio(1, 6) {
+            let (a, b) = (self.value(about, depth - 1), self.value(about, depth - 1));
+            return match self.0.random_range(0..5) {
+                0 => format!("case when {} then {a} else {b} end", self.condition(depth - 1)),
+                1 => format!("coalesce({a}, {b})"),
+                2 => format!("nullif({a}, {b})"),
+                3 => format!("greatest({a}, {b})"),
+                _ => format!("least({a}, {b}, {a})"),
+            };
+        }
+        match about {
+            About::Number => self.number(depth),
+            About::Text => self.text(depth),
+            About::Column(index) => {
+                let (name, _, _, pool) = COLUMNS[index];
+                if self.0.random_ratio(1, 2) {
+                    return self.column_among(&[name]);
+                }
+                words(pool).choose(self.0).map(|word| quoted(word)).unwrap_or_default()
+            }
+        }
+    }
+
+    fn number(&mut self, depth: usize) -> String {
+        let choice = self.0.random_range(0..if depth > 0 { 9 } else { 5 });
+        match choice {
+            0 | 1 => self.column_among(&["s", "i", "l", "n", "m", "r", "d"]),
+            2 => self.pick(&["0", "1", "-1", "42", "2147483648", "-2147483648", "9223372036854775808"]).to_owned(),
+            3 => self.pick(&["0.1", "1.50", "1e3", "-0.0", "0.30000000000000004", "1e-30"]).to_owned(),
+            4 => self.pick(&["'42'", "'1'", "null", "'NaN'::numeric", "'-0'::float8", "'Infinity'::real"]).to_owned(),
+            5..=7 => {
+                let op = self.pick(&["+", "-", "*", "/", "%"]);
+                let open = self.0.random_ratio(1, 2);
+                let (a, b) = (self.number(depth - 1), self.number(depth - 1));
+                if open { format!("({a} {op} {b})") } else { format!("{a} {op} {b}") }
+            }
+            _ => {
+                let kind = self.pick(&["int2", "int", "bigint", "numeric", "real", "float8", "numeric(6,1)"]);
+                let operand = self.number(depth - 1);
+                match self.0.random_range(0..3) {
+                    0 => format!("-({operand})"),
+                    1 => format!("cast({operand} as {kind})"),
+                    _ => format!("({operand})::{kind}"),
+                }
+            }
+        }
+    }
+
+    fn text(&mut self, depth: usize) -> String {
+        match self.0.random_range(0..if depth > 0 { 7 } else { 4 }) {
+            0..=1 => self.column_among(&["t", "v", "c"]),
+            2..=3 => {
+                self.pick(&["''", "'a'", "'a '", "'ab'", "'é'", "'A'", "'42'", "'O''x'", "'a\\c'", "null"]).to_owned()
+            }
+            4 => format!("{} || {}", self.text(depth - 1), self.text(depth - 1)),
+            5 => {
+                let kind = self.pick(&["text", "varchar", "char(3)", "varchar(1)", "bpchar"]);
+                format!("({})::{kind}", self.text(depth - 1))
+            }
+            _ => {
+                let column = self.column_among(&["s", "i", "l", "n", "b", "u"]);
+                format!("{column}::text")
+            }
+        }
+    }
+
+    fn condition(&mut self, depth: usize) -> String {
+        let below = depth.saturating_sub(1);
+        if depth > 0 && self.0.random_ratio(1, 3) {
+            let (a, b) = (self.condition(below), self.condition(below));
+            let word = self.pick(&["and", "or"]);
+            return match self.0.random_range(0..4) {
+                0 => format!("not {a}"),
+                1 => format!("({a}) {word} {b}"),
+                2 => format!("{a} {word} ({b})"),
+                _ => format!("({a}) is {}", self.pick(&["true", "not false", "unknown", "not null", "not true"])),
+            };
+        }
+        let about = self.about();
+        let not = self.pick(&["", "not "]);
+        let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
+        let a = self.value(about, below);
+        let (b, c) = (self.value(about, below), self.value(about, below));
+        match self.0.random_range(0..9) {
+            0..=2 => format!("{a} {op} {b}"),
+            3 => format!("{a} is {not}distinct from {b}"),
+            4 => format!("{a} {not}in ({b}, {c}, {})", self.value(about, 0)),
+            5 => format!("{a} {not}between {}({b}) and {c}", self.pick(&["", "symmetric "])),
+            6 => format!("{a} is {not}null"),
+            7 => self.pattern(not),
+            _ => {
+                let list: Vec<String> = (0..3).map(|_| self.constant(about)).collect();
+                format!("{a} {op} {}(array[{}])", self.pick(&["any", "all"]), list.join(", "))
+            }
+        }
+    }
+
+    fn constant(&mut self, about: About) -> String {
+        match about {
+            About::Number => self.pick(&["0", "1", "42", "1.5", "0.1", "-1", "null", "2147483648"]).to_owned(),
+            About::Text => self.pick(&["'a'", "'ab'::text", "'é'", "null", "'a '::char(3)"]).to_owned(),
+            About::Column(index) => {
+                let (_, kind, _, pool) = COLUMNS[index];
+                words(pool).choose(self.0).map(|word| format!("{}::{kind}", quoted(word))).unwrap_or_default()
+            }
+        }
+    }
+
+    fn pattern(&mut self, not: &str) -> String {
+        let text = self.text(1);
+        let like = self.pick(&["like", "ilike"]);
+        let pattern =
+            self.pick(&["'a%'", "'%c'", "'_'", "'a_c'", "'a\\%c'", "'%\\'", "'A%'", "'é%'", "''", "t", "v", "'a!_c'"]);
+        let escape = self.pick(&["", "", " escape '!'", " escape ''", " escape '\\'"]);
+        format!("{text} {not}{like} {pattern}{escape}")
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_mean_what_they_mean_in_postgresql() -> Result<()> {
+    let count = std::env::var("TIDEGATE_TEST_PREDICATES").ok().and_then(|text| text.parse().ok()).unwrap_or(600);
+    let seed = Seed::from_environment();
+    let oracle = Oracle::new("predicate", &mut seed.generator(0), 60).await?;
+    let mut random = seed.generator(1);
+    let (mut compared, mut accepted) = (0, 0);
+    let mut complaints = Vec::new();
+    for _ in 0..count {
+        let condition = Writer(&mut random).condition(3);
+        match oracle.compare(&condition).await {
+            Ok(Some(row_count)) => {
+                compared += row_count;
+                accepted += 1;
+            }
+            Ok(None) => {}
+            Err(error) => complaints.push(format!("{error:#}")),
+        }
+    }
+    println!("{accepted} of {count} conditions accepted, {compared} verdicts compared");
+    ensure!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n\n"));
+    ensure!(accepted * 3 > count, "only {accepted} of {count} conditions were accepted");
+    Ok(())
+}

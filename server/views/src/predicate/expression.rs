@@ -1,0 +1,124 @@
+//! A condition with types: every operand has the type that its operator takes, every cast is there, and what PostgreSQL
+//! expands (BETWEEN, IN, IS DISTINCT FROM, NULLIF) is expanded.
+//!
+//! Invariant: no deeper than a constant times the parser's bound, and no larger than typing's.
+
+use super::comparison::Comparison;
+use super::kind::Kind;
+use super::syntax::Arithmetic;
+use super::value::Value;
+
+/// An expression.
+#[derive(Clone, Debug)]
+pub(super) enum Expression {
+    Constant(Kind, Value<'static>),
+    /// The place among the columns that the condition reads.
+    Column(usize),
+    /// NULL where an operand is.
+    Strict(Function, Vec<Expression>),
+    And(Vec<Expression>),
+    Or(Vec<Expression>),
+    Not(Box<Expression>),
+    IsNull(Box<Expression>),
+    /// `IS TRUE`, `IS FALSE`, `IS UNKNOWN`
+    Is(Option<bool>, Box<Expression>),
+    /// `left op ANY (values)`, or ALL
+    Quantified(Quantified),
+    Case {
+        arms: Vec<(Expression, Expression)>,
+        otherwise: Box<Expression>,
+    },
+    Coalesce(Vec<Expression>),
+    Extreme {
+        greatest: bool,
+        padded: bool,
+        operands: Vec<Expression>,
+    },
+}
+
+/// A comparison with each of several constants.
+#[derive(Clone, Debug)]
+pub(super) struct Quantified {
+    pub(super) all: bool,
+    pub(super) op: Comparison,
+    /// Of the constants.
+    pub(super) kind: Kind,
+    pub(super) left: Box<Expression>,
+    pub(super) values: Vec<Value<'static>>,
+}
+
+/// A function of operands that are not NULL.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Function {
+    /// `padded`: both are bpchar.
+    Compare {
+        op: Comparison,
+        padded: bool,
+    },
+    /// Of operands of these types, in this type.
+    Arithmetic {
+        op: Arithmetic,
+        kind: Kind,
+    },
+    Negate(Kind),
+    Concat,
+    Like {
+        fold: bool,
+    },
+    /// A pattern and an escape become a pattern with backslashes.
+    LikeEscape,
+    Cast {
+        from: Kind,
+        to: Kind,
+        modifiers: Vec<u32>,
+    },
+    /// As SQL.
+    Collate(&'static str),
+}
+
+impl Expression {
+    pub(super) fn is_constant(&self) -> bool {
+        matches!(self, Expression::Constant(..))
+    }
+
+    pub(super) fn is_null(&self) -> bool {
+        matches!(self, Expression::Constant(_, Value::Null))
+    }
+
+    /// All expressions directly below.
+    pub(super) fn below(&self) -> Vec<&Expression> {
+        match self {
+            Expression::Constant(..) | Expression::Column(_) => Vec::new(),
+            Expression::Strict(_, operands)
+            | Expression::And(operands)
+            | Expression::Or(operands)
+            | Expression::Coalesce(operands)
+            | Expression::Extreme { operands, .. } => operands.iter().collect(),
+            Expression::Not(operand) | Expression::IsNull(operand) | Expression::Is(_, operand) => vec![operand],
+            Expression::Quantified(quantified) => vec![&quantified.left],
+            Expression::Case { arms, otherwise } => {
+                arms.iter().flat_map(|(when, then)| [when, then]).chain([&**otherwise]).collect()
+            }
+        }
+    }
+
+    /// Nodes and values; long text counts as several.
+    pub(super) fn size(&self) -> usize {
+        let of_value = |value: &Value<'_>| match value {
+            Value::Text(text) => text.len() / 8,
+            Value::Bytes(bytes) => bytes.len() / 8,
+            Value::Numeric(_) => 8,
+            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => 0,
+        };
+        let own = match self {
+            Expression::Quantified(quantified) => quantified.values.iter().map(|value| 1 + of_value(value)).sum(),
+            Expression::Constant(_, value) => of_value(value),
+            _ => 0,
+        };
+        1 + own + self.below().into_iter().map(Expression::size).sum::<usize>()
+    }
+
+    pub(super) fn has_column(&self) -> bool {
+        matches!(self, Expression::Column(_)) || self.below().into_iter().any(Expression::has_column)
+    }
+}

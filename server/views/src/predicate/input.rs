@@ -1,0 +1,140 @@
+//! The values of the columns that a condition reads, straight from the encoded row, each decoded once.
+
+use std::borrow::Cow;
+
+use tidegate_schema::ScalarKind;
+use tidegate_schema::wire::{Field, Fields, WireError, WireType, read_varint};
+
+use super::kind::Kind;
+use super::moment;
+use super::numeric::Numeric;
+use super::table::{TableFacts, scalar_kind};
+use super::value::Value;
+use tidegate_model::Retry;
+
+/// Why a row cannot be read. Never tells a value.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// The bytes are not a message.
+    #[error("damaged row: {0}")]
+    Row(#[from] WireError),
+    /// The column has no value of its type, or more than one; or it is an enum's label that came later than the table's
+    /// description.
+    #[error("column \"{column}\" holds no value that its type had when the condition was defined; define it again")]
+    Column {
+        /// The column's exact name.
+        column: String,
+    },
+}
+
+impl RowError {
+    /// What to do: the same row fails again.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            RowError::Row(_) | RowError::Column { .. } => Retry::Never,
+        }
+    }
+}
+
+/// A column that a condition reads.
+#[derive(Clone, Debug)]
+pub(super) struct Input {
+    pub(super) field: u32,
+    pub(super) kind: Kind,
+    scalar: ScalarKind,
+    name: String,
+    labels: Vec<String>,
+}
+
+impl Input {
+    /// Of a column whose type conditions know.
+    pub(super) fn of(table: &TableFacts, column: usize) -> Option<Self> {
+        let facts = &table.columns[column];
+        let kind = table.kind(facts)?;
+        let labels = facts.enum_type.as_ref().map(|facts| facts.labels.clone()).unwrap_or_default();
+        let scalar = scalar_kind(kind, facts.type_oid);
+        Some(Input { field: facts.field, kind, scalar, name: facts.name.clone(), labels })
+    }
+
+    fn value<'a>(&self, field: &Field<'a>) -> Option<Value<'a>> {
+        let bytes = field.value;
+        let wire_type = match self.scalar {
+            ScalarKind::Bool | ScalarKind::Int32 | ScalarKind::Int64 | ScalarKind::Uint32 => WireType::Varint,
+            ScalarKind::Float => WireType::Fixed32,
+            ScalarKind::Double => WireType::Fixed64,
+            ScalarKind::Bytes | ScalarKind::Text | ScalarKind::Timestamptz => WireType::Len,
+        };
+        if field.wire_type != wire_type {
+            return None;
+        }
+        let varint = || read_varint(bytes).ok().map(|(value, _)| value);
+        Some(match self.scalar {
+            ScalarKind::Bool => Value::Bool(varint()? != 0),
+            ScalarKind::Int32 | ScalarKind::Int64 | ScalarKind::Uint32 => Value::Int(varint()?.cast_signed()),
+            ScalarKind::Float => Value::Float(f32::from_le_bytes(bytes.try_into().ok()?).into()),
+            ScalarKind::Double => Value::Float(f64::from_le_bytes(bytes.try_into().ok()?)),
+            ScalarKind::Bytes => Value::Bytes(Cow::Borrowed(bytes)),
+            ScalarKind::Text => self.text(str::from_utf8(bytes).ok()?)?,
+            ScalarKind::Timestamptz => Value::Int(timestamptz(bytes)?),
+        })
+    }
+
+    fn text<'a>(&self, text: &'a str) -> Option<Value<'a>> {
+        match self.kind {
+            Kind::Numeric => Numeric::parse(text).map(|number| Value::Numeric(Cow::Owned(number))),
+            Kind::Date => moment::parse_date(text).map(Value::Int),
+            Kind::Time => moment::parse_time(text).map(Value::Int),
+            Kind::Timestamp => moment::parse_timestamp(text, false).map(Value::Int),
+            Kind::Enum(_) => {
+                let place = self.labels.iter().position(|label| label == text)?;
+                i64::try_from(place).ok().map(Value::Int)
+            }
+            Kind::Text | Kind::Varchar | Kind::Bpchar | Kind::Uuid => Some(Value::Text(Cow::Borrowed(text))),
+            Kind::Bool
+            | Kind::Int2
+            | Kind::Int4
+            | Kind::Int8
+            | Kind::Oid
+            | Kind::Float4
+            | Kind::Float8
+            | Kind::Timestamptz
+            | Kind::Bytea => None,
+        }
+    }
+}
+
+/// The inputs' values; NULL where the row lacks them. `inputs` are in the order of their fields, `values` as many.
+pub(super) fn read<'a>(inputs: &[(u32, usize)], columns: &[Input], row: &'a [u8]) -> Result<Vec<Value<'a>>, RowError> {
+    let mut values = vec![Value::Null; columns.len()];
+    for field in Fields::new(row) {
+        let field = field?;
+        let Ok(found) = inputs.binary_search_by_key(&field.number, |&(number, _)| number) else { continue };
+        let index = inputs[found].1;
+        let value = columns[index].value(&field).filter(|_| values[index] == Value::Null);
+        values[index] = value.ok_or_else(|| RowError::Column { column: columns[index].name.clone() })?;
+    }
+    Ok(values)
+}
+
+/// The microseconds of a `tidegate.v1.Timestamptz`: field 1 holds a `google.protobuf.Timestamp`, or field 2 PostgreSQL's text.
+fn timestamptz(message: &[u8]) -> Option<i64> {
+    let field = Fields::new(message).next()?.ok()?;
+    match field.number {
+        1 => {
+            let (mut seconds, mut nanos) = (0, 0);
+            for part in Fields::new(field.value) {
+                let part = part.ok()?;
+                let value = read_varint(part.value).ok()?.0.cast_signed();
+                match part.number {
+                    1 => seconds = value,
+                    2 => nanos = value,
+                    _ => {}
+                }
+            }
+            moment::of_unix(seconds, nanos)
+        }
+        2 => moment::parse_timestamp(str::from_utf8(field.value).ok()?, true),
+        _ => None,
+    }
+}
