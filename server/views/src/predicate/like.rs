@@ -13,8 +13,11 @@ pub(super) fn matches(text: &str, pattern: &str) -> Result<bool, EvaluationError
     // The pattern behind the last `%`, and where in the text it was tried.
     let mut last: Option<(usize, usize)> = None;
     loop {
+        if t == text.len() {
+            return Ok(pattern[p..].iter().all(|&byte| byte == b'%'));
+        }
         let failed = if p == pattern.len() {
-            t < text.len()
+            true
         } else if pattern[p] == b'%' {
             while p < pattern.len() && matches!(pattern[p], b'%' | b'_') {
                 if pattern[p] == b'_' {
@@ -32,8 +35,6 @@ pub(super) fn matches(text: &str, pattern: &str) -> Result<bool, EvaluationError
             last = Some((p, found));
             t = found;
             continue;
-        } else if t == text.len() {
-            return Ok(false);
         } else if pattern[p] == b'_' {
             (t, p) = (next_char(text, t), p + 1);
             continue;
@@ -42,9 +43,6 @@ pub(super) fn matches(text: &str, pattern: &str) -> Result<bool, EvaluationError
             p += usize::from(pattern[p] == b'\\');
             literal != text[t]
         };
-        if !failed && p == pattern.len() {
-            return Ok(true);
-        }
         if !failed {
             (t, p) = (t + 1, p + 1);
             continue;
@@ -134,6 +132,7 @@ mod tests {
         }
         assert_eq!(matches("a", "\\"), Err(EvaluationError::Pattern));
         assert_eq!(matches("", "\\"), Ok(false));
+        assert_eq!(matches("", "%\\"), Ok(false));
         assert_eq!(matches("a", "%\\"), Err(EvaluationError::Pattern));
     }
 
