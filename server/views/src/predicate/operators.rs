@@ -137,22 +137,20 @@ impl Typing<'_> {
     ) -> Result<Typed, Refusal> {
         let op = if negated { Comparison::NotEqual } else { Comparison::Equal };
         let operand = self.typed(operand)?;
-        let mut constants = Vec::new();
-        let mut others = Vec::new();
-        for value in values {
-            let value = self.typed(value)?;
-            if value.tree.has_column() { others.push(value) } else { constants.push(value) }
-        }
+        let mut others = values.iter().map(|value| self.typed(value)).collect::<Result<Vec<_>, _>>()?;
         let mut parts = Vec::new();
-        let kinds = std::iter::once(operand.kind).chain(constants.iter().map(|value| value.kind));
-        match resolution::common(kinds) {
-            Ok(kind) if constants.len() > 1 => {
-                let constants = constants.into_iter().map(|value| self.coerced(value, kind, "IN"));
-                let constants = constants.collect::<Result<Vec<_>, _>>()?;
-                let left = self.again(&operand)?;
-                parts.push(self.with_each(at, left, (op, negated), (kind, constants))?.tree);
-            }
-            Ok(_) | Err(_) => others.splice(0..0, constants).for_each(drop),
+        let is_constant = |value: &Typed| !value.tree.has_column();
+        let kinds = others.iter().filter(|value| is_constant(value)).map(|value| value.kind);
+        let kind = resolution::common(std::iter::once(operand.kind).chain(kinds));
+        if let Ok(kind) = kind
+            && others.iter().filter(|value| is_constant(value)).count() > 1
+        {
+            let (constants, rest) = others.into_iter().partition::<Vec<_>, _>(is_constant);
+            others = rest;
+            let constants = constants.into_iter().map(|value| self.coerced(value, kind, "IN"));
+            let constants = constants.collect::<Result<Vec<_>, _>>()?;
+            let left = self.again(&operand)?;
+            parts.push(self.with_each(at, left, (op, negated), (kind, constants))?.tree);
         }
         for other in others {
             let left = self.again(&operand)?;
