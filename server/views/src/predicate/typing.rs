@@ -94,10 +94,15 @@ impl Typing<'_> {
         Ok(())
     }
 
-    /// The type of any expression.
+    /// The type of any expression. One without columns becomes a constant.
     pub(super) fn typed(&mut self, syntax: &Syntax) -> Result<Typed, Refusal> {
+        self.charge(syntax.at, 1)?;
+        let typed = self.as_written(syntax)?;
+        self.folded(typed)
+    }
+
+    fn as_written(&mut self, syntax: &Syntax) -> Result<Typed, Refusal> {
         let at = syntax.at;
-        self.charge(at, 1)?;
         match &syntax.what {
             What::Null => Ok(self.unknown(at, None)),
             What::Text(text) => Ok(self.unknown(at, Some(text))),
@@ -369,20 +374,21 @@ impl Typing<'_> {
         Ok(Typed::known(at, kind, tree).with(Collation::Written(Rc::new(facts))))
     }
 
-    /// A strict function of constants is evaluated; one of a constant NULL is NULL, whatever else would fail.
+    /// What has no columns is evaluated; a strict function of a constant NULL is NULL, whatever else would fail.
     pub(super) fn folded(&self, typed: Typed) -> Result<Typed, Refusal> {
-        let Expression::Strict(_, operands) = &typed.tree else { return Ok(typed) };
-        let kind = typed.kind.unwrap_or(Kind::Text);
-        let value = if operands.iter().any(Expression::is_null) {
+        let Some(kind) = typed.kind.filter(|_| !typed.tree.is_constant()) else { return Ok(typed) };
+        let is_null =
+            matches!(&typed.tree, Expression::Strict(_, operands) if operands.iter().any(Expression::is_null));
+        let value = if is_null {
             Value::Null
-        } else if operands.iter().all(Expression::is_constant) {
+        } else if typed.tree.has_column() {
+            return Ok(typed);
+        } else {
             let mut evaluator = Evaluator { inputs: &[], hides_error: false };
             match evaluator.value(&typed.tree) {
                 Ok(value) => value.into_owned(),
                 Err(error) => return self.refuse(typed.at, Reason::AlwaysFails { error }),
             }
-        } else {
-            return Ok(typed);
         };
         Ok(Typed { tree: Expression::Constant(kind, value), ..typed })
     }
