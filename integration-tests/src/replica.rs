@@ -10,7 +10,7 @@ use serde_json::{Map, Value as Json};
 use tidegate_client::{
     Change, Changes, Client, ClientError, Event, Op, Position, ResetReason, Start, Subscription, Token,
 };
-use tidegate_proto::v1::RowType;
+use tidegate_proto::v1::{Column, RowType};
 use tokio_stream::StreamExt as _;
 
 use crate::{Database, history::shorten, within};
@@ -23,9 +23,10 @@ pub type HeldTable = BTreeMap<Vec<String>, HeldRow>;
 /// What a program holds of tables, by `schema.table`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Replica {
-    tables: BTreeMap<String, HeldTable>,
-    /// The newest of each table.
-    row_types: BTreeMap<String, RowType>,
+    /// By `pg_class.oid`, with the newest row type.
+    tables: BTreeMap<u32, (RowType, HeldTable)>,
+    /// The table that each name meant last.
+    names: BTreeMap<String, u32>,
     /// Reads that were received, of any snapshot.
     pub read_count: u64,
 }
@@ -60,13 +61,17 @@ impl Replica {
     /// A table's rows; none where nothing was received of it.
     #[must_use]
     pub fn table(&self, name: &str) -> HeldTable {
-        self.tables.get(name).cloned().unwrap_or_default()
+        self.held(name).cloned().unwrap_or_default()
     }
 
     /// One row.
     #[must_use]
     pub fn table_row(&self, name: &str, key: &[String]) -> Option<HeldRow> {
-        self.tables.get(name)?.get(key).cloned()
+        self.held(name)?.get(key).cloned()
+    }
+
+    fn held(&self, name: &str) -> Option<&HeldTable> {
+        self.tables.get(self.names.get(name)?).map(|(_, table)| table)
     }
 
     fn starts_afresh(&mut self, tables: &[String]) {
@@ -77,14 +82,17 @@ impl Replica {
     }
 
     fn apply(&mut self, change: &Change) -> Result<Vec<Touched>> {
-        let name = match change.table() {
-            Some(name) => name.to_owned(),
-            None => return Ok(Vec::new()),
+        let (name, row_type) = match (change.table(), &change.row_type) {
+            (Some(name), Some(row_type)) => (name.to_owned(), row_type.proto()),
+            _ => return Ok(Vec::new()),
         };
-        if let Some(row_type) = &change.row_type {
-            self.describe(&name, row_type.proto())?;
+        self.names.insert(name.clone(), row_type.table_oid);
+        let (known, table) =
+            self.tables.entry(row_type.table_oid).or_insert_with(|| (row_type.clone(), HeldTable::new()));
+        if known.row_type != row_type.row_type {
+            *table = described(std::mem::take(table), known, row_type);
+            known.clone_from(row_type);
         }
-        let table = self.tables.entry(name.clone()).or_default();
         match change.op {
             Op::Truncate => {
                 table.clear();
@@ -123,31 +131,19 @@ impl Replica {
     }
 }
 
-impl Replica {
-    /// What is held of the table, under another row type: a column is known by its field, and one that is new is null. Another
-    /// table under the same name starts empty.
-    fn describe(&mut self, name: &str, row_type: &RowType) -> Result<()> {
-        let known = self.row_types.insert(name.to_owned(), row_type.clone());
-        let Some(known) = known.filter(|known| known.row_type != row_type.row_type) else { return Ok(()) };
-        let Some(table) = self.tables.get_mut(name) else { return Ok(()) };
-        let rows = std::mem::take(table).into_values().filter(|_| known.table_oid == row_type.table_oid);
-        for mut row in rows {
-            let by_field: BTreeMap<u32, Option<String>> =
-                known.columns.iter().filter_map(|column| Some((column.field, row.remove(&column.name)?))).collect();
-            let columns = row_type.columns.iter();
-            let row: HeldRow = columns
-                .clone()
-                .map(|column| (column.name.clone(), by_field.get(&column.field).cloned().flatten()))
-                .collect();
-            let key: BTreeMap<_, _> =
-                columns.filter(|column| column.key).map(|column| (&column.name, row[&column.name].clone())).collect();
-            // A key of columns that are new cannot be known yet.
-            if let Some(key) = key.into_values().collect::<Option<Vec<_>>>() {
-                table.insert(key, row);
-            }
-        }
-        Ok(())
-    }
+/// Rows under another row type: a column is known by its field, and one that is new is null.
+fn described(rows: HeldTable, known: &RowType, row_type: &RowType) -> HeldTable {
+    let describe = |mut row: HeldRow| {
+        let by_field: BTreeMap<u32, Option<String>> =
+            known.columns.iter().filter_map(|column| Some((column.field, row.remove(&column.name)?))).collect();
+        let value = |column: &Column| by_field.get(&column.field).cloned().flatten();
+        let row: HeldRow = row_type.columns.iter().map(|column| (column.name.clone(), value(column))).collect();
+        let key = row_type.columns.iter().filter(|column| column.key).map(|column| (&column.name, value(column)));
+        // A key of columns that are new cannot be known yet.
+        let key = key.collect::<BTreeMap<_, _>>().into_values().collect::<Option<Vec<_>>>()?;
+        Some((key, row))
+    };
+    rows.into_values().filter_map(describe).collect()
 }
 
 fn key(key: Option<Map<String, Json>>) -> Result<Vec<String>> {

@@ -23,6 +23,7 @@ mod mirror;
 mod mirror_altered;
 mod mirror_snapshot;
 mod new_tables;
+mod mirror_altered_at_random;
 mod operations;
 mod pooler;
 mod promotion;

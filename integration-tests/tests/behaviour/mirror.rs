@@ -195,7 +195,9 @@ fn start_writers(url: &str, seed: Seed, stop: &CancellationToken) -> JoinSet<()>
 }
 
 fn mirror_is_complete(status: &SourceStatus) -> bool {
-    status.mirror.len() == 3 && status.mirror.iter().all(|table| table.state() == MirrorState::Complete)
+    // A truncated table is verified again, and is complete meanwhile.
+    let complete = |table: &MirroredTable| matches!(table.state(), MirrorState::Complete | MirrorState::Verifying);
+    status.mirror.len() == 3 && status.mirror.iter().all(complete)
 }
 
 /// Tables with rows from before, a publication and the oracle's slot; the server has yet to be started.

@@ -1,4 +1,4 @@
-//! Watches the definitions of the tables whose mirror is complete: their fingerprints, of all in one query, about once a second and
+//! Watches the definitions of the tables that a mirror knows: their fingerprints, of all in one query, about once a second and
 //! whenever the stream suggests that one has changed.
 //!
 //! Invariant: the query takes a small part of the time only, however many tables there are. It deliberately draws no conclusion:
@@ -32,14 +32,14 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// By `pg_class.oid`. Empty before the first look.
 pub(crate) type Definitions = Arc<HashMap<u32, Fingerprint>>;
 
-/// The tables to watch; None before the mirror is open.
-pub(crate) type CompleteTables = Option<Arc<BTreeSet<u32>>>;
+/// Tables by `pg_class.oid`.
+pub(crate) type Tables = Arc<BTreeSet<u32>>;
 
 /// Watches the definitions of one source's tables.
 pub(crate) struct DefinitionWatch {
     pub(crate) connect: ConnectConfig,
     pub(crate) publication: String,
-    pub(crate) complete: watch::Receiver<CompleteTables>,
+    pub(crate) tables: watch::Receiver<Tables>,
     pub(crate) altered: Arc<Notify>,
     pub(crate) seen: watch::Sender<Definitions>,
 }
@@ -56,8 +56,7 @@ impl DefinitionWatch {
     async fn watch(&mut self) {
         let mut session = None;
         loop {
-            let tables: Vec<u32> =
-                self.complete.borrow_and_update().iter().flat_map(|tables| tables.iter().copied()).collect();
+            let tables: Vec<u32> = self.tables.borrow_and_update().iter().copied().collect();
             let started = Instant::now();
             match timeout(ANSWER_TIMEOUT, self.look(&mut session, &tables)).await {
                 Ok(Ok(seen)) => {
@@ -80,7 +79,7 @@ impl DefinitionWatch {
             tokio::select! {
                 () = sleep_until(next) => {}
                 () = self.altered.notified() => sleep(SETTLE).await,
-                Ok(()) = self.complete.changed() => {}
+                Ok(()) = self.tables.changed() => {}
             }
         }
     }

@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::mirror_definitions::{CompleteTables, Definitions};
+use crate::mirror_definitions::{Definitions, Tables};
 
 /// Snapshots that run at the same time, so that a source of many tables is not asked for all of them at once.
 const JOBS_MAX: usize = 4;
@@ -57,8 +57,10 @@ pub(crate) struct MirrorKeeper {
     /// To look for those who write to an altered table.
     pub(crate) connect: ConnectConfig,
     pub(crate) definitions: watch::Receiver<Definitions>,
-    /// Whose mirror is complete.
-    pub(crate) complete: watch::Sender<CompleteTables>,
+    /// Whose definitions are to be watched.
+    pub(crate) watched: watch::Sender<Tables>,
+    /// Whose mirror is complete; None before it is open.
+    pub(crate) complete: watch::Sender<Option<Tables>>,
 }
 
 /// What has come of a table's snapshot.
@@ -115,7 +117,7 @@ impl Attempts {
             let Some(of) = mirrored.iter().find(|table| table.name == *name) else { return true };
             // It has been given a key, or somebody else's snapshot has confirmed it.
             let is_mended = self.is_verified(of) || (failure.state == State::Unsupported && !of.keyless);
-            !is_mended && (!of.complete || failure.definition.as_ref() == self.definition(of))
+            !is_mended && failure.definition.as_ref() == self.definition(of)
         });
         self.failures = failures;
     }
@@ -203,6 +205,14 @@ impl MirrorKeeper {
     fn show_complete(&self, mirrored: &[MirroredTable]) {
         let complete: BTreeSet<u32> =
             mirrored.iter().filter(|table| table.complete).map(|table| table.table_oid).collect();
+        let watched: BTreeSet<u32> = mirrored.iter().map(|table| table.table_oid).collect();
+        self.watched.send_if_modified(|known| {
+            let differs = **known != watched;
+            if differs {
+                *known = Arc::new(watched);
+            }
+            differs
+        });
         self.complete.send_if_modified(|known| {
             let differs = known.as_deref() != Some(&complete);
             if differs {

@@ -230,6 +230,7 @@ impl Server {
                     status,
                     connect,
                     definitions,
+                    watched: watch::Sender::default(),
                     complete,
                 },
             );
@@ -279,8 +280,8 @@ impl Server {
         keeper: MirrorKeeper,
     ) {
         let (connect, publication) = (source.connect.clone(), source.publication.clone());
-        let (complete, altered) = (keeper.complete.subscribe(), link.altered);
-        let watch = DefinitionWatch { connect, publication, complete, altered, seen };
+        let (tables, altered) = (keeper.watched.subscribe(), link.altered);
+        let watch = DefinitionWatch { connect, publication, tables, altered, seen };
         let stop = self.stop.intake.clone();
         self.intake.spawn(async move {
             watch.run(stop).await;

@@ -188,24 +188,28 @@ impl Mirror {
         let end =
             v1::SnapshotEnd::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotEnd"))?;
         let Some(pass) = self.end_pass(end.snapshot) else { return Ok(()) };
-        let whole = |table: &Table| {
-            let confirms = |named: &PassTable| named.confirms(table.oid);
-            end.abandoned.is_empty() && !table.is_keyless() && pass.tables.iter().any(confirms)
+        let named = |table: &Table| {
+            let read = end.abandoned.is_empty() && !table.is_keyless();
+            pass.tables.iter().find(|named| read && named.oid == table.oid && !named.mixed)
         };
         let waiting: Vec<Table> =
             self.tables.values().filter(|table| table.passes.contains_key(&end.snapshot)).cloned().collect();
         for mut table in waiting {
             let generation = table.passes.remove(&end.snapshot).unwrap_or_default();
-            self.check_ends(end.snapshot, &table, whole(&table));
-            if whole(&table) {
-                (table.complete, table.is_told) = (true, false);
+            let confirms = named(&table).map(|named| named.confirms(table.oid));
+            self.check_ends(end.snapshot, &table, confirms == Some(true));
+            // Where subscribers have what it holds, a row goes only if they are told, by a pass that confirms the table.
+            if confirms == Some(true) || (confirms.is_some() && !table.tells_all()) {
                 table.generation_min = table.generation_min.max(generation);
                 self.stage(key::numbered(key::STALE, table.oid), Some(bytes::Bytes::new()));
+            }
+            if confirms.is_some() {
+                (table.complete, table.is_told) = (true, false);
             } else if end.abandoned.is_empty() && !table.is_keyless() {
                 tracing::warn!(
                     table = table.name,
                     snapshot = end.snapshot,
-                    "the table was altered during its snapshot, which therefore does not confirm its mirror"
+                    "the table has changed during its snapshot, which therefore does not complete its mirror"
                 );
             }
             self.stage_table(table);
