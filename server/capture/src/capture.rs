@@ -456,7 +456,7 @@ impl<P: Publish> Capture<P> {
         beside.spawn(answer(writer, self.link.clone(), self.publish.durable(), self.clock.clone()));
         beside.spawn(observe(session.clone(), self.config.slot.clone(), self.link.clone()));
         let joining = Joining {
-            session: session.clone(),
+            connect: self.config.connect.clone(),
             link: self.link.clone(),
             promises: self.promises.clone(),
             publisher: Publisher::new(&self.config),

@@ -22,12 +22,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tidegate_model::{Epoch, TableName, TablePatterns};
 use tidegate_postgres::{
-    PublicationContent, Session, TableInfo, publication_content, sent_because_of,
+    ConnectConfig, PublicationContent, Session, TableInfo, publication_content, sent_because_of, set_lock_timeout,
     snapshot::{Writer, still_running, waits_for_writers},
     tables,
 };
 use tokio::time::{MissedTickBehavior, interval};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use crate::{
     CaptureError, NewTable,
@@ -39,6 +39,8 @@ use crate::{
 
 /// Between two looks at the publication.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Below `deadlock_timeout`, at which PostgreSQL would end an autovacuum for us.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Looks between two looks for tables that have appeared.
 const PUBLISH_EVERY: u32 = 2;
 /// Snapshots of new tables that run at the same time.
@@ -46,7 +48,7 @@ const SNAPSHOTS_MAX: usize = 4;
 
 /// What looks after the publication during one connection.
 pub(crate) struct Joining {
-    pub(crate) session: Arc<Session>,
+    pub(crate) connect: ConnectConfig,
     pub(crate) link: Arc<Link>,
     pub(crate) promises: Promises,
     pub(crate) publisher: Publisher,
@@ -62,42 +64,55 @@ pub(crate) struct Joining {
 type Waiting = BTreeMap<String, Vec<Writer>>;
 
 impl Joining {
-    /// Runs until the session breaks, or the publication does. A publication that is missing ends the stream by itself.
+    /// Runs until the publication breaks its promises. One that is missing ends the stream by itself.
+    ///
+    /// Its session is its own: PostgreSQL locks tables to tell which ones a publication sends, and whoever waits behind the
+    /// application must hold up nothing else.
     pub(crate) async fn run(mut self) -> CaptureError {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut waiting = Waiting::new();
         let mut left_out = Vec::new();
-        loop {
-            for tick in 0..PUBLISH_EVERY {
-                ticks.tick().await;
-                let looked = async {
-                    if tick == 0 {
-                        left_out = self.publisher.look(&self.session).await?;
-                    }
-                    self.look(&mut waiting).await
+        let mut session = None;
+        for tick in 0_u32.. {
+            ticks.tick().await;
+            let looked = async {
+                let session = match &session {
+                    Some(session) => session,
+                    None => session.insert(connect(&self.connect).await?),
                 };
-                match looked.await {
-                    Ok(joining) => self.show(&left_out, joining),
-                    Err(error) => return error,
+                let joining = self.look(session, &mut waiting).await?;
+                if tick.is_multiple_of(PUBLISH_EVERY) {
+                    left_out = self.publisher.look(session).await?;
+                }
+                Ok(joining)
+            };
+            match looked.await {
+                Ok(joining) => self.show(&left_out, joining),
+                Err(error @ CaptureError::Discontinuity(_)) => return error,
+                Err(error) => {
+                    // The stream notices by itself what concerns it.
+                    debug!(source = %self.promises.source, %error, "the publication cannot be looked at");
+                    session = None;
                 }
             }
         }
+        CaptureError::Protocol("136 years have passed")
     }
 
     /// Returns the tables whose past is not settled.
-    async fn look(&mut self, waiting: &mut Waiting) -> Result<Vec<NewTable>, CaptureError> {
-        let Some(now) = publication_content(&self.session, &self.promises.publication).await? else {
+    async fn look(&mut self, session: &Session, waiting: &mut Waiting) -> Result<Vec<NewTable>, CaptureError> {
+        let Some(now) = publication_content(session, &self.promises.publication).await? else {
             return Ok(Vec::new());
         };
-        self.promises.look_after(&self.session, &mut self.seen, now).await?;
+        self.promises.look_after(session, &mut self.seen, now).await?;
         let lines = self.promises.promised.borrow().unsettled();
         waiting.retain(|line, _| lines.contains(line));
         let mut joining = Vec::new();
         if !lines.is_empty() {
-            let all = tables(&self.session).await?;
+            let all = tables(session).await?;
             for line in lines {
-                joining.extend(self.joined(line, &all, waiting).await?);
+                joining.extend(self.joined(session, (line, &all), waiting).await?);
             }
         }
         Ok(joining)
@@ -106,16 +121,16 @@ impl Joining {
     /// Waits for the writers of what a line has brought, then settles it. Returns what is left to wait for.
     async fn joined(
         &self,
-        line: String,
-        all: &[TableInfo],
+        session: &Session,
+        (line, all): (String, &[TableInfo]),
         waiting: &mut Waiting,
     ) -> Result<Vec<NewTable>, CaptureError> {
-        let sent = self.sent_because_of(&line).await?;
+        let sent = self.sent_because_of(session, &line).await?;
         let writers = match waiting.get(&line) {
-            Some(writers) => still_running(&self.session, writers).await?,
+            Some(writers) => still_running(session, writers).await?,
             None => {
                 let oids: Vec<u32> = sent.iter().copied().chain(table_oid(&line)).collect();
-                waits_for_writers(&self.session, &oids).await?
+                waits_for_writers(session, &oids).await?
             }
         };
         waiting.insert(line.clone(), writers.clone());
@@ -148,10 +163,10 @@ impl Joining {
     }
 
     /// The published tables that a line stands for: a table, all of its partitions, or all of a schema.
-    async fn sent_because_of(&self, line: &str) -> Result<Vec<u32>, CaptureError> {
+    async fn sent_because_of(&self, session: &Session, line: &str) -> Result<Vec<u32>, CaptureError> {
         let (tables, schemas) = (table_oid(line), member_oid(line, "schema"));
         let of = (tables.as_slice(), schemas.as_slice());
-        Ok(sent_because_of(&self.session, &self.promises.publication, of).await?)
+        Ok(sent_because_of(session, &self.promises.publication, of).await?)
     }
 
     /// Starts a snapshot of the tables, where there are any, and records that the past of the line is settled. Else says why not
@@ -184,6 +199,13 @@ impl Joining {
         new_tables.sort_unstable_by(|a, b| a.table.cmp(&b.table));
         self.link.new_tables(new_tables);
     }
+}
+
+/// A session that waits for no lock longer than that.
+async fn connect(config: &ConnectConfig) -> Result<Session, CaptureError> {
+    let session = Session::connect(config).await?;
+    set_lock_timeout(&session, LOCK_TIMEOUT).await?;
+    Ok(session)
 }
 
 fn table_oid(line: &str) -> Option<u32> {

@@ -52,7 +52,7 @@ pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
 pub use publication::{
     NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_add_table,
     alter_publication_set_tables, create_publication, drop_publication, existing, memberships, publication,
-    publication_content, sent_because_of,
+    publication_content, sent_because_of, set_lock_timeout,
 };
 pub use replication::{ReplicationConnection, StreamOptions, SystemIdentity, TimelineSwitch, protocol_version};
 pub use server::{ManagedService, ServerFacts, server_facts, visibility};

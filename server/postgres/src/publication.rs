@@ -290,6 +290,14 @@ pub async fn alter_publication_set_tables(
     run(session, doing, &format!("ALTER PUBLICATION {} DROP TABLE {}", quoted(name), list(&names))).await
 }
 
+/// From now on the session's statements wait for locks no longer than that.
+///
+/// # Errors
+/// The connection or the server.
+pub async fn set_lock_timeout(session: &Session, lock_timeout: Duration) -> Result<(), CatalogError> {
+    run(session, "set lock_timeout", &format!("SET lock_timeout = {}", lock_timeout.as_millis())).await
+}
+
 /// Drops the publication if it exists.
 ///
 /// # Errors
