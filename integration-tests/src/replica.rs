@@ -75,7 +75,11 @@ impl Replica {
     }
 
     fn starts_afresh(&mut self, tables: &[String]) {
-        self.tables.retain(|name, _| !tables.contains(name));
+        for name in tables {
+            if let Some(oid) = self.names.remove(name) {
+                self.tables.remove(&oid);
+            }
+        }
         if self.tables.is_empty() {
             *self = Replica::default();
         }
