@@ -137,10 +137,12 @@ impl Replica {
 
 /// Rows under another row type: a column is known by its field, and one that is new is null.
 fn described(rows: HeldTable, known: &RowType, row_type: &RowType) -> HeldTable {
-    let describe = |mut row: HeldRow| {
-        let by_field: BTreeMap<u32, Option<String>> =
-            known.columns.iter().filter_map(|column| Some((column.field, row.remove(&column.name)?))).collect();
-        let value = |column: &Column| by_field.get(&column.field).cloned().flatten();
+    // Numbers are a message's own, and a renamed table has another one.
+    let is_renamed = known.message != row_type.message;
+    let is_same = |was: &Column, is: &Column| if is_renamed { was.name == is.name } else { was.field == is.field };
+    let describe = |before: HeldRow| {
+        let was = |is: &Column| known.columns.iter().find(|was| is_same(was, is));
+        let value = |is: &Column| before.get(&was(is)?.name).cloned().flatten();
         let row: HeldRow = row_type.columns.iter().map(|column| (column.name.clone(), value(column))).collect();
         let key = row_type.columns.iter().filter(|column| column.key).map(|column| (&column.name, value(column)));
         // A key of columns that are new cannot be known yet.

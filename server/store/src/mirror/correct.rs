@@ -73,12 +73,14 @@ impl Mirror {
             }
             let from = self.row_types.get(&stored.row_type);
             let from = from.ok_or(MirrorError::Damaged("a row of an unknown row type"))?;
-            let whole = row::widened(&stored, &from.row_type, &known.row_type)?;
-            let (old, old_kind) = match whole {
+            let is_renamed = !row::shares_numbers(&from.row_type, &known.row_type);
+            let to = if is_renamed { from } else { known };
+            let (old, old_kind) = match row::widened(&stored, &from.row_type, &to.row_type)? {
                 Some(old) => (old, OldKind::Full),
-                None => (row::project(&stored.row, &closing.table.key)?, OldKind::Key),
+                None => (row::project(&stored.row, &to.key)?, OldKind::Key),
             };
-            output.add(entry, (Op::Delete, closing.table.row_type), &Filled { old, old_kind, ..Filled::default() });
+            let row_type = to.row_type.proto().row_type;
+            output.add(entry, (Op::Delete, row_type), &Filled { old, old_kind, ..Filled::default() });
             if output.byte_count >= PART_BYTES {
                 self.closing = Some(closing);
                 return Ok(false);

@@ -45,22 +45,29 @@ pub(crate) fn conform(row: &StoredRow, from: &RowType, to: &RowType) -> Result<O
     if from.proto().row_type == to.proto().row_type {
         return Ok(Some(row.row.clone()));
     }
-    if to.proto().columns.iter().any(|column| from.column_by_field(column.field).is_none()) {
+    let is_known = |column: &tidegate_proto::v1::Column| from.column_by_field(column.field).is_some();
+    if !shares_numbers(from, to) || !to.proto().columns.iter().all(is_known) {
         return Ok(None);
     }
     project_as(&row.row, to).map(Some)
 }
 
 /// The stored row as a row of another row type, in which a column that it did not have is null; None where it lacks a value that
-/// never came.
+/// never came, or is of another message.
 pub(crate) fn widened(row: &StoredRow, from: &RowType, to: &RowType) -> Result<Option<Bytes>> {
     if from.proto().row_type == to.proto().row_type && row.missing.is_empty() {
         return Ok(Some(row.row.clone()));
     }
-    if to.proto().columns.iter().any(|column| row.missing.contains(&column.field)) {
+    let is_missing = |column: &tidegate_proto::v1::Column| row.missing.contains(&column.field);
+    if !shares_numbers(from, to) || to.proto().columns.iter().any(is_missing) {
         return Ok(None);
     }
     project_as(&row.row, to).map(Some)
+}
+
+/// Numbers of fields are a message's own: a renamed table has another one.
+pub(crate) fn shares_numbers(from: &RowType, to: &RowType) -> bool {
+    from.proto().message == to.proto().message
 }
 
 /// The columns of a row type, as far as a stored row has them.

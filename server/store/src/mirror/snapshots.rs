@@ -148,10 +148,11 @@ impl Mirror {
         let (name, text) = (chunk.name(), chunk.name().to_string());
         let Some(named) = pass.tables.iter_mut().find(|table| table.name == text) else { return Ok(()) };
         let before = named.clone();
-        if before.oid == 0 {
+        // A cursor from before the first chunk says nothing of a definition.
+        if named.fingerprint.is_empty() {
             named.fingerprint.clone_from(&chunk.fingerprint);
         }
-        named.altered |= named.fingerprint != chunk.fingerprint;
+        named.altered |= !chunk.fingerprint.is_empty() && named.fingerprint != chunk.fingerprint;
         named.mixed |= before.oid != 0 && before.oid != chunk.table_oid;
         named.oid = chunk.table_oid;
         if *named != before {
