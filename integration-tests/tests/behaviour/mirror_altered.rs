@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tidegate_client::{MirrorState, SourceStatus, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, Server, ServerConfig, held_by_postgres, must_equal, tidegate,
+    within as until,
 };
 
 /// A mirrored table `t`, captured, and a subscriber that keeps a copy.
@@ -56,9 +57,15 @@ impl Stage {
             return Err(last.context("nothing was compared")?);
         }
         self.server.until("shop", "a verified mirror", is_complete).await?;
-        let output = tidegate(&["mirror", "verify", "t", "--server", &self.server.endpoint()]).await?;
-        let printed = String::from_utf8([output.stdout, output.stderr].concat())?;
-        ensure!(output.status.code() == Some(0), "{printed}");
+        let endpoint = self.server.endpoint();
+        let (code, printed) = until("the mirror can be compared", || async {
+            let output = tidegate(&["mirror", "verify", "t", "--server", &endpoint]).await?;
+            let printed = String::from_utf8([output.stdout, output.stderr].concat())?;
+            // What the status shows may be of before the last change was seen.
+            Ok((!printed.contains("Unavailable")).then_some((output.status.code(), printed)))
+        })
+        .await?;
+        ensure!(code == Some(0), "{printed}");
         Ok(())
     }
 }

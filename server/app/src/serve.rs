@@ -15,17 +15,17 @@
 
 use anyhow::{Context, bail};
 use std::{fs::File, net::SocketAddr, path::Path, sync::Arc, time::Duration};
-use tidegate_capture::{CaptureConfig, MirrorLink};
+use tidegate_capture::{CaptureConfig, MirrorLink, SnapshotRequests};
 use tidegate_feed::{
     Durable,
     local::{self, Publisher},
 };
-use tidegate_gateway::{Gateway, GatewayConfig, SourceHandle, SourceStatus};
+use tidegate_gateway::{Gateway, GatewayConfig, KnownTable, SourceHandle, SourceStatus};
 use tidegate_model::{Clock, Position, SystemClock};
 use tidegate_store::{Budgets, MirrorConfig, MirrorReader, Retention, Store, StoreConfig};
 use tokio::{
     net::TcpListener,
-    sync::watch,
+    sync::{Notify, watch},
     task::JoinSet,
     time::{Instant, timeout_at},
 };
@@ -40,9 +40,13 @@ use crate::{
     http::{self, Observed},
     known_tables,
     metrics::{Metrics, ObservedSource},
-    mirror_definitions::{DefinitionWatch, Definitions},
+    mirror_definitions::{DefinitionWatch, Definitions, Tables},
     mirror_keeper::MirrorKeeper,
 };
+
+/// What a source's keeper of its mirror follows.
+type KnownTables = watch::Receiver<Arc<Vec<KnownTable>>>;
+type Requests = watch::Receiver<Option<SnapshotRequests>>;
 
 /// Length of an instance's name.
 const INSTANCE_DIGITS: usize = 16;
@@ -214,26 +218,8 @@ impl Server {
             known_tables::watch(published, patterns, known, stop).await;
             Ok(())
         });
-        if let (Some(mirror), Some(patterns)) = (mirror.clone(), source.mirror.clone()) {
-            let (tables, requests, connect) = (tables.clone(), requests_seen.clone(), source.connect.clone());
-            let (seen, definitions) = watch::channel(Definitions::default());
-            let source_name = source.name.clone();
-            self.keep_mirror(
-                (source, seen),
-                link,
-                MirrorKeeper {
-                    source: source_name,
-                    patterns,
-                    mirror,
-                    tables,
-                    requests,
-                    status,
-                    connect,
-                    definitions,
-                    watched: watch::Sender::default(),
-                    complete,
-                },
-            );
+        if let Some(mirror) = mirror.clone() {
+            self.keep_mirror(source, mirror, (tables.clone(), requests_seen.clone(), status), (complete, link.altered));
         }
         self.observed.push(ObservedSource {
             name: source.name.clone(),
@@ -275,13 +261,28 @@ impl Server {
     /// Starts what keeps a source's mirror complete and verified.
     fn keep_mirror(
         &mut self,
-        (source, seen): (&Source, watch::Sender<Definitions>),
-        link: MirrorLink,
-        keeper: MirrorKeeper,
+        source: &Source,
+        mirror: MirrorReader,
+        (tables, requests, status): (KnownTables, Requests, watch::Sender<SourceStatus>),
+        (complete, altered): (watch::Sender<Option<Tables>>, Arc<Notify>),
     ) {
-        let (connect, publication) = (source.connect.clone(), source.publication.clone());
-        let (tables, altered) = (keeper.watched.subscribe(), link.altered);
-        let watch = DefinitionWatch { connect, publication, tables, altered, seen };
+        let Some(patterns) = source.mirror.clone() else { return };
+        let (seen, definitions) = watch::channel(Definitions::default());
+        let (watched, watched_tables) = watch::channel(Tables::default());
+        let (name, connect, publication) = (source.name.clone(), source.connect.clone(), source.publication.clone());
+        let watch = DefinitionWatch { connect: connect.clone(), publication, tables: watched_tables, altered, seen };
+        let keeper = MirrorKeeper {
+            source: name,
+            patterns,
+            mirror,
+            tables,
+            requests,
+            status,
+            connect,
+            definitions,
+            watched,
+            complete,
+        };
         let stop = self.stop.intake.clone();
         self.intake.spawn(async move {
             watch.run(stop).await;
