@@ -308,6 +308,26 @@ impl Copier {
         tokio::time::timeout(crate::DEADLINE, receiving).await.context("the snapshot does not end")?
     }
 
+    /// Up to all that has been committed by now, asynchronous commits included.
+    ///
+    /// # Errors
+    /// It does not come within the deadline, or continuity is lost.
+    pub async fn until_caught_up(&mut self, database: &Database) -> Result<()> {
+        let end = database.text("select pg_current_wal_insert_lsn()::text").await?.context("an LSN")?;
+        let end: tidegate_model::Lsn = end.parse().ok().context("an LSN")?;
+        // Brings what was committed to the disk, and the WAL beyond its end.
+        database.execute("select pg_logical_emit_message(true, 'caught up', '')").await?;
+        let receiving = async {
+            while self.position.lsn < end.0 {
+                if let Arrival::Reset(reason, detail) = self.next().await? {
+                    bail!("{reason:?}: {detail}");
+                }
+            }
+            Ok(())
+        };
+        tokio::time::timeout(crate::DEADLINE, receiving).await.context("the copy does not catch up")?
+    }
+
     fn is_at(&mut self, token: Token) {
         self.position = token.position();
         self.start = Start::Token(token);

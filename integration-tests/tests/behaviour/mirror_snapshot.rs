@@ -170,13 +170,9 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
 async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
     let _nobody_writes = stage.writers.pause().await;
     let database = Database::connect(&cluster.url("woven")).await?;
-    let end: String = database.text("select pg_current_wal_flush_lsn()::text").await?.context("an LSN")?;
     let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
     copier.until_snapshot_end().await?;
-    let end: tidegate_model::Lsn = end.parse().ok().context("an LSN")?;
-    while copier.position.lsn < end.0 {
-        copier.next().await?;
-    }
+    copier.until_caught_up(&database).await?;
     for (name, key) in KEYED_TABLES {
         let theirs = held_by_postgres(&database, name, key).await?;
         must_equal(&format!("{name}, quiet"), &copier.replica.table(name), &theirs)?;

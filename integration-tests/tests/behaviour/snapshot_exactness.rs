@@ -179,7 +179,7 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, copier: &mut Copier, t
 /// While nobody writes, a snapshot is what PostgreSQL says.
 async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
     let _nobody_writes = stage.writers.pause().await;
-    let copier = loop {
+    let mut copier = loop {
         let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
         match copier.until_snapshot_end().await {
             Ok(_) => break copier,
@@ -189,6 +189,8 @@ async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
         }
     };
     let database = Database::connect(&cluster.url("exact")).await?;
+    // Its snapshot may have begun before the writers paused.
+    copier.until_caught_up(&database).await?;
     for (name, key) in KEYED_TABLES {
         let theirs = held_by_postgres(&database, name, key).await?;
         must_equal(&format!("{name}, quiet"), &copier.replica.table(name), &theirs)?;
