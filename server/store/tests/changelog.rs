@@ -370,7 +370,9 @@ async fn an_unfinished_snapshot_is_known_after_a_restart_though_its_begin_is_tri
     running.close().await.unwrap();
 
     let mut running = Running::open(config.clone()).await;
-    assert!(running.store.head().borrow().earliest > first);
+    let mut head = running.store.head();
+    let trimmed = head.wait_for(|head| head.earliest > first);
+    tokio::time::timeout(Duration::from_secs(60), trimmed).await.expect("it is trimmed").unwrap();
     let snapshots = running.store.snapshots();
     assert_eq!(snapshots, seen);
     assert_eq!(snapshots[&7].begin, first);
