@@ -33,6 +33,7 @@ mod schema_change;
 mod server_tls;
 mod several_sources;
 mod slow_subscriber;
+mod snapshot_crowd;
 mod snapshot_exactness;
 mod snapshot_footprint;
 mod snapshot_limits;

@@ -16,6 +16,7 @@ use tidegate_model::Lsn;
 use crate::{
     bare_reader, load,
     outcome::{Outcome, Target},
+    receive,
 };
 
 const ROW_COUNT: u32 = 1_200_000;
@@ -110,26 +111,12 @@ async fn tidegate(server: &mut Server) -> Result<Duration> {
     let client = Client::connect(server.endpoint()).await?;
     let mut changes = client.subscribe(Subscription::tables(["load", "marker"]).from(Start::Earliest));
     let mut count = 0;
-    while let Some(batch) = changes.next_batch().await? {
-        for event in batch {
-            match event {
-                Event::Change(_) => count += 1,
-                Event::Abort | Event::Reset { .. } => anyhow::bail!("the stream was interrupted"),
-                Event::Commit { .. } if count > ROW_COUNT => return Ok(start.elapsed()),
-                Event::Opened { .. }
-                | Event::RowType(_)
-                | Event::Begin { .. }
-                | Event::SnapshotBegin { .. }
-                | Event::SnapshotEnd { .. }
-                | Event::SnapshotAbandoned { .. }
-                | Event::Commit { .. }
-                | Event::Progress { .. }
-                | Event::Drain { .. }
-                | Event::Interrupted { .. } => {}
-            }
-        }
-    }
-    anyhow::bail!("the stream ended after {count} rows")
+    receive::until(&mut changes, |event| {
+        count += u32::from(matches!(event, Event::Change(_)));
+        count > ROW_COUNT && matches!(event, Event::Commit { .. })
+    })
+    .await?;
+    Ok(start.elapsed())
 }
 
 async fn pg_recvlogical(url: &str, slot: &str, publication: &str, end: Lsn) -> Result<Duration> {

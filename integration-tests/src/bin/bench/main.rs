@@ -18,6 +18,7 @@ mod load;
 mod memory;
 mod mirror;
 mod outcome;
+mod receive;
 mod restart;
 mod snapshot;
 

@@ -2,11 +2,14 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use tidegate_client::{Client, Event, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Server, ServerConfig};
 
-use crate::outcome::{Outcome, Target};
+use crate::{
+    outcome::{Outcome, Target},
+    receive,
+};
 
 const ROW_COUNT: u64 = 10_000_000;
 
@@ -27,26 +30,13 @@ pub(crate) async fn run() -> Result<Outcome> {
     };
     let receiving = async {
         let mut count = 0;
-        while let Some(batch) = changes.next_batch().await? {
-            for event in batch {
-                match event {
-                    Event::Begin { .. } | Event::Abort => count = 0,
-                    Event::Change(_) => count += 1,
-                    Event::Commit { .. } if count == ROW_COUNT => return Ok(()),
-                    Event::Commit { .. } => anyhow::bail!("{count} of {ROW_COUNT} rows"),
-                    Event::Reset { detail, .. } => anyhow::bail!("reset: {detail}"),
-                    Event::Opened { .. }
-                    | Event::RowType(_)
-                    | Event::SnapshotBegin { .. }
-                    | Event::SnapshotEnd { .. }
-                    | Event::SnapshotAbandoned { .. }
-                    | Event::Progress { .. }
-                    | Event::Drain { .. }
-                    | Event::Interrupted { .. } => {}
-                }
-            }
-        }
-        anyhow::bail!("the subscription ended")
+        receive::until(&mut changes, |event| {
+            count += u64::from(matches!(event, Event::Change(_)));
+            matches!(event, Event::Commit { .. })
+        })
+        .await?;
+        ensure!(count == ROW_COUNT, "{count} of {ROW_COUNT} rows");
+        Ok(())
     };
     tokio::try_join!(writing, receiving)?;
     let mut outcome = Outcome::new("memory");

@@ -5,13 +5,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tidegate_client::{Client, Event, MirrorState, OldKind, SourceStatus, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
 
 use crate::{
     load,
     outcome::{Outcome, Target},
+    receive,
 };
 
 /// Measures the case.
@@ -51,34 +52,18 @@ async fn drain(cluster: &Cluster, name: &str, row_count: u64, is_mirrored: bool)
     let client = Client::connect(server.endpoint()).await?;
     let mut changes = client.subscribe(Subscription::tables(["load"]).from(Start::Earliest));
     let (mut count, mut full) = (0, 0);
-    while let Some(batch) = changes.next_batch().await? {
-        for event in batch {
-            match event {
-                Event::Change(change) => {
-                    count += 1;
-                    full += u64::from(change.old_kind == OldKind::Full);
-                }
-                Event::Commit { .. } if count == row_count => {
-                    let elapsed = start.elapsed();
-                    ensure!(full == if is_mirrored { row_count } else { 0 }, "{full} whole old rows behind {head}");
-                    server.terminate().await?;
-                    return Ok(elapsed);
-                }
-                Event::Abort | Event::Reset { .. } => bail!("the stream was interrupted"),
-                Event::Opened { .. }
-                | Event::RowType(_)
-                | Event::Begin { .. }
-                | Event::SnapshotBegin { .. }
-                | Event::SnapshotEnd { .. }
-                | Event::SnapshotAbandoned { .. }
-                | Event::Commit { .. }
-                | Event::Progress { .. }
-                | Event::Drain { .. }
-                | Event::Interrupted { .. } => {}
-            }
+    receive::until(&mut changes, |event| {
+        if let Event::Change(change) = event {
+            count += 1;
+            full += u64::from(change.old_kind == OldKind::Full);
         }
-    }
-    bail!("the stream ended after {count} rows")
+        count == row_count && matches!(event, Event::Commit { .. })
+    })
+    .await?;
+    let elapsed = start.elapsed();
+    ensure!(full == if is_mirrored { row_count } else { 0 }, "{full} whole old rows behind {head}");
+    server.terminate().await?;
+    Ok(elapsed)
 }
 
 /// Each row is updated once, in an order that is not that of the keys.

@@ -6,7 +6,7 @@
 
 use std::{path::Path, sync::Arc, time::Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use tidegate_client::{Client, Event, Start, Subscription};
 use tidegate_feed::{Durable, FeedItem, Publish, local};
 use tidegate_integration_tests::{Cluster, Ended, Recorder, Server, ServerConfig, Stop};
@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     load,
     outcome::{Outcome, Target},
+    receive,
 };
 
 /// Measures the case.
@@ -55,12 +56,7 @@ pub(crate) async fn run() -> Result<Outcome> {
 async fn first_change(server: &Server) -> Result<()> {
     let client = Client::connect(server.endpoint()).await?;
     let mut changes = client.subscribe(Subscription::tables(["load"]).from(Start::Earliest));
-    while let Some(batch) = changes.next_batch().await? {
-        if batch.into_iter().any(|event| matches!(event, Event::Change(_))) {
-            return Ok(());
-        }
-    }
-    bail!("the stream ended without a change")
+    receive::until(&mut changes, |event| matches!(event, Event::Change(_))).await
 }
 
 /// Appends copies of the largest transaction that is there until the changelog has that size; returns where it ends.

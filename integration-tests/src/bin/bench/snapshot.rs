@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use futures_util::{StreamExt, pin_mut};
 use tidegate_client::{Client, Event, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
@@ -13,6 +13,7 @@ use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
 use crate::{
     load,
     outcome::{Outcome, Target},
+    receive,
 };
 
 /// Measures the case.
@@ -65,30 +66,15 @@ async fn tidegate(database: &Database, row_count: u64, source_lines: &[&str]) ->
     let start = if source_lines.is_empty() { Instant::now() } else { launched };
     let mut changes = client.subscribe(Subscription::tables(["load"]).from(Start::Snapshot));
     let mut count = 0;
-    while let Some(batch) = changes.next_batch().await? {
-        for event in batch {
-            match event {
-                Event::Change(_) => count += 1,
-                Event::SnapshotEnd { .. } => {
-                    let elapsed = start.elapsed();
-                    ensure!(count == row_count, "{count} of {row_count} rows");
-                    let slot = server.slot().to_owned();
-                    server.terminate().await?;
-                    database.drop_slot(&slot).await?;
-                    return Ok(elapsed);
-                }
-                Event::Abort | Event::Reset { .. } => bail!("the stream was interrupted"),
-                Event::Opened { .. }
-                | Event::RowType(_)
-                | Event::Begin { .. }
-                | Event::SnapshotBegin { .. }
-                | Event::SnapshotAbandoned { .. }
-                | Event::Commit { .. }
-                | Event::Progress { .. }
-                | Event::Drain { .. }
-                | Event::Interrupted { .. } => {}
-            }
-        }
-    }
-    bail!("the stream ended after {count} rows")
+    receive::until(&mut changes, |event| {
+        count += u64::from(matches!(event, Event::Change(_)));
+        matches!(event, Event::SnapshotEnd { .. })
+    })
+    .await?;
+    let elapsed = start.elapsed();
+    ensure!(count == row_count, "{count} of {row_count} rows");
+    let slot = server.slot().to_owned();
+    server.terminate().await?;
+    database.drop_slot(&slot).await?;
+    Ok(elapsed)
 }

@@ -1,0 +1,257 @@
+//! Subscribers that take one snapshot after another, lose their connections and come again, while something else disturbs the
+//! servers. At each snapshot's end, and somewhat later, the copy of each is what a replay of the whole stream says of that position.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::{RngExt, rngs::StdRng};
+use tidegate_client::{Client, ResetReason, Start};
+use tidegate_integration_tests::{
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KeyedWriters, Replay, Seed, Server, Stop,
+    held_by_postgres, must_equal, within,
+};
+use tokio::task::JoinSet;
+
+/// Snapshots out of the mirror have numbers from here on.
+pub(crate) const OF_MIRROR: u32 = 1 << 31;
+
+/// Where the snapshots come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// PostgreSQL; some are cancelled, for all who share them.
+    Postgres,
+    /// The mirror: each has its own, which begins and ends once.
+    Mirror,
+}
+
+/// What happens while snapshots run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Disturbance {
+    /// The server is killed with -9, and started again.
+    KillServer,
+    /// The server is stopped in order, and started again.
+    RestartServer,
+    /// PostgreSQL is restarted; `Immediate` is a crash.
+    RestartPostgres(Stop),
+    /// Both crash.
+    CrashBoth,
+    /// PostgreSQL ends the connections that `pg_stat_activity` describes so.
+    Terminate(&'static str),
+    /// The writers pause, and a snapshot is compared with PostgreSQL.
+    Pause,
+}
+
+/// What the disturbances befall.
+pub(crate) struct Scene<'a> {
+    pub(crate) cluster: &'a mut Cluster,
+    pub(crate) server: &'a mut Server,
+    pub(crate) writers: &'a KeyedWriters,
+    pub(crate) database: &'a str,
+}
+
+/// Subscribers, and the replay that they are compared with.
+pub(crate) struct SnapshotCrowd {
+    shared: Arc<Shared>,
+    replaying: JoinSet<Result<()>>,
+    subscribers: JoinSet<Result<()>>,
+}
+
+struct Shared {
+    endpoint: String,
+    origin: Origin,
+    replay: Replay,
+    /// So many snapshots are to end.
+    goal: u64,
+    ended: AtomicU64,
+    resumed: AtomicU64,
+    cancelled: AtomicU64,
+}
+
+impl SnapshotCrowd {
+    /// Begins the replay. `TIDEGATE_TEST_SNAPSHOTS` asks for another number than the usual one.
+    pub(crate) fn new(endpoint: String, origin: Origin, usual_goal: u64) -> SnapshotCrowd {
+        let wished = std::env::var("TIDEGATE_TEST_SNAPSHOTS").ok();
+        let shared = Arc::new(Shared {
+            endpoint,
+            origin,
+            replay: Replay::default(),
+            goal: wished.and_then(|text| text.parse().ok()).unwrap_or(usual_goal),
+            ended: AtomicU64::new(0),
+            resumed: AtomicU64::new(0),
+            cancelled: AtomicU64::new(0),
+        });
+        let mut replaying = JoinSet::new();
+        let replayed = Arc::clone(&shared);
+        replaying.spawn(async move { replayed.replay.run(&replayed.endpoint).await });
+        SnapshotCrowd { shared, replaying, subscribers: JoinSet::new() }
+    }
+
+    /// Lets so many subscribers begin.
+    pub(crate) fn subscribe(&mut self, seed: &Seed, count: u64) {
+        for subscriber in 0..count {
+            let subscribing = subscribe(Arc::clone(&self.shared), seed.generator(100 + subscriber));
+            self.subscribers.spawn(subscribing);
+        }
+    }
+
+    /// Have as many snapshots ended as were to?
+    pub(crate) fn is_done(&self) -> bool {
+        self.shared.ended.load(Relaxed) >= self.shared.goal
+    }
+
+    /// Waits until so many more snapshots have ended.
+    pub(crate) async fn until_ended(&mut self, count: u64) -> Result<()> {
+        let shared = Arc::clone(&self.shared);
+        let goal = (shared.ended.load(Relaxed) + count).min(shared.goal);
+        let has_ended = || async { Ok((shared.ended.load(Relaxed) >= goal).then_some(())) };
+        let mut waiting = std::pin::pin!(within("snapshots to end", has_ended));
+        loop {
+            tokio::select! {
+                waited = &mut waiting => return waited,
+                Some(ended) = self.subscribers.join_next() => ended??,
+                Some(ended) = self.replaying.join_next() => return ended?.and_then(|()| bail!("the replay ended")),
+            }
+        }
+    }
+
+    /// Lets something happen.
+    pub(crate) async fn disturb(&self, scene: &mut Scene<'_>, what: Disturbance) -> Result<()> {
+        println!("{what:?} after {} snapshots", self.shared.ended.load(Relaxed));
+        match what {
+            Disturbance::KillServer => {
+                scene.server.kill().await?;
+                scene.server.launch().await?;
+            }
+            Disturbance::RestartServer => {
+                scene.server.terminate().await?;
+                scene.server.launch().await?;
+            }
+            Disturbance::RestartPostgres(stop) => scene.cluster.restart(stop).await?,
+            Disturbance::CrashBoth => {
+                scene.server.kill().await?;
+                scene.cluster.restart(Stop::Immediate).await?;
+                scene.server.launch().await?;
+            }
+            Disturbance::Terminate(whose) => {
+                let database = Database::connect(&scene.cluster.url("postgres")).await?;
+                let terminate = "select pg_terminate_backend(pid) from pg_stat_activity";
+                database.execute(&format!("{terminate} where pid <> pg_backend_pid() and {whose}")).await?;
+            }
+            Disturbance::Pause => self.must_equal_postgres(scene).await?,
+        }
+        Ok(())
+    }
+
+    /// While nobody writes, a snapshot of all tables is what PostgreSQL says.
+    pub(crate) async fn must_equal_postgres(&self, scene: &Scene<'_>) -> Result<()> {
+        let shared = &self.shared;
+        let _nobody_writes = scene.writers.pause().await;
+        let mut copier = loop {
+            let mut copier = Copier::new(&shared.endpoint, &[], Start::Snapshot);
+            match copier.until_snapshot_end().await {
+                Ok(_) => break copier,
+                Err(error) if shared.origin == Origin::Postgres && error.to_string().contains("cancelled") => {}
+                Err(error) => return Err(error),
+            }
+        };
+        let database = Database::connect(&scene.cluster.url(scene.database)).await?;
+        // Its snapshot may have begun before the writers paused.
+        copier.until_caught_up(&database).await?;
+        for (name, key) in KEYED_TABLES {
+            let theirs = held_by_postgres(&database, name, key).await?;
+            must_equal(&format!("{name}, quiet"), &copier.replica.table(name), &theirs)?;
+        }
+        shared.must_equal_replay(&mut copier, &KEYED_TABLES.map(|(name, _)| name)).await
+    }
+
+    /// Waits for the subscribers, each of which ends what it has begun.
+    pub(crate) async fn finish(mut self) -> Result<()> {
+        while let Some(ended) = self.subscribers.join_next().await {
+            ended??;
+        }
+        let [ended, resumed, cancelled] =
+            [&self.shared.ended, &self.shared.resumed, &self.shared.cancelled].map(|count| count.load(Relaxed));
+        println!("{ended} snapshots were exact; connections lost {resumed} times, {cancelled} cancelled");
+        Ok(())
+    }
+}
+
+impl Shared {
+    async fn must_equal_replay(&self, copier: &mut Copier, tables: &[&str]) -> Result<()> {
+        self.replay.check((copier.position, &copier.replica), tables).await
+    }
+
+    async fn cancel(&self, snapshot: u32) {
+        // It may have ended, or the server be gone.
+        if let Ok(client) = Client::connect(self.endpoint.as_str()).await
+            && client.cancel_snapshot("", snapshot).await.is_ok()
+        {
+            self.cancelled.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+async fn subscribe(shared: Arc<Shared>, mut random: StdRng) -> Result<()> {
+    while shared.ended.load(Relaxed) < shared.goal {
+        let tables: Vec<&str> = match random.random_range(0..5_usize) {
+            table @ 0..3 => vec![KEYED_TABLES[table].0],
+            3 => KEYED_TABLES.iter().map(|(name, _)| *name).collect(),
+            _ => Vec::new(),
+        };
+        let is_checked = |name: &&str| tables.is_empty() || tables.contains(name);
+        let checked: Vec<&str> = KEYED_TABLES.iter().map(|(name, _)| *name).filter(is_checked).collect();
+        let mut copier = Copier::new(&shared.endpoint, &tables, Start::Snapshot);
+        let running = one_snapshot(&shared, &mut random, &mut copier, &checked);
+        tokio::time::timeout(DEADLINE, running)
+            .await
+            .with_context(|| format!("a snapshot of {tables:?} does not end"))??;
+    }
+    Ok(())
+}
+
+/// From a snapshot's begin to somewhat after its end, over lost connections, or until it is cancelled.
+async fn one_snapshot(shared: &Shared, random: &mut StdRng, copier: &mut Copier, tables: &[&str]) -> Result<()> {
+    let (mut begun, mut after_end) = (None, None);
+    loop {
+        match (copier.next().await?, shared.origin) {
+            (Arrival::Begun(snapshot), Origin::Mirror) => {
+                ensure!(snapshot >= OF_MIRROR, "snapshot {snapshot} was read from PostgreSQL");
+                ensure!(begun.replace(snapshot).is_none(), "it begins twice");
+            }
+            (Arrival::Begun(snapshot), Origin::Postgres) => {
+                begun = Some(snapshot);
+                if random.random_bool(0.05) {
+                    shared.cancel(snapshot).await;
+                }
+            }
+            (Arrival::Committed(_) | Arrival::Progress, _) => {
+                match &mut after_end {
+                    None => {}
+                    Some(0) => return shared.must_equal_replay(copier, tables).await.context("after the end"),
+                    Some(left) => *left -= 1,
+                }
+                // The token goes on in the midst of the snapshot, or behind its end in the log.
+                if random.random_bool(0.03) {
+                    copier.drop_connection();
+                    shared.resumed.fetch_add(1, Relaxed);
+                }
+            }
+            (Arrival::Ended(snapshot), _) => {
+                ensure!(begun == Some(snapshot) && after_end.is_none(), "an end of {snapshot} after {begun:?}");
+                let compared = shared.must_equal_replay(copier, tables).await;
+                compared.with_context(|| format!("at the end of snapshot {snapshot}"))?;
+                shared.ended.fetch_add(1, Relaxed);
+                after_end = Some(random.random_range(0..30_u32));
+            }
+            (Arrival::Reset(ResetReason::SnapshotAbandoned, detail), Origin::Postgres) => {
+                ensure!(detail.contains("cancelled"), "a snapshot was given up: {detail}");
+                return Ok(());
+            }
+            (Arrival::Abandoned(snapshot, detail), _) => bail!("snapshot {snapshot} of new tables: {detail}"),
+            (Arrival::Reset(reason, detail), _) => bail!("{reason:?}: {detail}"),
+        }
+    }
+}
