@@ -38,7 +38,10 @@ pub use oracle::Oracle;
 pub use pooler::Pooler;
 pub use process::{Process, Signal};
 pub use replay::Replay;
-pub use replica::{Arrival, Copier, HeldRow, HeldTable, Replica, Touched, held_by_postgres, must_equal};
+pub use replica::{
+    Arrival, Copier, HeldRow, HeldTable, Replica, RowCounts, Touched, counted_by_postgres, held_by_postgres,
+    must_count_equal, must_equal,
+};
 pub use scratch::Scratch;
 pub use seed::Seed;
 pub use server::{OnDiscontinuity, Server, ServerConfig, ServerTls, tidegate, tidegate_with};

@@ -67,6 +67,7 @@ impl Replay {
                     let row = copier.replica.table_row(name, key);
                     rows.entry(name.clone()).or_default().entry(key.clone()).or_default().push((copier.position, row));
                 }
+                Touched::Counted(..) => {}
                 Touched::Table(name) => {
                     for (key, states) in rows.entry(name.clone()).or_default() {
                         states.push((copier.position, copier.replica.table_row(name, key)));

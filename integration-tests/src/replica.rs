@@ -1,7 +1,8 @@
 //! A subscriber's copy of tables, kept as the guide tells programs to: reads, inserts and updates are upserts by key, a field that
 //! an update does not send keeps the value that it has, deletes and truncates take away, and a snapshot's begin starts afresh.
 //!
-//! A transaction counts when its commit has been received. A field without a value is tolerated until the snapshot's end.
+//! A transaction counts when its commit has been received. A field without a value is tolerated until the snapshot's end. Of a table
+//! without a key it counts how often each row is there, which until then may be below zero.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,9 @@ pub type HeldRow = BTreeMap<String, Option<String>>;
 /// By key, its values in the order of the columns' names.
 pub type HeldTable = BTreeMap<Vec<String>, HeldRow>;
 
+/// How often each row of a table without a key is there.
+pub type RowCounts = BTreeMap<HeldRow, i64>;
+
 /// What a program holds of tables, by `schema.table`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Replica {
@@ -27,8 +31,12 @@ pub struct Replica {
     tables: BTreeMap<u32, (RowType, HeldTable)>,
     /// The table that each name meant last.
     names: BTreeMap<String, u32>,
+    /// Of tables without a key.
+    counts: BTreeMap<String, RowCounts>,
     /// Reads that were received, of any snapshot.
     pub read_count: u64,
+    /// How often the snapshot has voided what was received of a table without a key.
+    pub void_count: u64,
 }
 
 /// What a commit did to the copy: table and key.
@@ -38,6 +46,8 @@ pub enum Touched {
     Row(String, Vec<String>),
     /// Every row.
     Table(String),
+    /// So many more of this row, of a table without a key.
+    Counted(String, HeldRow, i64),
 }
 
 /// What ends a stretch of receiving.
@@ -76,13 +86,49 @@ impl Replica {
 
     fn starts_afresh(&mut self, tables: &[String]) {
         for name in tables {
+            self.counts.remove(name);
             if let Some(oid) = self.names.remove(name) {
                 self.tables.remove(&oid);
             }
         }
-        if self.tables.is_empty() {
+        if self.tables.is_empty() && self.counts.is_empty() {
             *self = Replica::default();
         }
+    }
+
+    /// How often each row of a table without a key is there; none where nothing was received of it.
+    #[must_use]
+    pub fn counts(&self, name: &str) -> RowCounts {
+        self.counts.get(name).cloned().unwrap_or_default()
+    }
+
+    /// Adds up what happens to a table without a key.
+    fn count(&mut self, name: String, change: &Change) -> Result<Vec<Touched>> {
+        let counts = self.counts.entry(name.clone()).or_default();
+        let old = || values(change.old_json()?).context("the old row");
+        let steps = match change.op {
+            Op::Truncate => {
+                counts.clear();
+                return Ok(vec![Touched::Table(name)]);
+            }
+            Op::Read | Op::Insert => vec![(values(change.row_json()?)?, 1)],
+            Op::Delete => vec![(old()?, -1)],
+            Op::Update => {
+                let old = old()?;
+                let mut row = values(change.row_json()?)?;
+                for column in change.unchanged_columns() {
+                    row.insert(column.to_owned(), old.get(column).cloned().context("an old row that is not whole")?);
+                }
+                vec![(old, -1), (row, 1)]
+            }
+            Op::Message => Vec::new(),
+        };
+        self.read_count += u64::from(change.op == Op::Read);
+        for (row, count) in &steps {
+            *counts.entry(row.clone()).or_default() += count;
+        }
+        counts.retain(|_, count| *count != 0);
+        Ok(steps.into_iter().map(|(row, count)| Touched::Counted(name.clone(), row, count)).collect())
     }
 
     fn apply(&mut self, change: &Change) -> Result<Vec<Touched>> {
@@ -90,6 +136,9 @@ impl Replica {
             (Some(name), Some(row_type)) => (name.to_owned(), row_type.proto()),
             _ => return Ok(Vec::new()),
         };
+        if is_keyless(change) {
+            return self.count(name, change);
+        }
         self.names.insert(name.clone(), row_type.table_oid);
         let (known, table) =
             self.tables.entry(row_type.table_oid).or_insert_with(|| (row_type.clone(), HeldTable::new()));
@@ -122,9 +171,7 @@ impl Replica {
             None => table.get(&key_now).cloned(),
         };
         let mut row: HeldRow = HeldRow::new();
-        for (column, value) in change.row_json()?.context("a change without a row")? {
-            row.insert(column, text(&value)?);
-        }
+        row.extend(values(change.row_json()?)?);
         for column in change.unchanged_columns() {
             if let Some(value) = before.as_ref().and_then(|before| before.get(column)) {
                 row.insert(column.to_owned(), value.clone());
@@ -150,6 +197,14 @@ fn described(rows: HeldTable, known: &RowType, row_type: &RowType) -> HeldTable 
         Some((key, row))
     };
     rows.into_values().filter_map(describe).collect()
+}
+
+fn is_keyless(change: &Change) -> bool {
+    change.row_type.as_ref().is_some_and(|row_type| row_type.is_keyless())
+}
+
+fn values(row: Option<Map<String, Json>>) -> Result<HeldRow> {
+    row.context("a change without a row")?.into_iter().map(|(column, value)| Ok((column, text(&value)?))).collect()
 }
 
 fn key(key: Option<Map<String, Json>>) -> Result<Vec<String>> {
@@ -185,6 +240,35 @@ pub async fn held_by_postgres(database: &Database, table: &str, key: &[&str]) ->
         rows.insert(key, held);
     }
     Ok(rows)
+}
+
+/// How often PostgreSQL has each row of a table.
+///
+/// # Errors
+/// The query fails.
+pub async fn counted_by_postgres(database: &Database, table: &str) -> Result<RowCounts> {
+    let mut counts = RowCounts::new();
+    for message in database.client().simple_query(&format!("select * from {table}")).await? {
+        let tokio_postgres::SimpleQueryMessage::Row(row) = message else { continue };
+        let names = row.columns().iter().map(|column| column.name().to_owned());
+        let held: HeldRow = names.enumerate().map(|(at, name)| (name, row.get(at).map(shorten))).collect();
+        *counts.entry(held).or_default() += 1;
+    }
+    Ok(counts)
+}
+
+/// Is each row there as often?
+///
+/// # Errors
+/// The first rows that differ.
+pub fn must_count_equal(what: &str, ours: &RowCounts, theirs: &RowCounts) -> Result<()> {
+    let rows: std::collections::BTreeSet<_> = ours.keys().chain(theirs.keys()).collect();
+    let count = |counts: &RowCounts, row: &HeldRow| counts.get(row).copied().unwrap_or(0);
+    let differs: Vec<_> = rows.into_iter().filter(|row| count(ours, row) != count(theirs, row)).collect();
+    let show = |row: &&HeldRow| format!("{row:?}: held {} times, is there {}", count(ours, row), count(theirs, row));
+    let first: Vec<String> = differs.iter().take(4).map(show).collect();
+    ensure!(differs.is_empty(), "{what}: {} of {} rows differ:\n  {}", differs.len(), theirs.len(), first.join("\n  "));
+    Ok(())
 }
 
 /// Are the copies the same?
@@ -259,7 +343,11 @@ impl Copier {
                 Event::Commit { token } => {
                     self.touched.clear();
                     for change in std::mem::take(&mut self.open) {
+                        // A keyed table's chunk holds what it corrects as well.
                         ensure!(change.op != Op::Read || self.open_of != 0, "a read in a transaction");
+                        let voids = self.open_of != 0 && change.op == Op::Truncate;
+                        ensure!(!voids || is_keyless(&change), "a truncate in a chunk of a table with a key");
+                        self.replica.void_count += u64::from(voids);
                         self.touched.extend(self.replica.apply(&change)?);
                     }
                     self.is_at(token);

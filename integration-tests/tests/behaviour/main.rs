@@ -36,6 +36,7 @@ mod slow_subscriber;
 mod snapshot_crowd;
 mod snapshot_exactness;
 mod snapshot_footprint;
+mod snapshot_keyless;
 mod snapshot_limits;
 mod snapshot_stalled;
 mod synchronous_standby;

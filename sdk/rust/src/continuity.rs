@@ -327,10 +327,18 @@ impl Continuity {
         let op = v1::change::Op::try_from(change.op).ok().and_then(Op::from_proto);
         let op = op.ok_or(Violation::Unknown("Op"))?;
         let position = Position { lsn: begin.lsn, ordinal: change.ordinal };
-        if (op == Op::Read && !begin.is_of_snapshot()) || (begin.is_of_snapshot() && position != begin) {
+        // What a chunk has beside reads: of a table with a key, what the snapshot has found to be otherwise; of one without, what
+        // voids its rows, and changes that count nevertheless.
+        let known = self.row_types.get(&(selection, change.row_type));
+        let counts = begin.is_of_snapshot() && op != Op::Read && known.is_some_and(|known| known.is_keyless());
+        let fits = match begin.is_of_snapshot() {
+            true => position == begin && (op != Op::Truncate || counts),
+            false => op != Op::Read,
+        };
+        if !fits {
             return Err(Violation::Ordinal(position));
         }
-        if op == Op::Read {
+        if op == Op::Read || counts {
             self.follow(self.chunk_of)?;
         }
         let old_kind = v1::change::OldKind::try_from(change.old_kind).map_err(|_| Violation::Unknown("OldKind"))?;

@@ -36,8 +36,10 @@ pub enum Event {
         xid: u32,
         /// Replication origin, where it was replicated into the source; else empty.
         origin: String,
-        /// Of a chunk of a snapshot: its number. The changes are all [`Op::Read`] where it is the subscription's own, and else what
-        /// the snapshot has found to be otherwise than it was delivered. 0 for transactions.
+        /// Of a chunk of a snapshot: its number. Where it is the subscription's own, the changes are [`Op::Read`], except in a
+        /// chunk that begins the pass over a table without a key: that has an [`Op::Truncate`], which voids what was received of
+        /// the table, and then such changes of it as count nevertheless. Else they are what the snapshot has found to be
+        /// otherwise than it was delivered. 0 for transactions.
         snapshot: u32,
     },
     /// A change of the transaction that has begun.
@@ -58,7 +60,8 @@ pub enum Event {
         token: Token,
     },
     /// The snapshot is complete: with reads, inserts and updates taken as upserts by key, and deletes as such, what the
-    /// program holds is exact here and after each commit that follows.
+    /// program holds is exact here and after each commit that follows. Of a table without a key, it counts how often each row
+    /// is there; between the snapshot's begin and its end that may be below zero.
     SnapshotEnd {
         /// Its number.
         snapshot: u32,
@@ -359,7 +362,7 @@ impl Change {
             (false, OldKind::Key | OldKind::Full) => &self.old,
             (false, OldKind::None) => return Ok(None),
         };
-        if !row_type.columns().iter().any(|column| column.key) {
+        if row_type.is_keyless() {
             return Ok(None);
         }
         row_type.json(&row_type.dynamic(bytes)?, |column| column.key).map(Some)
@@ -372,7 +375,7 @@ impl Change {
     /// The row type or the bytes are not usable.
     pub fn old_key_json(&self) -> Result<Option<Map<String, Value>>, RowError> {
         let Some(row_type) = self.row_type.as_deref() else { return Ok(None) };
-        if self.old_kind == OldKind::None || !row_type.columns().iter().any(|column| column.key) {
+        if self.old_kind == OldKind::None || row_type.is_keyless() {
             return Ok(None);
         }
         row_type.json(&row_type.dynamic(&self.old)?, |column| column.key).map(Some)

@@ -80,6 +80,12 @@ impl RowType {
         &self.proto.columns
     }
 
+    /// Are its rows told apart by nothing, so that a program can only count them?
+    #[must_use]
+    pub fn is_keyless(&self) -> bool {
+        self.columns().iter().all(|column| !column.key)
+    }
+
     /// The column of that exact name.
     #[must_use]
     pub fn column(&self, name: &str) -> Option<&Column> {

@@ -25,8 +25,7 @@ pub struct Transaction {
     pub xid: u32,
     /// Replication origin, where it was replicated into the source; else empty.
     pub origin: String,
-    /// Of a chunk: the snapshot's number. Its changes are all [`Op::Read`] where that is the subscription's own, and
-    /// else what the snapshot has found to be otherwise than it was delivered. 0 for transactions.
+    /// Of a chunk: the snapshot's number; 0 for transactions. See [`Event::Begin`](crate::Event::Begin).
     pub snapshot: u32,
     /// Its changes, in order.
     pub changes: Vec<Change>,

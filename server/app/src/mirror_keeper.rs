@@ -394,7 +394,7 @@ async fn verify(
 /// Runs a snapshot of the table to its end.
 async fn snapshot(requests: SnapshotRequests, (table, oid): (TableName, u32)) -> ((TableName, u32), Ended) {
     let mut statuses = requests.statuses();
-    let started = match requests.start(vec![table.clone()]).await {
+    let started = match requests.start_keyed(table.clone()).await {
         Ok(started) => started,
         Err(error) => return ((table, oid), Ended::Refused { error }),
     };

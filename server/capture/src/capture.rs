@@ -356,8 +356,7 @@ impl<P: Publish> Capture<P> {
     /// How a table is encoded of which a snapshot was interrupted.
     async fn restored(&mut self, session: &Session, snapshot: u32, name: &TableName) -> Result<Followed, CaptureError> {
         match table_plan(session, &self.config.publication, name).await {
-            Ok(plan) if !plan.key.is_empty() => self.resolver.resolve(session, &plan.relation).await,
-            Ok(_) => Ok(Followed::No),
+            Ok(plan) => self.resolver.resolve(session, &plan.relation).await,
             Err(error) if matches!(error.retry(), Retry::After(_)) => Err(error.into()),
             Err(error) => {
                 warn!(source = %self.config.source, snapshot, %error, "a snapshot cannot be taken up again");

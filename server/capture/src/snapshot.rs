@@ -28,6 +28,17 @@
 //! 5. A row that exists at the end was read by a chunk that covered its key, or was inserted at or moved to this key after the
 //!    tracking began, and then the stream has told it: whole, or the key is in the `Gaps`. These are empty at the end.
 //!
+//! # Tables without a key
+//!
+//! Rows that cannot be told apart cannot be reconciled one by one: subscribers count them, and what they have counted must be the rows
+//! that one snapshot S sees, and every change that S does not see, each once (`keyless.rs`). S is taken first, and its chunks read by
+//! ranges of blocks. The first of them, the *mark*, enters the stream at R ≥ H as above: it voids what has been received of the
+//! table, and tells again what ended up to R and S does not see. Of what follows, S sees nothing (1). What S does not see and
+//! ended up to R has been told since the tracking began, and is told again; or S is taken anew (2). A TRUNCATE that S does
+//! not see, another fingerprint (VACUUM FULL moves rows), the end of S or of the stream's connection, also in a restart: another
+//! pass begins, whose mark voids this one. Until the pass is done a count may be less than nothing: a deletion stands before its
+//! row.
+//!
 //! TRUNCATE writes every key. LSNs alone do not do: a commit may be in the WAL, below H, and be invisible to S for as long as
 //! a synchronous standby takes; the simulation shows how that fails.
 //!
@@ -35,7 +46,9 @@
 
 mod requests;
 
+mod blocks;
 mod coordinator;
+mod errand;
 mod job;
 mod order;
 mod pass;
@@ -43,9 +56,11 @@ mod reader;
 
 mod change;
 mod gaps;
+mod keyless;
 mod reconcile;
 mod stage;
 mod touched;
+mod traces;
 mod tracking;
 mod unseen;
 

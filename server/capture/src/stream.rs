@@ -248,8 +248,8 @@ impl<P: Publish> Streaming<'_, P> {
                 };
                 reply.send(begun).ok();
             }
-            Order::StartRead { snapshot, table_oid, reply } => {
-                reply.send(self.snapshots.start_read(snapshot, table_oid)).ok();
+            Order::StartRead { snapshot, table_oid, anew, reply } => {
+                reply.send(self.snapshots.start_read(snapshot, table_oid, anew)).ok();
             }
             Order::AbandonRead { read } => self.snapshots.abandon_read(read),
             Order::Chunk { read, chunk, ticket } => self.snapshots.chunk(read, *chunk, ticket, self.assembler),

@@ -8,8 +8,8 @@
 //! [`filter`] is a function of plan, block and carry, so that all subscriptions with the plan share its result. A
 //! [`Delivery`] is one subscription's way through filtered blocks: what it was told, and its credit.
 //!
-//! Of snapshots' marks, a plan has those of its own snapshot, and of snapshots of new tables. Of their chunks it has the reads; of
-//! the others', what they correct.
+//! Of snapshots' marks, a plan has those of its own snapshot, and of snapshots of new tables. Of their chunks it has the reads, and
+//! of tables without a key all; of the others', what they correct.
 //!
 //! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
@@ -19,7 +19,7 @@ use std::{collections::HashSet, ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_model::{Block, Entry, Kind, Op, Position};
+use tidegate_model::{Block, Entry, Kind, Position};
 use tidegate_proto::v1;
 use tidegate_schema::event_body;
 
@@ -139,13 +139,6 @@ struct Open {
     matched: bool,
 }
 
-impl Open {
-    /// Is this operation for the plan? In a chunk, reads are for who follows its snapshot, and corrections for the others.
-    fn has(&self, op: Op) -> bool {
-        self.chunk.is_none_or(|is_own| is_own == (op == Op::Read))
-    }
-}
-
 /// Where a Begin is to be had.
 #[derive(Clone, Debug)]
 enum Begin {
@@ -235,11 +228,11 @@ impl Filter<'_> {
                 self.carry.open = Some(Open { begin: Begin::Here(range(entry)), chunk, matched: false });
             }
             Kind::Commit => self.commit(entry),
-            Kind::Change if !self.carry.open.as_ref().is_some_and(|open| open.has(entry.op)) => {}
             Kind::Change => {
+                let Some(chunk) = self.carry.open.as_ref().map(|open| open.chunk) else { return Ok(()) };
                 let routing = self.routing(entry.row_type, lookup)?;
                 for selection in 0..routing.deliver.len() {
-                    if self.plan.wants(selection, entry.op) {
+                    if self.plan.wants(selection, entry.op, chunk, &routing) {
                         self.change(entry, selection, &routing)?;
                     }
                 }

@@ -202,6 +202,13 @@ pub(crate) struct Routing {
     pub(crate) announcements: Box<[Bytes]>,
 }
 
+impl Routing {
+    /// Is it a table's whose rows are told apart by nothing?
+    fn is_keyless(&self) -> bool {
+        self.row_type.as_ref().is_some_and(|row_type| row_type.key().is_empty())
+    }
+}
+
 /// The normalised selections of a subscription, and the snapshot that it started from; 0 for none.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
@@ -241,10 +248,21 @@ impl Plan {
         self.filters.iter().any(|filter| filter.reads(table))
     }
 
-    /// The operations that a selection wants of tables.
-    pub(crate) fn wants(&self, selection: usize, op: Op) -> bool {
+    /// Is an operation on a table with this routing for a selection? `chunk`: it stands in a chunk, of a snapshot that the plan
+    /// receives or does not. Of a chunk of a table with a key, reads are for who receives it, and corrections for the others. All
+    /// that a chunk of a table without a key has is for who receives it and wants reads: he must hear of what voids them.
+    pub(crate) fn wants(&self, selection: usize, op: Op, chunk: Option<bool>, routing: &Routing) -> bool {
         let filter = &self.filters[selection];
-        if op == Op::Message { filter.messages } else { filter.operations.contains(op) }
+        match chunk {
+            _ if op == Op::Message => filter.messages,
+            None => filter.operations.contains(op),
+            Some(receives) if routing.is_keyless() => {
+                receives
+                    && filter.operations.contains(Op::Read)
+                    && (op == Op::Truncate || filter.operations.contains(op))
+            }
+            Some(receives) => receives == (op == Op::Read) && filter.operations.contains(op),
+        }
     }
 
     /// What happens to a row type's changes; row type 0 stands for logical messages.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use prost::Message as _;
-use tidegate_model::{Block, Entry, Kind, Op, Position, Token, TokenPrefix};
+use tidegate_model::{Block, Entry, Kind, Position, Token, TokenPrefix};
 use tidegate_proto::v1::{self, watch_response::Mark};
 use tidegate_schema::event_body;
 use tokio::time::Instant;
@@ -228,8 +228,6 @@ impl Live {
                 let body = event_body(&field).map_err(|_| damaged(entry))?;
                 self.begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
             }
-            // Who receives a chunk's snapshot has its reads, and everybody else what it corrects.
-            Kind::Change if self.begin.snapshot != 0 && self.receives() != (entry.op == Op::Read) => {}
             Kind::Change => self.change(block, entry, queue)?,
             Kind::Commit => {
                 if self.begin.snapshot == 0 {
@@ -246,10 +244,10 @@ impl Live {
         Ok(())
     }
 
-    /// Is what has begun a transaction, or a chunk that is received?
-    fn receives(&self) -> bool {
+    /// Is the chunk that has begun received? None in a transaction.
+    fn chunk(&self) -> Option<bool> {
         let v1::Begin { snapshot, new_tables, .. } = self.begin;
-        snapshot == 0 || new_tables || self.plan.follows(snapshot)
+        (snapshot != 0).then(|| new_tables || self.plan.follows(snapshot))
     }
 
     fn change(
@@ -258,10 +256,10 @@ impl Live {
         entry: &Entry,
         queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
     ) -> Result<(), GatewayError> {
-        if !self.plan.wants(0, entry.op) {
+        let routing = self.plan.routing(entry.row_type, &self.source.handle.store)?;
+        if !self.plan.wants(0, entry.op, self.chunk(), &routing) {
             return Ok(());
         }
-        let routing = self.plan.routing(entry.row_type, &self.source.handle.store)?;
         let fields = match &routing.deliver[0] {
             Deliver::Skip => return Ok(()),
             Deliver::Whole => None,

@@ -27,12 +27,13 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::begin::{Planning, begin};
+use self::begin::begin;
 use super::{
-    job::{CHUNK_BYTES, Read, Work},
-    order::{ChunkResult, Finish, Order, Outcome, StartedRead, Ticket},
+    errand::{Done, Planning, end, finish, read},
+    job::{CHUNK_BYTES, Work},
+    order::{ChunkResult, Order, Outcome, Ticket},
     pass::{Pass, SnapshotResume, Step},
-    reader::{Planned, ReadFailure, Reader},
+    reader::{ReadFailure, Reader},
     reconcile::ReadAgain,
     requests::{Command, SnapshotError, SnapshotRequests, SnapshotStatus, Started},
 };
@@ -41,7 +42,7 @@ use crate::{CaptureStatus, promises::Promised};
 /// Between attempts at what may come right by itself.
 const RETRY: Duration = Duration::from_secs(1);
 /// While capture is too far behind, or the rate is used up.
-const HOLD: Duration = Duration::from_millis(100);
+pub(super) const HOLD: Duration = Duration::from_millis(100);
 /// Requests that wait.
 const COMMANDS_MAX: usize = 64;
 /// Chunks that are being read or wait for the stream, over all snapshots, and their bytes: they wait in memory.
@@ -121,34 +122,6 @@ pub(crate) struct Coordinator {
     hold_until: Option<Instant>,
     /// Requests that wait for their snapshot to begin.
     waiting: BTreeMap<u32, Vec<oneshot::Sender<Result<Started, SnapshotError>>>>,
-}
-
-/// What a task has come to.
-enum Done {
-    /// The tables are known, and the stream follows them.
-    Begun {
-        snapshot: u32,
-        begun: Result<Planning, Box<SnapshotError>>,
-    },
-    Read {
-        snapshot: u32,
-        table: usize,
-        attempt: u32,
-        reader: Option<Box<Reader>>,
-        read: Result<Option<Read>, ReadFailure>,
-    },
-    Finished {
-        snapshot: u32,
-        table: usize,
-        attempt: u32,
-        finish: Finish,
-    },
-    Ended {
-        snapshot: u32,
-        is_out: bool,
-    },
-    /// The stream has stopped for good.
-    Void,
 }
 
 impl Coordinator {
@@ -239,8 +212,8 @@ impl Coordinator {
 
     async fn command(&mut self, command: Command, epoch: Option<Epoch>) {
         match command {
-            Command::Start { tables, reply } => {
-                self.start(tables, epoch, reply).await;
+            Command::Start { tables, keyed_only, reply } => {
+                self.start((tables, keyed_only), epoch, reply).await;
             }
             // Whoever asks may have gone.
             Command::StartNew { new, reply } => drop(reply.send(self.start_new(new, epoch).await)),
@@ -254,7 +227,7 @@ impl Coordinator {
     /// Joins a snapshot that runs over just these tables, or records a new one. Whoever asks may have gone.
     async fn start(
         &mut self,
-        tables: Vec<TableName>,
+        (tables, keyed_only): (Vec<TableName>, bool),
         epoch: Option<Epoch>,
         reply: oneshot::Sender<Result<Started, SnapshotError>>,
     ) {
@@ -264,7 +237,7 @@ impl Coordinator {
         let Some(epoch) = epoch.filter(|_| self.is_loaded) else {
             return drop(reply.send(Err(SnapshotError::NotConnected)));
         };
-        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&tables)) {
+        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&tables, keyed_only)) {
             match same.after() {
                 Some(after) => drop(reply.send(Ok(Started { snapshot: same.number(), after }))),
                 None => self.waiting.entry(same.number()).or_default().push(reply),
@@ -276,7 +249,7 @@ impl Coordinator {
             Ok(job) => {
                 info!(source = %self.context.source, snapshot = job.snapshot, tables = tables.len(), "a snapshot starts");
                 self.waiting.entry(job.snapshot).or_default().push(reply);
-                self.passes.insert(job.snapshot, Pass::new(job, None));
+                self.passes.insert(job.snapshot, Pass::new(job, None).keyed_only(keyed_only));
             }
             Err(error) => drop(reply.send(Err(error.into()))),
         }
@@ -315,10 +288,10 @@ impl Coordinator {
                 let (context, orders) = (Arc::clone(&self.context), self.orders.clone());
                 match step {
                     Step::Begin => {
-                        let (snapshot, names) = (*number, pass.table_names().to_vec());
-                        let new_tables = pass.is_of_new_tables();
+                        let (snapshot, tables) = ((*number, pass.is_of_new_tables()), pass.tables_to_plan());
                         self.tasks.spawn(async move {
-                            let begun = begin(&context, &orders, (snapshot, new_tables), names).await;
+                            let begun = begin(&context, &orders, snapshot, tables).await;
+                            let (snapshot, _) = snapshot;
                             Done::Begun { snapshot, begun: begun.map_err(Box::new) }
                         });
                     }
@@ -367,6 +340,10 @@ impl Coordinator {
                     Ok(None) => {}
                     Err(ReadFailure::TooLarge) => pass.table(table).chunk_was_too_large(attempt),
                     Err(ReadFailure::TableChanged) => pass.plan_again(),
+                    Err(ReadFailure::SharedGone) => {
+                        pass.waits("the snapshot that a table without a key was read under is gone".to_owned());
+                        pass.table(table).begin_anew(attempt, retry_at);
+                    }
                     Err(ReadFailure::Failed(error)) => match error.retry() {
                         Retry::After(pause) => {
                             pass.waits(error.to_string());
@@ -478,6 +455,10 @@ impl Coordinator {
                 let detail = format!("{}; start the snapshot again", ReadAgain::Rekeyed);
                 pass.abandon(JobState::Failed, detail);
             }
+            ChunkResult::Again(ReadAgain::Truncated) => {
+                pass.waits(ReadAgain::Truncated.to_string());
+                pass.table(outcome.table).begin_anew(outcome.attempt, now);
+            }
             ChunkResult::Again(reason) => {
                 pass.waits(reason.to_string());
                 pass.table(outcome.table).read_again(outcome.attempt, now);
@@ -505,56 +486,5 @@ impl Coordinator {
             }
             is_new
         });
-    }
-}
-
-/// Reads a chunk, and hands it to the stream.
-async fn read(
-    orders: mpsc::Sender<Order>,
-    mut reader: Box<Reader>,
-    (planned, work): (Arc<Planned>, Work),
-    mut ticket: Ticket,
-) -> Done {
-    let Ticket { snapshot, table_oid, table, attempt, .. } = ticket;
-    let (reply, answer) = oneshot::channel();
-    if orders.send(Order::StartRead { snapshot, table_oid, reply }).await.is_err() {
-        return Done::Void;
-    }
-    let Ok(StartedRead { read: name, connection }) = answer.await else { return Done::Void };
-    reader.beside(connection);
-    match reader.read(snapshot, &planned, work).await {
-        Ok((read, chunk)) => {
-            (ticket.end, ticket.byte_count) = (read.end.clone(), read.byte_count);
-            let sent = orders.send(Order::Chunk { read: name, chunk: Box::new(chunk), ticket }).await;
-            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Ok(sent.is_ok().then_some(read)) }
-        }
-        Err(error) => {
-            // If the stream is gone, so is what it knew of the read.
-            drop(orders.send(Order::AbandonRead { read: name }).await);
-            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Err(error) }
-        }
-    }
-}
-
-async fn finish(orders: mpsc::Sender<Order>, (snapshot, table, table_oid): (u32, usize, u32), attempt: u32) -> Done {
-    let (reply, answer) = oneshot::channel();
-    if orders.send(Order::Finish { snapshot, table_oid, reply }).await.is_err() {
-        return Done::Void;
-    }
-    answer.await.map_or(Done::Void, |finish| Done::Finished { snapshot, table, attempt, finish })
-}
-
-/// Orders the end; one that is given up is ordered until it is out.
-async fn end(orders: mpsc::Sender<Order>, snapshot: u32, abandoned: String) -> Done {
-    loop {
-        let (reply, answer) = oneshot::channel();
-        if orders.send(Order::End { snapshot, abandoned: abandoned.clone(), reply }).await.is_err() {
-            return Done::Void;
-        }
-        match answer.await {
-            Ok(false) if !abandoned.is_empty() => tokio::time::sleep(HOLD).await,
-            Ok(is_out) => return Done::Ended { snapshot, is_out },
-            Err(_) => return Done::Void,
-        }
     }
 }

@@ -7,14 +7,20 @@
 //! snapshot: every table Done ─▶ end
 //! ```
 //!
+//! A table without a key is read in the order of its blocks, under one snapshot of PostgreSQL. Without one (at first, after a
+//! pause, after the connection that held it), the pass begins with taking one, at the start.
+//!
 //! Invariant: a table's chunks are emitted in the order of its key, each once; a cursor is passed only by a chunk that was
 //! emitted. It deliberately neither reads nor waits.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tidegate_model::TableName;
+use tidegate_postgres::snapshot::Fingerprint;
 use tokio::time::{Duration, Instant};
 
-use super::order::Finish;
+use super::{blocks::SharedPass, order::Finish};
 
 /// Bytes of one table that are read and not yet emitted: no further chunk is read with more. The stream's watermark may be as late as
 /// PostgreSQL's next flush of its WAL.
@@ -25,6 +31,9 @@ const OUTSTANDING_MAX: usize = 16;
 const FIRST_ROWS: u32 = 1_000;
 /// Rows of a chunk, at most.
 const ROWS_MAX: u32 = 200_000;
+/// Blocks of the first chunk of a table without a key, and of any.
+const FIRST_BLOCKS: u32 = 128;
+const BLOCKS_MAX: u32 = 8_192;
 /// How long the statement of a chunk should take.
 const CHUNK_TIME: Duration = Duration::from_millis(250);
 /// Bytes that a chunk should have: they wait in memory for the watermark.
@@ -50,10 +59,14 @@ pub(crate) struct TableJob {
     outstanding_bytes: i64,
     /// Chunks of earlier attempts are void.
     attempt: u32,
+    /// Rows of the next chunk, or blocks.
     row_limit: u32,
     not_before: Option<Instant>,
     /// Keys whose rows are to be read again.
     keys: Vec<Box<[u8]>>,
+    is_keyless: bool,
+    /// What a table without a key is read under.
+    shared: Option<Arc<SharedPass>>,
 }
 
 /// A place in the order of the table's key.
@@ -74,8 +87,12 @@ enum Phase {
 }
 
 /// What to do for a table.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Work {
+    /// Take the snapshot under which a table without a key is read.
+    Share { attempt: u32 },
+    /// Read the blocks that start there.
+    Blocks { from: Place, block_limit: u32, shared: Arc<SharedPass>, attempt: u32 },
     /// Read the chunk that starts there.
     Chunk { from: Place, row_limit: u32, attempt: u32 },
     /// Read the rows of these keys again.
@@ -87,14 +104,19 @@ pub(crate) enum Work {
 impl Work {
     pub(crate) fn attempt(&self) -> u32 {
         match self {
-            Work::Chunk { attempt, .. } | Work::Keys { attempt, .. } | Work::Finish { attempt } => *attempt,
+            Work::Share { attempt }
+            | Work::Blocks { attempt, .. }
+            | Work::Chunk { attempt, .. }
+            | Work::Keys { attempt, .. }
+            | Work::Finish { attempt } => *attempt,
         }
     }
 
     /// Where its chunk starts; None where it is not about a range.
     pub(crate) fn start(&self) -> Option<Place> {
         match self {
-            Work::Chunk { from, .. } => Some(from.clone()),
+            Work::Share { .. } => Some(Place::Start),
+            Work::Blocks { from, .. } | Work::Chunk { from, .. } => Some(from.clone()),
             Work::Keys { .. } | Work::Finish { .. } => None,
         }
     }
@@ -109,6 +131,8 @@ pub(crate) struct Read {
     pub(crate) elapsed: Duration,
     /// Where the next chunk starts; None where rows were read again by key.
     pub(crate) end: Option<Place>,
+    /// What the blocks to come are read under, where it was taken.
+    pub(crate) shared: Option<Arc<SharedPass>>,
 }
 
 impl TableJob {
@@ -128,7 +152,25 @@ impl TableJob {
             row_limit: FIRST_ROWS,
             not_before: None,
             keys: Vec::new(),
+            is_keyless: false,
+            shared: None,
         }
+    }
+
+    /// It was planned: with or without a key, and as this.
+    pub(crate) fn planned(&mut self, is_keyless: bool, fingerprint: &Fingerprint) {
+        if is_keyless && !self.is_keyless {
+            self.row_limit = FIRST_BLOCKS;
+        }
+        self.is_keyless = is_keyless;
+        if self.shared.as_ref().is_some_and(|shared| shared.fingerprint != *fingerprint) {
+            self.shared = None;
+        }
+    }
+
+    /// Nothing is read for a while: PostgreSQL need not hold VACUUM back. A table without a key begins anew after it.
+    pub(crate) fn release(&mut self) {
+        self.shared = None;
     }
 
     /// All that was read and not emitted is void: the connection has ended, or a chunk must be read again.
@@ -176,6 +218,7 @@ impl TableJob {
                 let count = self.keys.len().min(self.row_limit as usize);
                 Some(Work::Keys { keys: self.keys.drain(..count).collect(), attempt: self.attempt })
             }
+            Phase::Reading if self.is_keyless && self.next != Place::End => may_read.then(|| self.next_blocks()),
             Phase::Reading if self.next != Place::End && may_read => {
                 (self.reading, self.outstanding) = (true, self.outstanding + 1);
                 Some(Work::Chunk { from: self.next.clone(), row_limit: self.row_limit, attempt: self.attempt })
@@ -191,6 +234,24 @@ impl TableJob {
         }
     }
 
+    fn next_blocks(&mut self) -> Work {
+        (self.reading, self.outstanding) = (true, self.outstanding + 1);
+        let (attempt, block_limit) = (self.attempt, self.row_limit.min(BLOCKS_MAX));
+        match self.shared.as_ref().filter(|shared| shared.has(&self.next)) {
+            Some(shared) => {
+                let (from, shared) = (self.next.clone(), Arc::clone(shared));
+                Work::Blocks { from, block_limit, shared, attempt }
+            }
+            None => {
+                // What was emitted, and what waits, is void.
+                (self.emitted, self.next, self.row_count) = (Place::Start, Place::Start, 0);
+                (self.shared, self.attempt) = (None, attempt + 1);
+                (self.outstanding, self.outstanding_bytes) = (1, 0);
+                Work::Share { attempt: self.attempt }
+            }
+        }
+    }
+
     /// A chunk, or the rows of some keys, were read and handed to the stream.
     pub(crate) fn was_read(&mut self, read: &Read) {
         if read.attempt != self.attempt {
@@ -200,7 +261,11 @@ impl TableJob {
         self.outstanding_bytes += signed(read.byte_count);
         if let Some(end) = &read.end {
             self.next.clone_from(end);
-            self.row_limit = adapted(self.row_limit, read);
+        }
+        match &read.shared {
+            Some(shared) => self.shared = Some(Arc::clone(shared)),
+            None if read.end.is_some() => self.row_limit = adapted(self.row_limit, read),
+            None => {}
         }
     }
 
@@ -216,6 +281,14 @@ impl TableJob {
     pub(crate) fn read_failed(&mut self, attempt: u32, retry_at: Instant) {
         if attempt == self.attempt {
             self.start_over(Some(retry_at));
+        }
+    }
+
+    /// The pass of a table without a key cannot go on under its snapshot: it begins anew.
+    pub(crate) fn begin_anew(&mut self, attempt: u32, not_before: Instant) {
+        if attempt == self.attempt {
+            self.shared = None;
+            self.start_over(Some(not_before));
         }
     }
 
@@ -251,6 +324,7 @@ impl TableJob {
         match finish {
             Finish::Keys(keys) => {
                 self.phase = if keys.is_empty() { Phase::Done } else { Phase::Finishing };
+                self.shared = None;
                 self.not_before = (!keys.is_empty()).then(|| now + AGAIN_PAUSE);
                 self.keys = keys;
             }
@@ -290,7 +364,7 @@ mod tests {
     }
 
     fn read(attempt: u32, end: Option<Place>) -> Read {
-        Read { attempt, row_count: 1, byte_count: 1, elapsed: CHUNK_TIME, end }
+        Read { attempt, row_count: 1, byte_count: 1, elapsed: CHUNK_TIME, end, shared: None }
     }
 
     fn after(key: &'static str) -> Place {

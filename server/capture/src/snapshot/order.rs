@@ -25,8 +25,8 @@ pub(crate) enum Order {
         tables: Vec<(TableName, Relation)>,
         reply: oneshot::Sender<Result<Begun, CaptureError>>,
     },
-    /// A chunk is about to be read: its name.
-    StartRead { snapshot: u32, table_oid: u32, reply: oneshot::Sender<StartedRead> },
+    /// A chunk is about to be read: its name. `anew`: it begins the table's pass, whatever was read of it before.
+    StartRead { snapshot: u32, table_oid: u32, anew: bool, reply: oneshot::Sender<StartedRead> },
     /// It could not be read.
     AbandonRead { read: ReadId },
     /// Reconcile the chunk when its watermark is passed, and emit it.

@@ -55,6 +55,8 @@ pub(crate) struct Pass {
     tables: Vec<TableJob>,
     plans: Vec<Arc<Planned>>,
     stage: Stage,
+    /// A table without a key is refused.
+    keyed_only: bool,
     /// It is to end like this before it is complete.
     abandoned: Option<(JobState, String)>,
     retry_at: Option<Instant>,
@@ -98,6 +100,7 @@ impl Pass {
             job,
             plans: Vec::new(),
             stage: Stage::Idle,
+            keyed_only: false,
             abandoned: None,
             retry_at: None,
             detail: String::new(),
@@ -118,13 +121,20 @@ impl Pass {
         self.after
     }
 
-    /// May another subscriber join it?
-    pub(crate) fn can_be_joined(&self, tables: &[TableName]) -> bool {
-        self.job.state == JobState::Running && self.abandoned.is_none() && self.job.tables == tables
+    /// It refuses tables without a key, or does not. Once it has begun, it makes no difference.
+    pub(crate) fn keyed_only(self, keyed_only: bool) -> Self {
+        Pass { keyed_only, ..self }
     }
 
-    pub(crate) fn table_names(&self) -> &[TableName] {
-        &self.job.tables
+    /// May another subscriber join it, who would have tables without a key refused, or not?
+    pub(crate) fn can_be_joined(&self, tables: &[TableName], keyed_only: bool) -> bool {
+        let refuses_more = self.keyed_only && !keyed_only && self.after.is_none();
+        self.job.state == JobState::Running && self.abandoned.is_none() && !refuses_more && self.job.tables == tables
+    }
+
+    /// Its tables, and whether one without a key is refused.
+    pub(crate) fn tables_to_plan(&self) -> (Vec<TableName>, bool) {
+        (self.job.tables.clone(), self.keyed_only)
     }
 
     /// Have its tables joined the publication, so that everyone receives it?
@@ -148,6 +158,9 @@ impl Pass {
 
     pub(crate) fn set_state(&mut self, state: JobState) {
         self.job.state = state;
+        if state != JobState::Running {
+            self.tables.iter_mut().for_each(TableJob::release);
+        }
     }
 
     /// It is to end before it is complete.
@@ -217,6 +230,7 @@ impl Pass {
     pub(crate) fn has_begun(&mut self, after: Position, plans: Vec<Arc<Planned>>) {
         for (table, planned) in self.tables.iter_mut().zip(&plans) {
             table.row_count_estimated = planned.row_count_estimated();
+            table.planned(planned.is_keyless(), &planned.plan.fingerprint);
         }
         (self.stage, self.after, self.plans) = (Stage::Reading, Some(after), plans);
         self.detail.clear();

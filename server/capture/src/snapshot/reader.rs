@@ -3,20 +3,24 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tidegate_model::{BlockBuilder, Lsn};
+use tidegate_model::{Lsn, Op};
 use tidegate_postgres::{
     ConnectConfig,
-    snapshot::{ChunkFacts, ChunkReader, CopyRow, Cursor, KeyValues, Range, ReadLimits, SnapshotReadError, TablePlan},
+    snapshot::{
+        ChunkFacts, ChunkReader, CopyRow, Cursor, KeyValues, Range, ReadLimits, SharedSnapshot, SnapshotReadError,
+        TablePlan,
+    },
 };
-use tidegate_schema::{RowText, Value};
+use tidegate_schema::{ChangeParts, Extra, RowText, Value, push_change};
+use tokio::time::Instant;
 
 use super::{
+    blocks::SharedPass,
     job::{Place, Read, Work},
-    reconcile::{self, Chunk},
+    reconcile::{self, Chunk, Parts},
     requests::SnapshotError,
 };
-use crate::{CaptureError, table::TableCodec, transaction::PART_BYTES};
-use tidegate_schema::{Room, push_change};
+use crate::{CaptureError, table::TableCodec};
 
 /// A table as it is read: what PostgreSQL has, and how we encode it.
 #[derive(Debug)]
@@ -34,8 +38,16 @@ impl Planned {
         self.plan.row_count_estimate.unwrap_or(0)
     }
 
+    /// Are its rows told apart by nothing?
+    pub(crate) fn is_keyless(&self) -> bool {
+        self.codec.key.is_empty()
+    }
+
     fn range(&self, work: &Work) -> Result<Range, ReadFailure> {
         match work {
+            Work::Blocks { from, block_limit, shared, .. } => {
+                shared.range(from, *block_limit).map(|(range, _)| range).ok_or(ReadFailure::SharedGone)
+            }
             Work::Keys { keys, .. } => {
                 let keys = keys.iter().map(|key| self.key_values(key)).collect::<Result<_, _>>()?;
                 Ok(Range::Keys(keys))
@@ -49,7 +61,7 @@ impl Planned {
             Work::Chunk { from: Place::Start | Place::End, row_limit, .. } => {
                 Ok(Range::After { cursor: None, row_limit: *row_limit })
             }
-            Work::Finish { .. } => unreachable!("the stream is asked, not PostgreSQL"),
+            Work::Share { .. } | Work::Finish { .. } => unreachable!("no rows are read"),
         }
     }
 
@@ -66,18 +78,8 @@ impl Planned {
 /// Rows of a chunk, as changes.
 #[derive(Debug, Default)]
 struct EncodedRows {
-    done: Vec<BlockBuilder>,
-    open: BlockBuilder,
+    parts: Parts,
     row: BytesMut,
-}
-
-impl Room for EncodedRows {
-    fn room(&mut self) -> &mut BlockBuilder {
-        if self.open.byte_count() >= PART_BYTES {
-            self.done.push(std::mem::take(&mut self.open));
-        }
-        &mut self.open
-    }
 }
 
 impl EncodedRows {
@@ -86,28 +88,24 @@ impl EncodedRows {
         bytes.clear();
         let values = row.values().map(|value| value.map_or(Value::Null, Value::Text));
         codec.encoder.encode(values, &mut bytes).map_err(|error| SnapshotError::from(CaptureError::Encode(error)))?;
-        push_change(&reconcile::read(codec.row_type, &bytes), Lsn::ZERO, self);
+        push_change(&reconcile::read(codec.row_type, &bytes), Lsn::ZERO, &mut self.parts);
         self.row = bytes;
         Ok(())
     }
 
-    fn into_chunk(mut self, (snapshot, table_oid): (u32, u32), facts: ChunkFacts, work: Work) -> Chunk {
-        if !self.open.is_empty() {
-            self.done.push(self.open);
+    fn into_chunk(self, (snapshot, table_oid): (u32, u32), facts: ChunkFacts, work: Work) -> Chunk {
+        let (visibility, mut high_lsn) = (facts.visibility, facts.high_watermark);
+        let mut asked_keys = Vec::new();
+        match work {
+            Work::Keys { keys, .. } => asked_keys = keys,
+            // Its mark has waited for all that they see.
+            Work::Blocks { shared, .. } => high_lsn = shared.shared.high_watermark(),
+            Work::Share { .. } | Work::Chunk { .. } | Work::Finish { .. } => {}
         }
-        Chunk {
-            snapshot,
-            table_oid,
-            visibility: facts.visibility,
-            high_lsn: facts.high_watermark,
-            // Another fingerprint is an error of the reader's.
-            as_planned: true,
-            parts: self.done,
-            asked_keys: match work {
-                Work::Keys { keys, .. } => keys,
-                Work::Chunk { .. } | Work::Finish { .. } => Vec::new(),
-            },
-        }
+        let parts = self.parts.finish();
+        // Another fingerprint is an error of the reader's.
+        let (as_planned, marks) = (true, false);
+        Chunk { snapshot, table_oid, visibility, high_lsn, as_planned, marks, parts, asked_keys }
     }
 }
 
@@ -127,6 +125,8 @@ pub(crate) enum ReadFailure {
     TooLarge,
     /// The table is not what it was when it was planned.
     TableChanged,
+    /// The snapshot that the table's blocks are read under has ended, or is of another connection.
+    SharedGone,
     Failed(Box<SnapshotError>),
 }
 
@@ -135,6 +135,7 @@ impl From<SnapshotReadError> for ReadFailure {
         match error {
             SnapshotReadError::OverBudget { .. } => ReadFailure::TooLarge,
             SnapshotReadError::DefinitionChanged { .. } => ReadFailure::TableChanged,
+            SnapshotReadError::SharedSnapshotGone { .. } => ReadFailure::SharedGone,
             other => SnapshotError::from(other).into(),
         }
     }
@@ -161,22 +162,58 @@ impl Reader {
         planned: &Planned,
         work: Work,
     ) -> Result<(Read, Chunk), ReadFailure> {
+        let shared = match &work {
+            Work::Share { attempt } => return self.share(snapshot, planned, *attempt).await,
+            Work::Blocks { shared, .. } if shared.connection != self.connection => return Err(ReadFailure::SharedGone),
+            Work::Blocks { shared, .. } => Some(Arc::clone(shared)),
+            Work::Chunk { .. } | Work::Keys { .. } | Work::Finish { .. } => None,
+        };
         let range = planned.range(&work)?;
         let mut rows = EncodedRows::default();
-        let chunk = tidegate_postgres::snapshot::Chunk { plan: &planned.plan, range: &range, shared: None };
+        let shared = shared.as_ref().map(|shared| &shared.shared);
+        let chunk = tidegate_postgres::snapshot::Chunk { plan: &planned.plan, range: &range, shared };
         let facts = Box::pin(self.reader.read(chunk, |row| rows.push(&planned.codec, row))).await?;
-        let end = matches!(work, Work::Chunk { .. }).then(|| match &facts.next {
-            Some(cursor) => Place::After(cursor.to_bytes().into()),
-            None => Place::End,
-        });
         let read = Read {
             attempt: work.attempt(),
             row_count: facts.row_count,
             byte_count: facts.byte_count,
             elapsed: facts.elapsed,
-            end,
+            end: match &work {
+                Work::Blocks { from, block_limit, shared, .. } => shared.range(from, *block_limit).map(|(_, end)| end),
+                Work::Chunk { .. } => Some(match &facts.next {
+                    Some(cursor) => Place::After(cursor.to_bytes().into()),
+                    None => Place::End,
+                }),
+                Work::Share { .. } | Work::Keys { .. } | Work::Finish { .. } => None,
+            },
+            shared: None,
         };
         Ok((read, rows.into_chunk((snapshot, planned.table_oid()), facts, work)))
+    }
+
+    /// Takes the snapshot under which all blocks of a table are read: the mark of its pass.
+    async fn share(&self, snapshot: u32, planned: &Planned, attempt: u32) -> Result<(Read, Chunk), ReadFailure> {
+        let (table_oid, started) = (planned.table_oid(), Instant::now());
+        let shared = Box::pin(SharedSnapshot::open(&self.config, &ReadLimits::default(), &planned.plan)).await?;
+        let (fingerprint, connection) = (planned.plan.fingerprint.clone(), self.connection);
+        let shared = SharedPass { shared, fingerprint, connection, attempt };
+        let mut parts = Parts::default();
+        let extra = Extra::Truncate { cascade: false, restart_identity: false };
+        let void = ChangeParts { op: Op::Truncate, extra, ..reconcile::read(planned.codec.row_type, &[]) };
+        push_change(&void, Lsn::ZERO, &mut parts);
+        let chunk = Chunk {
+            snapshot,
+            table_oid,
+            visibility: shared.shared.visibility().clone(),
+            high_lsn: shared.shared.high_watermark(),
+            as_planned: true,
+            marks: true,
+            parts: parts.finish(),
+            asked_keys: Vec::new(),
+        };
+        let (elapsed, end) = (started.elapsed(), Some(shared.start()));
+        let shared = Some(Arc::new(shared));
+        Ok((Read { attempt, row_count: 0, byte_count: 0, elapsed, end, shared }, chunk))
     }
 }
 

@@ -27,6 +27,8 @@ pub(crate) struct Chunk {
     pub(crate) high_lsn: Lsn,
     /// The catalog's fingerprint, read with the rows, is the one that the pass was planned with.
     pub(crate) as_planned: bool,
+    /// It begins a pass over a table without a key: what subscribers have of the table is void.
+    pub(crate) marks: bool,
     /// The rows, as changes with [`Op::Read`]; each part as large as a transaction's.
     pub(crate) parts: Vec<BlockBuilder>,
     /// The keys that were asked for, in the bytes of [`super::gaps::Gaps`]; empty for a chunk of a range.
@@ -45,6 +47,9 @@ pub(crate) enum ReadAgain {
     /// A transaction is committed, and was decoded before its keys were remembered, but is not visible yet.
     #[error("a transaction that is committed is not visible yet; a synchronous standby may be slow or gone")]
     Hidden,
+    /// The table was emptied while it was read: the pass must begin anew.
+    #[error("the table was truncated while it was read")]
+    Truncated,
     /// The connection has ended since, or a chunk before it is to be read again.
     #[error("what was read no longer joins what was delivered")]
     Void,
@@ -136,12 +141,28 @@ fn missing_keys(chunk: &Chunk, touched: &Touched) -> Vec<Box<[u8]>> {
 
 /// Parts under construction.
 #[derive(Debug, Default)]
-struct Edited {
+pub(super) struct Parts {
     done: Vec<BlockBuilder>,
     open: BlockBuilder,
 }
 
-impl Room for Edited {
+impl Parts {
+    /// All that was pushed.
+    pub(super) fn finish(mut self) -> Vec<BlockBuilder> {
+        if !self.open.is_empty() {
+            self.done.push(self.open);
+        }
+        self.done
+    }
+
+    /// Copies of all that was pushed.
+    pub(super) fn copies(&self) -> impl Iterator<Item = BlockBuilder> {
+        let copy = |part: &BlockBuilder| BlockBuilder { entries: part.entries.clone(), payload: part.payload.clone() };
+        self.done.iter().chain([&self.open]).filter(|part| !part.is_empty()).map(copy)
+    }
+}
+
+impl Room for Parts {
     fn room(&mut self) -> &mut BlockBuilder {
         if self.open.byte_count() >= PART_BYTES {
             self.done.push(std::mem::take(&mut self.open));
@@ -155,7 +176,7 @@ pub(crate) fn edited(parts: Vec<BlockBuilder>, edits: Vec<(usize, Edit)>) -> Vec
     if edits.is_empty() {
         return parts;
     }
-    let mut out = Edited::default();
+    let mut out = Parts::default();
     let mut edits = edits.into_iter().peekable();
     let (mut row_count, mut continues, mut edit) = (0, false, None);
     for part in &parts {
@@ -173,8 +194,7 @@ pub(crate) fn edited(parts: Vec<BlockBuilder>, edits: Vec<(usize, Edit)>) -> Vec
             }
         }
     }
-    out.done.push(out.open);
-    out.done
+    out.finish()
 }
 
 /// A row of a chunk, as it is encoded.

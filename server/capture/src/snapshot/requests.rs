@@ -102,10 +102,10 @@ pub enum SnapshotError {
     /// No table was named.
     #[error("a snapshot needs at least one table")]
     NoTable,
-    /// The table has no key by which its rows could be told apart.
+    /// The table has no key by which its rows could be told apart, as who asks needs.
     #[error(
-        "table {0} has no key in the stream, so that reads and changes of it cannot be matched; give it a primary key, or a \
-         replica identity index"
+        "table {0} has no key in the stream and in the publication by which its rows could be told apart; give it a primary \
+         key, or a replica identity index"
     )]
     Keyless(TableName),
     /// It is not among the source's tables.
@@ -154,7 +154,7 @@ impl SnapshotError {
 /// What the coordinator is asked.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Start { tables: Vec<TableName>, reply: oneshot::Sender<Result<Started, SnapshotError>> },
+    Start { tables: Vec<TableName>, keyed_only: bool, reply: oneshot::Sender<Result<Started, SnapshotError>> },
     StartNew { new: NewTables, reply: oneshot::Sender<Result<(), SnapshotError>> },
     Change { snapshot: u32, state: JobState, reply: oneshot::Sender<Result<(), SnapshotError>> },
 }
@@ -177,7 +177,15 @@ impl SnapshotRequests {
     pub async fn start(&self, mut tables: Vec<TableName>) -> Result<Started, SnapshotError> {
         tables.sort_unstable();
         tables.dedup();
-        self.ask(|reply| Command::Start { tables, reply }).await
+        self.ask(|reply| Command::Start { tables, keyed_only: false, reply }).await
+    }
+
+    /// The same of one table, which is refused if its rows cannot be told apart: for whoever keeps them by key.
+    ///
+    /// # Errors
+    /// As with `start`, or the table has no key.
+    pub async fn start_keyed(&self, table: TableName) -> Result<Started, SnapshotError> {
+        self.ask(|reply| Command::Start { tables: vec![table], keyed_only: true, reply }).await
     }
 
     /// Starts a snapshot of new tables, and records what the publication promises with them.

@@ -1,6 +1,6 @@
 //! A seeded simulation of everything that a snapshot's exactness rests on: a PostgreSQL whose commits become visible late, a
 //! stream that lags, reads at any moment, restarts of either side, and a subscriber whose state at SnapshotEnd must be the
-//! table's, at that position, with nothing missing.
+//! table's, at that position, with nothing missing; with a key or, read under one snapshot, without.
 //!
 //! With a [`Flaw`] it must fail: that shows that it would notice.
 
@@ -13,7 +13,7 @@ use tidegate_model::{Kind, Lsn, Position};
 
 use self::{
     postgres::{Postgres, Record},
-    process::Process,
+    process::{Nature, Process},
     subscriber::{Subscriber, Unit, units},
 };
 
@@ -30,6 +30,8 @@ enum Flaw {
     NoGaps,
     /// Keys with gaps are forgotten in a restart.
     GapsForgotten,
+    /// A mark voids what its snapshot does not see, and does not tell it again.
+    NotToldAgain,
 }
 
 struct World {
@@ -43,23 +45,23 @@ struct World {
     durable_count: usize,
     confirmed_flush_lsn: Lsn,
     subscriber: Subscriber,
-    flaw: Flaw,
+    nature: Nature,
 }
 
 impl World {
-    fn new(seed: u64, flaw: Flaw) -> Self {
+    fn new(seed: u64, (flaw, keyless): (Flaw, bool)) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
-        let small_limits = random.random_bool(0.3);
+        let nature = Nature { flaw, keyless, small_limits: random.random_bool(0.3) };
         World {
             postgres: Postgres::new(&mut random),
             random,
             sent: 0,
-            process: Process::start(&[], Lsn(0), small_limits, flaw),
+            process: Process::start(&[], Lsn(0), nature),
             log: Vec::new(),
             durable_count: 0,
             confirmed_flush_lsn: Lsn(0),
-            subscriber: Subscriber::default(),
-            flaw,
+            subscriber: Subscriber::new(keyless),
+            nature,
         }
     }
 
@@ -82,6 +84,7 @@ impl World {
             92..96 => self.make_durable(),
             96 => self.restart(),
             97 => self.reconnect(),
+            98 if self.nature.keyless => self.postgres.rewrite(),
             _ => {
                 if self.postgres.insert_lsn > 1_000 && self.process.is_past_what_was_received() {
                     self.process.begin_snapshot();
@@ -150,7 +153,7 @@ impl World {
         let kept = self.random.random_range(self.durable_count..=self.log.len());
         self.log.truncate(kept);
         self.durable_count = kept;
-        self.process = Process::start(&self.log, self.confirmed_flush_lsn, self.process.has_small_limits(), self.flaw);
+        self.process = Process::start(&self.log, self.confirmed_flush_lsn, self.nature);
         self.reconnect();
     }
 
@@ -179,8 +182,8 @@ impl World {
     }
 }
 
-fn run(seed: u64, flaw: Flaw) -> Result<(), String> {
-    let mut world = World::new(seed, flaw);
+fn run(seed: u64, (flaw, keyless): (Flaw, bool)) -> Result<(), String> {
+    let mut world = World::new(seed, (flaw, keyless));
     let step_count = world.random.random_range(60..400_u32);
     for _ in 0..step_count {
         world.disturb();
@@ -197,20 +200,34 @@ fn run(seed: u64, flaw: Flaw) -> Result<(), String> {
     world.check_messages()
 }
 
-#[test]
-fn a_snapshot_is_exact_whatever_happens_when() {
-    for seed in 0..10_000 {
-        if let Err(problem) = run(seed, Flaw::None) {
+fn must_hold(seeds: u64, keyless: bool) {
+    for seed in 0..seeds {
+        if let Err(problem) = run(seed, (Flaw::None, keyless)) {
             panic!("seed {seed}: {problem}");
         }
     }
 }
 
-#[test]
-fn every_flaw_is_found() {
-    for flaw in [Flaw::ByLsn, Flaw::NoFloor, Flaw::NoGaps, Flaw::GapsForgotten] {
-        let found = (0..8_000).find(|seed| run(*seed, flaw).is_err());
+fn must_be_found(flaws: &[Flaw], keyless: bool) {
+    for flaw in flaws {
+        let found = (0..8_000).find(|seed| run(*seed, (*flaw, keyless)).is_err());
         println!("{flaw:?}: found by seed {found:?}");
         assert!(found.is_some(), "{flaw:?} is not found");
     }
+}
+
+#[test]
+fn a_snapshot_is_exact_whatever_happens_when() {
+    must_hold(10_000, false);
+}
+
+#[test]
+fn a_snapshot_of_a_table_without_a_key_is_exact_whatever_happens_when() {
+    must_hold(10_000, true);
+}
+
+#[test]
+fn every_flaw_is_found() {
+    must_be_found(&[Flaw::ByLsn, Flaw::NoFloor, Flaw::NoGaps, Flaw::GapsForgotten], false);
+    must_be_found(&[Flaw::ByLsn, Flaw::NoFloor, Flaw::NotToldAgain], true);
 }

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_model::{BlockBuilder, Lsn, Position, TableName};
+use tidegate_model::{BlockBuilder, Lsn, Op, Position, TableName};
 use tidegate_proto::v1;
 use tidegate_schema::FieldSet;
 
@@ -217,8 +217,11 @@ impl Stage {
         self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded });
     }
 
-    /// A chunk of the table is about to be read.
-    pub(crate) fn start_read(&mut self, snapshot: u32, table_oid: u32) -> StartedRead {
+    /// A chunk of the table is about to be read; `anew`: its pass begins with it.
+    pub(crate) fn start_read(&mut self, snapshot: u32, table_oid: u32, anew: bool) -> StartedRead {
+        if anew {
+            self.restart_pass(snapshot, table_oid);
+        }
         StartedRead { read: self.tracking.start_read(snapshot, table_oid), connection: self.connection }
     }
 
@@ -238,7 +241,10 @@ impl Stage {
         if let Some(end) = &ticket.end {
             progress.accepted.clone_from(end);
         }
-        self.tracking.polled(chunk.visibility.clone());
+        // What blocks are read under may be old.
+        if chunk.marks || !progress.key.is_empty() {
+            self.tracking.polled(chunk.visibility.clone());
+        }
         self.tickets.insert(read, ticket);
         self.tracking.chunk(read, chunk);
         self.pass(assembler);
@@ -288,9 +294,7 @@ impl Stage {
                 place @ (Place::Start | Place::After(_)) => Finish::From(place.clone()),
             };
         }
-        (progress.place, progress.accepted) = (Place::Start, Place::Start);
-        self.tracking.restart_pass(snapshot, table_oid);
-        self.void(snapshot, table_oid);
+        self.restart_pass(snapshot, table_oid);
         let received = assembler.received();
         let position = next_position(received, received.lsn);
         let cursor = self.cursor(position, (snapshot, table_oid), false);
@@ -342,6 +346,15 @@ impl Stage {
         }
     }
 
+    /// The table is read from its start again.
+    fn restart_pass(&mut self, snapshot: u32, table_oid: u32) {
+        if let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) {
+            (progress.place, progress.row_count) = (Place::Start, 0);
+        }
+        self.tracking.restart_pass(snapshot, table_oid);
+        self.void(snapshot, table_oid);
+    }
+
     /// What was read of the table and is not out is void.
     fn void(&mut self, snapshot: u32, table_oid: u32) {
         self.tracking.abandon_reads(snapshot, table_oid);
@@ -358,7 +371,8 @@ impl Stage {
         let Some(ticket) = self.tickets.remove(&read) else { return };
         let (snapshot, table_oid) = (chunk.snapshot, chunk.table_oid);
         let Some(progress) = self.tables.get_mut(&(snapshot, table_oid)) else { return };
-        let rows = chunk.parts.iter().flat_map(|part| &part.entries).filter(|entry| !entry.continues);
+        let entries = chunk.parts.iter().flat_map(|part| &part.entries);
+        let rows = entries.filter(|entry| entry.op == Op::Read && !entry.continues);
         let row_count = rows.count() as u64;
         progress.fingerprint = ticket.fingerprint.as_str().to_owned();
         if let Some(end) = &ticket.end {

@@ -2,7 +2,7 @@
 //! enters the stream. Pure: told of everything in the order of the stream, it answers at once.
 //!
 //! ```text
-//! part, passed ──▶ Touched per snapshot and table ─┐
+//! part, passed ──▶ Traces per snapshot and table ──┐
 //! polled ────────▶ what may be forgotten           ├─▶ next ─▶ Passing (emit at a position, or read again)
 //! start_read … chunk ─▶ pending, by high watermark ┘
 //! ```
@@ -22,8 +22,9 @@ use tidegate_schema::FieldSet;
 use super::{
     change::{Joiner, is_of_table},
     gaps::Gaps,
-    reconcile::{Chunk, ReadAgain, Verdict, edited, reconcile},
-    touched::{Limits, Touched},
+    reconcile::{Chunk, ReadAgain},
+    touched::Limits,
+    traces::Traces,
 };
 
 /// Names a read that was started.
@@ -37,7 +38,7 @@ pub(crate) struct TrackedTable {
     pub(crate) snapshot: u32,
     /// The table.
     pub(crate) table_oid: u32,
-    /// Its key's fields; not empty.
+    /// Its key's fields; empty for a table without one.
     pub(crate) key: FieldSet,
     /// Where the snapshot's SnapshotBegin stands.
     pub(crate) begin: Position,
@@ -73,7 +74,7 @@ struct Table {
     table_oid: u32,
     /// Where the tracking begins: what comes again from before must be seen, and is in the gaps that were recorded.
     from_lsn: Lsn,
-    touched: Touched,
+    traces: Traces,
 }
 
 /// A read that is under way, or whose chunk waits.
@@ -150,9 +151,9 @@ impl Tracking {
     pub(crate) fn begin(&mut self, table: TrackedTable) {
         let TrackedTable { snapshot, table_oid, key, begin, must_see, recorded } = table;
         let from_lsn = recorded.as_ref().map_or(begin.lsn, |recorded| recorded.at.lsn);
-        let (gaps, pass_done) = recorded.map_or_else(Default::default, |recorded| (recorded.gaps, recorded.pass_done));
-        let touched = Touched::new(key, self.limits, must_see, gaps, pass_done);
-        self.tables.push(Table { snapshot, table_oid, from_lsn, touched });
+        let recorded = recorded.map_or_else(Default::default, |recorded| (recorded.gaps, recorded.pass_done));
+        let traces = Traces::new(key, self.limits, must_see, recorded);
+        self.tables.push(Table { snapshot, table_oid, from_lsn, traces });
     }
 
     /// The snapshot has ended, or was given up.
@@ -187,10 +188,9 @@ impl Tracking {
             let Some(change) = self.joiner.join(entry, &part.payload) else { continue };
             for table in self.tables.iter_mut().filter(|table| table.table_oid == *table_oid) {
                 if commit_end_lsn <= table.from_lsn {
-                    table.touched.must_see(xid);
+                    table.traces.must_see(xid);
                 } else {
-                    table.touched.keyed_by(key);
-                    table.touched.change(xid, &change);
+                    table.traces.change(xid, key, &change);
                 }
             }
         }
@@ -255,34 +255,31 @@ impl Tracking {
             let first = self.pending.first_entry().filter(|first| first.key().0 <= self.passed_lsn)?;
             let ((_, read), mut chunk) = first.remove_entry();
             self.reads.remove(&read);
-            let Some(touched) = touched_of(&mut self.tables, chunk.snapshot, chunk.table_oid) else { continue };
-            return Some(match reconcile(&chunk, touched) {
-                Verdict::ReadAgain(reason) => Passing::ReadAgain { read, reason },
-                Verdict::Emit(edits) => {
-                    chunk.parts = edited(chunk.parts, edits);
-                    Passing::Emit { read, position: next_position(received, chunk.high_lsn), chunk }
-                }
+            let Some(traces) = traces_of(&mut self.tables, chunk.snapshot, chunk.table_oid) else { continue };
+            return Some(match traces.pass(&mut chunk) {
+                Err(reason) => Passing::ReadAgain { read, reason },
+                Ok(()) => Passing::Emit { read, position: next_position(received, chunk.high_lsn), chunk },
             });
         }
     }
 
     /// Keys that a read of this table should ask for, at most so many.
     pub(crate) fn gaps(&mut self, snapshot: u32, table_oid: u32) -> Option<&mut Gaps> {
-        touched_of(&mut self.tables, snapshot, table_oid).map(Touched::gaps_mut)
+        traces_of(&mut self.tables, snapshot, table_oid).map(Traces::gaps_mut)
     }
 
     /// The last chunk of the table's pass was emitted.
     pub(crate) fn pass_done(&mut self, snapshot: u32, table_oid: u32) {
-        if let Some(touched) = touched_of(&mut self.tables, snapshot, table_oid) {
-            touched.pass_done();
+        if let Some(traces) = traces_of(&mut self.tables, snapshot, table_oid) {
+            traces.pass_done();
         }
     }
 
     /// The table's pass begins anew; what its reads still bring is not wanted.
     pub(crate) fn restart_pass(&mut self, snapshot: u32, table_oid: u32) {
         self.abandon_reads(snapshot, table_oid);
-        if let Some(touched) = touched_of(&mut self.tables, snapshot, table_oid) {
-            touched.restart_pass();
+        if let Some(traces) = traces_of(&mut self.tables, snapshot, table_oid) {
+            traces.restart_pass();
         }
     }
 
@@ -290,7 +287,7 @@ impl Tracking {
     /// were not durable here when we last crashed; an end at a position before theirs would never reach it.
     pub(crate) fn end_position(&self, snapshot: u32, received: Position) -> Option<Position> {
         let mut tables = self.tables.iter().filter(|table| table.snapshot == snapshot);
-        let is_complete = tables.all(|table| table.touched.is_pass_done() && table.touched.gaps().is_empty());
+        let is_complete = tables.all(|table| table.traces.is_pass_done() && table.traces.gaps().is_empty());
         is_complete.then(|| self.mark_position(received)).flatten()
     }
 
@@ -306,15 +303,15 @@ impl Tracking {
             // Reads are in the order in which they were started: the first one sees least.
             let sees = reads.next().map_or(&self.newest, |read| &read.sees);
             if let Some(visibility) = sees {
-                table.touched.prune(visibility);
+                table.traces.prune(visibility);
             }
         }
     }
 }
 
-fn touched_of(tables: &mut [Table], snapshot: u32, table_oid: u32) -> Option<&mut Touched> {
+fn traces_of(tables: &mut [Table], snapshot: u32, table_oid: u32) -> Option<&mut Traces> {
     let mut of = tables.iter_mut().filter(|table| (table.snapshot, table.table_oid) == (snapshot, table_oid));
-    of.next().map(|table| &mut table.touched)
+    of.next().map(|table| &mut table.traces)
 }
 
 /// Where a chunk or a mark of a snapshot stands that must not precede `lsn`: behind all that is out.
@@ -367,6 +364,7 @@ mod tests {
             visibility: visibility.parse().expect("a snapshot"),
             high_lsn: Lsn(high_lsn),
             as_planned: true,
+            marks: false,
             parts: vec![part(Op::Read)],
             asked_keys: Vec::new(),
         }
@@ -433,7 +431,10 @@ mod tests {
         let mut tracking = tracking(vec![10]);
         let abandoned = tracking.start_read(1, TABLE);
         tracking.polled("11:11:".parse().expect("a snapshot"));
-        let hides = |tracking: &Tracking| tracking.tables[0].touched.hides(&"10:10:".parse().expect("a snapshot"));
+        let hides = |tracking: &Tracking| match &tracking.tables[0].traces {
+            Traces::Keyed(touched) => touched.hides(&"10:10:".parse().expect("a snapshot")),
+            Traces::Keyless(_) => panic!("it has a key"),
+        };
         assert!(hides(&tracking));
         tracking.abandon_read(abandoned);
         tracking.polled("11:11:".parse().expect("a snapshot"));

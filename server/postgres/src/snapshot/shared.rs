@@ -3,13 +3,14 @@
 //! Invariant: the holder's transaction has no lock on a user's table, so it never delays a schema change. What happens to the
 //! table meanwhile is found by the readers, which compare the fingerprint after each range. It does hold back VACUUM.
 
-use tidegate_model::Visibility;
+use tidegate_model::{Lsn, Visibility};
 
 use crate::{
     CatalogError, ConnectConfig,
     snapshot::{
         ReadLimits, SnapshotReadError, TablePlan,
         settings::{ReadingSession, reading_session},
+        watermark::high_watermark,
     },
 };
 
@@ -19,6 +20,7 @@ pub struct SharedSnapshot {
     session: ReadingSession,
     id: String,
     visibility: Visibility,
+    high_watermark: Lsn,
     blocks: Vec<(u32, u32)>,
 }
 
@@ -51,6 +53,7 @@ impl SharedSnapshot {
         Ok(SharedSnapshot {
             id: row.try_get(0).map_err(&doing)?,
             visibility: facts.visibility,
+            high_watermark: high_watermark(session.session(), &table).await?,
             blocks: oids.into_iter().zip(sizes).collect(),
             session,
         })
@@ -66,6 +69,12 @@ impl SharedSnapshot {
     #[must_use]
     pub fn visibility(&self) -> &Visibility {
         &self.visibility
+    }
+
+    /// Every transaction that it sees ends at or below this end LSN.
+    #[must_use]
+    pub fn high_watermark(&self) -> Lsn {
+        self.high_watermark
     }
 
     /// `pg_class.oid` and number of blocks of each of the plan's `storage`: no row that the snapshot sees lies beyond.

@@ -15,6 +15,7 @@ use tracing::info;
 
 use super::{
     super::{
+        errand::{Planning, end},
         order::{Begun, Order},
         pass::Pass,
         reader::Planned,
@@ -40,18 +41,12 @@ impl Coordinator {
     }
 }
 
-/// The tables of a snapshot, planned, and followed by the stream.
-pub(super) struct Planning {
-    pub(super) after: Position,
-    pub(super) plans: Vec<Arc<Planned>>,
-}
-
-/// Plans the tables, and lets the stream follow them.
+/// Plans the tables, and lets the stream follow them. `keyed_only`: one without a key is refused.
 pub(super) async fn begin(
     context: &Context,
     orders: &mpsc::Sender<Order>,
     (snapshot, new_tables): (u32, bool),
-    names: Vec<TableName>,
+    (names, keyed_only): (Vec<TableName>, bool),
 ) -> Result<Planning, SnapshotError> {
     // What is settled is known from the first connection on.
     let mut promised = context.promised.clone();
@@ -60,7 +55,7 @@ pub(super) async fn begin(
     let mut plans = Vec::with_capacity(names.len());
     for name in &names {
         let plan = table_plan(&session, &context.publication, name).await?;
-        if plan.key.is_empty() {
+        if keyed_only && plan.key.is_empty() {
             return Err(SnapshotError::Keyless(name.clone()));
         }
         let members =
@@ -79,6 +74,13 @@ pub(super) async fn begin(
         let codec = codec.ok_or_else(|| SnapshotError::NotFollowed(name.clone()))?;
         Ok(Arc::new(Planned { plan, codec }))
     };
-    let plans = plans.into_iter().zip(codecs).zip(&names).map(planned).collect::<Result<_, SnapshotError>>()?;
+    let plans: Vec<Arc<Planned>> =
+        plans.into_iter().zip(codecs).zip(&names).map(planned).collect::<Result<_, SnapshotError>>()?;
+    // A publication that leaves a part of the key out: what is left of it tells no rows apart.
+    if let Some(at) = plans.iter().position(|planned| planned.plan.key.is_empty() && !planned.is_keyless()) {
+        let error = SnapshotError::Keyless(names[at].clone());
+        end(orders.clone(), snapshot, error.to_string()).await;
+        return Err(error);
+    }
     Ok(Planning { after, plans })
 }

@@ -31,12 +31,14 @@ pub(super) enum Write {
     /// `sent`: the TOASTed value was changed.
     Update {
         old: i32,
+        before: Row,
         key: i32,
         row: Row,
         sent: bool,
     },
     Delete {
         key: i32,
+        before: Row,
     },
     Truncate,
 }
@@ -51,7 +53,7 @@ impl Write {
                 rows.remove(&old).expect("what is updated exists");
                 assert!(rows.insert(key, row).is_none(), "a key is unique");
             }
-            Write::Delete { key } => {
+            Write::Delete { key, .. } => {
                 rows.remove(&key).expect("what is deleted exists");
             }
             Write::Truncate => rows.clear(),
@@ -93,6 +95,8 @@ pub(super) struct Postgres {
     initial: Rows,
     visible: Rows,
     pub(super) wal: Vec<Record>,
+    /// `relfilenode`.
+    pub(super) storage: u32,
     value: u32,
 }
 
@@ -110,6 +114,7 @@ impl Postgres {
             visible: initial.clone(),
             initial,
             wal: Vec::new(),
+            storage: 0,
             value: 10_000,
         }
     }
@@ -152,9 +157,11 @@ impl Postgres {
             Some(before) => {
                 row.toasted = if sent { self.value } else { before.toasted };
                 match random.random_range(0..10_u32) {
-                    0..2 => Write::Delete { key },
-                    2..5 if !rows.contains_key(&to) && is_free(to) => Write::Update { old: key, key: to, row, sent },
-                    _ => Write::Update { old: key, key, row, sent },
+                    0..2 => Write::Delete { key, before: *before },
+                    2..5 if !rows.contains_key(&to) && is_free(to) => {
+                        Write::Update { old: key, before: *before, key: to, row, sent }
+                    }
+                    _ => Write::Update { old: key, before: *before, key, row, sent },
                 }
             }
         };
@@ -193,8 +200,14 @@ impl Postgres {
         let transaction = self.open.remove(*at);
         self.latest_completed = self.latest_completed.max(transaction.xid);
         if committed {
+            self.storage += u32::from(transaction.exclusive);
             transaction.writes.iter().for_each(|write| write.apply(&mut self.visible));
         }
+    }
+
+    /// VACUUM FULL, if no lock is in its way.
+    pub(super) fn rewrite(&mut self) {
+        self.storage += u32::from(self.open.iter().all(|open| open.locks.is_empty()));
     }
 
     /// Something else is written to the WAL.

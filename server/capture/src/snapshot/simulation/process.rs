@@ -60,6 +60,32 @@ struct Job {
     again: Vec<Range>,
     emitted: BTreeMap<i32, i32>,
     reading: BTreeMap<ReadId, Reading>,
+    /// Of a table without a key.
+    shared: Option<Shared>,
+}
+
+/// What a table without a key is read under; ranges count its rows.
+struct Shared {
+    visibility: Visibility,
+    rows: Vec<(i32, Row)>,
+    storage: u32,
+    /// Known once the mark is handed over.
+    high_lsn: Option<Lsn>,
+}
+
+impl Job {
+    fn at(cursor: i32) -> Self {
+        let (again, emitted, reading) = Default::default();
+        Job { cursor, frontier: Some(cursor), again, emitted, reading, shared: None }
+    }
+}
+
+/// What does not change in a world.
+#[derive(Clone, Copy)]
+pub(super) struct Nature {
+    pub(super) flaw: Flaw,
+    pub(super) keyless: bool,
+    pub(super) small_limits: bool,
 }
 
 pub(super) struct Process {
@@ -72,27 +98,31 @@ pub(super) struct Process {
     job: Option<Job>,
     ended: bool,
     heard_lsn: Lsn,
-    small_limits: bool,
-    flaw: Flaw,
+    world: Nature,
 }
 
-fn key_fields() -> FieldSet {
-    [1].into_iter().collect()
+fn key_fields(keyless: bool) -> FieldSet {
+    (!keyless).then_some(1).into_iter().collect()
+}
+
+/// The row that is written in its place where there is no key: some are alike.
+pub(super) fn folded(key: i32, row: Row) -> (i32, Row) {
+    (key % 2, Row { small: row.small % 2, toasted: row.toasted % 2 })
 }
 
 impl Process {
-    pub(super) fn start(log: &[Unit], confirmed_flush_lsn: Lsn, small_limits: bool, flaw: Flaw) -> Self {
+    pub(super) fn start(log: &[Unit], confirmed_flush_lsn: Lsn, world: Nature) -> Self {
         let mut emitter = Emitter::default();
         let announcement = v1::RowType { row_type: ROW_TYPE, ..v1::RowType::default() }.encode_to_vec();
         emitter.describe(ROW_TYPE, Bytes::from(announcement));
         let mut confirmations = Confirmations::default();
         confirmations.connected(Some(EPOCH), confirmed_flush_lsn);
-        let limits = match small_limits {
+        let limits = match world.small_limits {
             true => Limits { image_bytes: 600, gap_bytes: 110 },
             false => Limits { image_bytes: 1 << 20, gap_bytes: 1 << 20 },
         };
         let mut tracking = Tracking::new(limits);
-        tracking.set_row_type(ROW_TYPE, TABLE, key_fields());
+        tracking.set_row_type(ROW_TYPE, TABLE, key_fields(world.keyless));
         let mut process = Process {
             received: log.last().map_or(Position::ZERO, |unit| unit.position).as_resume_point(),
             tracking,
@@ -103,8 +133,7 @@ impl Process {
             job: None,
             ended: log.iter().any(|unit| unit.kind == Kind::SnapshotEnd),
             heard_lsn: Lsn(0),
-            small_limits,
-            flaw,
+            world,
         };
         let begin = log.iter().find(|unit| unit.kind == Kind::SnapshotBegin);
         if let Some(begin) = begin.filter(|_| !process.ended) {
@@ -112,10 +141,6 @@ impl Process {
             process.resume(begin.position, newest);
         }
         process
-    }
-
-    pub(super) fn has_small_limits(&self) -> bool {
-        self.small_limits
     }
 
     pub(super) fn is_past_what_was_received(&self) -> bool {
@@ -127,19 +152,20 @@ impl Process {
         let recorded = newest.map(|(at, payload)| {
             let payload = v1_cursor(payload);
             cursor = payload.0;
-            let gaps = if self.flaw == Flaw::GapsForgotten { Gaps::default() } else { payload.1 };
+            let gaps = if self.world.flaw == Flaw::GapsForgotten { Gaps::default() } else { payload.1 };
             Recorded { at, gaps, pass_done: cursor == KEYS }
         });
+        if self.world.keyless && cursor != KEYS {
+            cursor = BEFORE_ALL;
+        }
         self.track(begin, recorded, cursor);
     }
 
     fn track(&mut self, begin: Position, recorded: Option<Recorded>, cursor: i32) {
         let must_see = self.unseen.writers(TABLE);
-        let (snapshot, table_oid, key) = (SNAPSHOT, TABLE, key_fields());
+        let (snapshot, table_oid, key) = (SNAPSHOT, TABLE, key_fields(self.world.keyless));
         self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded });
-        let frontier = Some(cursor);
-        let (again, emitted, reading) = Default::default();
-        self.job = Some(Job { cursor, frontier, again, emitted, reading });
+        self.job = Some(Job::at(cursor));
     }
 
     pub(super) fn begin_snapshot(&mut self) {
@@ -161,7 +187,7 @@ impl Process {
         if let Some(point) = self.point.take() {
             self.confirmations.published(point);
         }
-        let floor = if self.flaw == Flaw::NoFloor { None } else { self.unseen.confirm_floor() };
+        let floor = if self.world.flaw == Flaw::NoFloor { None } else { self.unseen.confirm_floor() };
         self.confirmations.durable(Some(EPOCH), durable, floor)
     }
 
@@ -206,6 +232,9 @@ impl Process {
     pub(super) fn connected(&mut self, flush_lsn: Lsn) {
         self.tracking.connected(flush_lsn);
         // What was read before is void.
+        if self.world.keyless {
+            return self.begin_anew();
+        }
         if let Some(job) = &mut self.job {
             let void = std::mem::take(&mut job.reading);
             job.again.extend(void.into_values().filter_map(|reading| reading.range));
@@ -223,14 +252,14 @@ impl Process {
             self.tracking.passed(Lsn(commit_end_lsn.0 - 1));
             self.pass_chunks();
         }
-        let mut parts = encoded(xid, writes).into_parts();
+        let mut parts = encoded(xid, writes, self.world.keyless).into_parts();
         while let Some(part) = parts.next().expect("in memory") {
             self.tracking.part(xid, commit_end_lsn, &part);
         }
         self.tracking.passed(commit_end_lsn);
         self.heard_lsn = self.heard_lsn.max(commit_end_lsn);
         if is_news {
-            let parts = encoded(xid, writes).into_parts();
+            let parts = encoded(xid, writes, self.world.keyless).into_parts();
             let origin = String::new();
             let (ordinal, begun, continues, commit_time_us) = (0, false, false, 0);
             let mut ended =
@@ -263,6 +292,7 @@ impl Process {
         while let Some(passing) = self.tracking.next(self.received) {
             let job = self.job.as_mut().expect("chunks are of a snapshot that runs");
             match passing {
+                Passing::ReadAgain { .. } if self.world.keyless => self.begin_anew(),
                 Passing::ReadAgain { read, .. } => {
                     job.again.extend(job.reading.remove(&read).and_then(|reading| reading.range));
                 }
@@ -276,9 +306,21 @@ impl Process {
                     if job.cursor == KEYS {
                         self.tracking.pass_done(SNAPSHOT, TABLE);
                     }
-                    self.emit_chunk(position, chunk.parts);
+                    let mut parts = chunk.parts;
+                    if self.world.flaw == Flaw::NotToldAgain && chunk.marks {
+                        parts.truncate(1);
+                    }
+                    self.emit_chunk(position, parts);
                 }
             }
+        }
+    }
+
+    /// Unless all of it is out, the pass of a table without a key starts over.
+    fn begin_anew(&mut self) {
+        if let Some(job) = self.job.as_mut().filter(|job| job.cursor != KEYS) {
+            self.tracking.abandon_reads(SNAPSHOT, TABLE);
+            *job = Job::at(BEFORE_ALL);
         }
     }
 
@@ -299,6 +341,7 @@ impl Process {
             return self.pass_chunks();
         }
         match random.random_range(0..4_u32) {
+            0 if self.world.keyless => self.read_blocks(postgres, random),
             0 => self.start_read(random),
             1 => self.end_snapshot(),
             2 => self.read(postgres, random),
@@ -309,13 +352,12 @@ impl Process {
     fn start_read(&mut self, random: &mut StdRng) {
         let Some(job) = &mut self.job else { return };
         let Some(gaps) = self.tracking.gaps(SNAPSHOT, TABLE) else { return };
-        if self.flaw == Flaw::NoGaps {
+        if self.world.flaw == Flaw::NoGaps {
             gaps.clear();
         }
         if gaps.wants_another_pass() {
             self.tracking.restart_pass(SNAPSHOT, TABLE);
-            let (again, emitted, reading) = Default::default();
-            *job = Job { cursor: BEFORE_ALL, frontier: Some(BEFORE_ALL), again, emitted, reading };
+            *job = Job::at(BEFORE_ALL);
             let position = next_position(self.received, Lsn(0));
             return self.emit_chunk(position, Vec::new());
         }
@@ -335,13 +377,51 @@ impl Process {
         job.reading.insert(id, Reading { range, asked_keys, rows: None, has_read: false });
     }
 
+    /// Takes the snapshot of a pass, or reads some rows under it.
+    fn read_blocks(&mut self, postgres: &Postgres, random: &mut StdRng) {
+        let Some(job) = self.job.as_mut().filter(|job| job.frontier != Some(KEYS)) else { return };
+        let (range, visibility, rows) = match &mut job.shared {
+            None => {
+                self.tracking.restart_pass(SNAPSHOT, TABLE);
+                let visibility = match self.world.flaw {
+                    Flaw::ByLsn => postgres.visibility_by_lsn(),
+                    Flaw::None | Flaw::NoFloor | Flaw::NoGaps | Flaw::GapsForgotten | Flaw::NotToldAgain => {
+                        postgres.visibility()
+                    }
+                };
+                let rows: Vec<(i32, Row)> = postgres.visible().iter().map(|(key, row)| (*key, *row)).collect();
+                let to = if rows.is_empty() { KEYS } else { 0 };
+                let (storage, high_lsn) = (postgres.storage, None);
+                *job = Job::at(BEFORE_ALL);
+                job.shared = Some(Shared { visibility: visibility.clone(), rows, storage, high_lsn });
+                ((BEFORE_ALL, to), visibility, Vec::new())
+            }
+            Some(shared) if shared.high_lsn.is_none() || !postgres.is_readable() => return,
+            Some(shared) if shared.storage != postgres.storage => return self.begin_anew(),
+            Some(shared) => {
+                let from = job.frontier.expect("it is told at once");
+                let rows: Vec<(i32, Row)> =
+                    shared.rows.iter().copied().skip(from as usize).take(random.random_range(1..4)).collect();
+                let to = from + rows.len() as i32;
+                let to = if to as usize == shared.rows.len() { KEYS } else { to };
+                ((from, to), shared.visibility.clone(), rows)
+            }
+        };
+        job.frontier = Some(range.1);
+        let id = self.tracking.start_read(SNAPSHOT, TABLE);
+        let (range, asked_keys, rows, has_read) = (Some(range), Vec::new(), Some((visibility, rows)), true);
+        job.reading.insert(id, Reading { range, asked_keys, rows, has_read });
+    }
+
     fn read(&mut self, postgres: &Postgres, random: &mut StdRng) {
         let Some(job) = &mut self.job else { return };
         let mut started = job.reading.values_mut().filter(|reading| !reading.has_read);
         let Some(reading) = started.next().filter(|_| postgres.is_readable()) else { return };
-        let visibility = match self.flaw {
+        let visibility = match self.world.flaw {
             Flaw::ByLsn => postgres.visibility_by_lsn(),
-            Flaw::None | Flaw::NoFloor | Flaw::NoGaps | Flaw::GapsForgotten => postgres.visibility(),
+            Flaw::None | Flaw::NoFloor | Flaw::NoGaps | Flaw::GapsForgotten | Flaw::NotToldAgain => {
+                postgres.visibility()
+            }
         };
         let is_asked = |key: i32| reading.asked_keys.iter().any(|asked| **asked == *key_bytes(key));
         let visible: &Rows = postgres.visible();
@@ -374,15 +454,26 @@ impl Process {
             let reading = job.reading.get_mut(&id).expect("it is listed");
             let (visibility, rows) = reading.rows.take().expect("it has read");
             let mut part = BlockBuilder::default();
+            let marks = self.world.keyless && reading.range.is_some_and(|(from, _)| from == BEFORE_ALL);
+            let mut high_lsn = Lsn(postgres.insert_lsn);
+            if let Some(shared) = &mut job.shared {
+                high_lsn = *shared.high_lsn.get_or_insert(high_lsn);
+            }
+            if marks {
+                let extra = Extra::Truncate { cascade: false, restart_identity: false };
+                push_change(&ChangeParts { op: Op::Truncate, extra, ..read(ROW_TYPE, &[]) }, Lsn(0), &mut part);
+            }
             for (key, row) in rows {
+                let (key, row) = if self.world.keyless { folded(key, row) } else { (key, row) };
                 push_change(&read(ROW_TYPE, &encode(key, &row, true)), Lsn(0), &mut part);
             }
             let chunk = Chunk {
                 snapshot: SNAPSHOT,
                 table_oid: TABLE,
                 visibility,
-                high_lsn: Lsn(postgres.insert_lsn),
-                as_planned: random.random_bool(0.97),
+                high_lsn,
+                as_planned: self.world.keyless || random.random_bool(0.97),
+                marks,
                 parts: vec![part],
                 asked_keys: std::mem::take(&mut reading.asked_keys),
             };
@@ -413,20 +504,28 @@ fn encode(key: i32, row: &Row, sent: bool) -> BytesMut {
 }
 
 /// As the assembler would have it.
-fn encoded(xid: u32, writes: &[Write]) -> Transaction {
+fn encoded(xid: u32, writes: &[Write], keyless: bool) -> Transaction {
     let mut transaction = Transaction::new(xid);
     for write in writes {
-        let (op, key, old, row, sent) = match *write {
-            Write::Insert { key, row, sent } => (Op::Insert, Some(key), None, Some(row), sent),
-            Write::Update { old, key, row, sent } => {
-                (Op::Update, Some(key), Some(old).filter(|old| *old != key), Some(row), sent)
+        let (op, old, new, sent) = match *write {
+            // With a whole old row, nothing is missing when a row enters a row filter.
+            Write::Insert { key, row, sent } => (Op::Insert, None, Some((key, row)), sent || keyless),
+            Write::Update { old, before, key, row, sent } => {
+                let old = Some((old, before)).filter(|(old, _)| keyless || *old != key);
+                (Op::Update, old, Some((key, row)), sent)
             }
-            Write::Delete { key } => (Op::Delete, None, Some(key), None, true),
-            Write::Truncate => (Op::Truncate, None, None, None, true),
+            Write::Delete { key, before } => (Op::Delete, Some((key, before)), None, true),
+            Write::Truncate => (Op::Truncate, None, None, true),
         };
-        let new = key.zip(row).map(|(key, row)| encode(key, &row, sent)).unwrap_or_default();
-        let old_kind = if old.is_some() { OldKind::Key } else { OldKind::None };
-        let old = old.map(key_bytes).unwrap_or_default();
+        let fold = |(key, row): (i32, Row)| if keyless { folded(key, row) } else { (key, row) };
+        let new = new.map(fold).map(|(key, row)| encode(key, &row, sent)).unwrap_or_default();
+        let old_kind = match (&old, keyless) {
+            (None, _) => OldKind::None,
+            (Some(_), true) => OldKind::Full,
+            (Some(_), false) => OldKind::Key,
+        };
+        let whole = |(key, row): (i32, Row)| if keyless { encode(key, &row, true) } else { key_bytes(key) };
+        let old = old.map(fold).map(whole).unwrap_or_default();
         let unchanged: &[u32] = if sent { &[] } else { &[3] };
         let extra = match op {
             Op::Truncate => Extra::Truncate { cascade: false, restart_identity: false },

@@ -1,5 +1,5 @@
 //! A subscriber that applies what it receives as the protocol says: reads, inserts and updates as upserts, and an unchanged
-//! field keeps the value that it has.
+//! field keeps the value that it has. Without a key it adds up what it receives.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,10 @@ use tidegate_schema::{
     wire::{Fields, read_varint},
 };
 
-use super::postgres::Rows;
+use super::{
+    postgres::{Row, Rows},
+    process::folded,
+};
 
 /// What is seen at once.
 #[derive(Clone, Debug)]
@@ -61,9 +64,19 @@ pub(super) struct Subscriber {
     pub(super) position: Position,
     in_snapshot: bool,
     rows: BTreeMap<i32, Held>,
+    /// None: the table has a key.
+    counts: Option<Counts>,
 }
 
+/// How often a row is there; before a snapshot's end, less than never.
+type Counts = BTreeMap<(i32, u32, u32), i64>;
+
 impl Subscriber {
+    /// Of a table without a key, or with one.
+    pub(super) fn new(keyless: bool) -> Self {
+        Subscriber { counts: keyless.then(Counts::new), ..Subscriber::default() }
+    }
+
     /// Takes what stands in the log behind its position; at a snapshot's end, the position and what is wrong with the state.
     pub(super) fn receive(&mut self, log: &[Unit], truth: impl Fn(u64) -> Rows) -> Result<bool, String> {
         let begin = log.iter().position(|unit| unit.kind == Kind::SnapshotBegin);
@@ -84,7 +97,31 @@ impl Subscriber {
         Ok(false)
     }
 
+    fn add_up(counts: &mut Counts, change: &v1::Change) {
+        let mut add = |row: &[u8], old: &[u8], count: i64| {
+            let (key, held) = decode(row);
+            let toasted = held.toasted.or_else(|| decode(old).1.toasted).expect("the old row is whole");
+            let held_count = counts.entry((key, held.small, toasted)).or_default();
+            *held_count += count;
+        };
+        match change.op() {
+            Op::Read | Op::Insert => add(&change.row, &[], 1),
+            Op::Update => {
+                add(&change.row, &change.old, 1);
+                add(&change.old, &[], -1);
+            }
+            Op::Delete => add(&change.old, &[], -1),
+            Op::Truncate => counts.clear(),
+            Op::Message => {}
+            Op::Unspecified => unreachable!("not a change"),
+        }
+        counts.retain(|_, count| *count != 0);
+    }
+
     fn apply(&mut self, change: &v1::Change) {
+        if let Some(counts) = &mut self.counts {
+            return Self::add_up(counts, change);
+        }
         match change.op() {
             Op::Read | Op::Insert | Op::Update => {
                 let (key, mut row) = decode(&change.row);
@@ -105,6 +142,15 @@ impl Subscriber {
     }
 
     fn check(&self, truth: &Rows) -> Result<(), String> {
+        if let Some(counts) = &self.counts {
+            let mut expected = Counts::new();
+            for (key, row) in truth {
+                let (key, Row { small, toasted }) = folded(*key, *row);
+                *expected.entry((key, small, toasted)).or_default() += 1;
+            }
+            let at = self.position;
+            return if *counts == expected { Ok(()) } else { Err(format!("at {at}: {counts:?}, but {expected:?}")) };
+        }
         let held = |key: &i32| self.rows.get(key).map(|held| (held.small, held.toasted));
         let exact = truth.iter().all(|(key, row)| held(key) == Some((row.small, Some(row.toasted))));
         if exact && truth.len() == self.rows.len() {

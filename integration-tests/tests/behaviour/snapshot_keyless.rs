@@ -1,0 +1,395 @@
+//! Snapshots of tables without a key: each row is there as often as in PostgreSQL, whoever writes and whatever goes wrong
+//! meanwhile: duplicates, TRUNCATE, VACUUM FULL, commits that do not wait for the disk, a server killed with -9.
+//!
+//! `TIDEGATE_TEST_SNAPSHOTS` asks for more than the usual number.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use rand::{RngExt, rngs::StdRng};
+use tidegate_client::{Position, Start};
+use tidegate_integration_tests::{
+    Arrival, Cluster, Copier, DEADLINE, Database, Replica, RowCounts, Seed, Server, ServerConfig, Stop, Touched,
+    counted_by_postgres, held_by_postgres, must_count_equal, must_equal,
+};
+use tidegate_model::SNAPSHOT_ORDINAL;
+use tokio::{
+    sync::{RwLock, watch},
+    task::JoinSet,
+};
+use tokio_util::sync::CancellationToken;
+
+/// Snapshots in one run.
+const SNAPSHOTS: u64 = 25;
+const SUBSCRIBERS: u64 = 2;
+const WRITERS: u64 = 4;
+/// Without a key.
+const TABLES: [&str; 2] = ["public.log", "public.parted"];
+
+const SCHEMA: &str = "
+create table log (a int, b text, note text);
+alter table log alter note set storage external;
+alter table log replica identity full;
+create table parted (a int, b text) partition by range (a);
+create table parted_low partition of parted for values from (minvalue) to (50);
+create table parted_high partition of parted for values from (50) to (maxvalue);
+alter table parted replica identity full;
+alter table parted_low replica identity full;
+alter table parted_high replica identity full;
+create table keyed (id int primary key, v int);
+create publication tidegate_keyless for table log, parted, keyed with (publish_via_partition_root);
+insert into log select n % 100, repeat('b', n % 7), case when n % 5 = 0 then repeat('x', 3000 + n % 2) end \
+from generate_series(1, 12000) n;
+insert into parted select n % 100, repeat('c', n % 3) from generate_series(1, 12000) n;
+insert into keyed select n, n from generate_series(1, 3000) n";
+
+/// What was done, as the whole stream tells it: where, and to which table.
+type Steps = Vec<(Position, Touched)>;
+
+/// What the parts of the test share.
+struct Stage {
+    endpoint: String,
+    steps: Mutex<Steps>,
+    replayed: watch::Sender<Position>,
+    ended: AtomicU64,
+    resumed: AtomicU64,
+    voided: AtomicU64,
+    goal: u64,
+    /// A writer holds it while it writes a transaction.
+    writing: RwLock<()>,
+    stop: CancellationToken,
+}
+
+impl Stage {
+    fn counts_at(&self, table: &str, position: Position) -> RowCounts {
+        let mut counts = RowCounts::new();
+        let steps = self.steps.lock().expect("no panic holds it");
+        for (_, touched) in steps.iter().take_while(|(at, _)| *at <= position) {
+            match touched {
+                Touched::Counted(of, row, count) if of == table => *counts.entry(row.clone()).or_default() += count,
+                Touched::Table(of) if of == table => counts.clear(),
+                Touched::Counted(..) | Touched::Table(_) | Touched::Row(..) => {}
+            }
+        }
+        counts.retain(|_, count| *count != 0);
+        counts
+    }
+
+    /// Is the copy what the replay says of its position?
+    async fn check(&self, (position, held): (Position, &Replica), tables: &[&str]) -> Result<()> {
+        let mut replayed = self.replayed.subscribe();
+        // What a snapshot has of its own at an LSN stands behind all that the stream has there.
+        let is_own = position.ordinal >= SNAPSHOT_ORDINAL;
+        let reached = replayed.wait_for(|at| *at >= position || (is_own && at.lsn == position.lsn));
+        tokio::time::timeout(DEADLINE, reached).await.context("the replay is stuck")??;
+        for table in tables {
+            let what = format!("{table} at {position}");
+            must_count_equal(&what, &held.counts(table), &self.counts_at(table, position))?;
+        }
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
+    let seed = Seed::from_environment();
+    let mut random = seed.generator(0);
+    let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s"), ("logical_decoding_work_mem", "64kB")]).await?;
+    let database = cluster.database("keyless").await?;
+    let (tables, rows) = SCHEMA.split_once("insert").context("rows follow")?;
+    database.execute(tables).await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("snapshots: {rows_per_second: 40000}".to_owned());
+    let mut server = Server::start(config).await?;
+    let goal = std::env::var("TIDEGATE_TEST_SNAPSHOTS").ok().and_then(|text| text.parse().ok()).unwrap_or(SNAPSHOTS);
+    let stage = Arc::new(Stage {
+        endpoint: server.endpoint(),
+        steps: Mutex::default(),
+        replayed: watch::Sender::new(Position::ZERO),
+        ended: AtomicU64::new(0),
+        resumed: AtomicU64::new(0),
+        voided: AtomicU64::new(0),
+        goal,
+        writing: RwLock::new(()),
+        stop: CancellationToken::new(),
+    });
+    let mut tasks = JoinSet::new();
+    tasks.spawn(replay(Arc::clone(&stage)));
+    database.execute(&format!("insert{rows}")).await?;
+    let mut writers = JoinSet::new();
+    for writer in 0..WRITERS {
+        writers.spawn(write(Arc::clone(&stage), database.url().to_owned(), seed.generator(10 + writer)));
+    }
+    for subscriber in 0..SUBSCRIBERS {
+        tasks.spawn(subscribe(Arc::clone(&stage), seed.generator(100 + subscriber)));
+    }
+    while stage.ended.load(Relaxed) < goal {
+        let count = (stage.ended.load(Relaxed) + random.random_range(1..4)).min(goal);
+        let waiting = tidegate_integration_tests::within("snapshots to end", || async {
+            Ok((stage.ended.load(Relaxed) >= count).then_some(()))
+        });
+        tokio::select! {
+            waited = waiting => waited?,
+            Some(ended) = tasks.join_next() => ended??,
+        }
+        let what = disturb(&mut random, &mut cluster, &mut server, &stage).await?;
+        println!("{what} after {} snapshots", stage.ended.load(Relaxed));
+    }
+    quiet(&cluster, &stage).await?;
+    stage.stop.cancel();
+    while writers.join_next().await.is_some() {}
+    let (resumed, voided) = (stage.resumed.load(Relaxed), stage.voided.load(Relaxed));
+    println!("{} snapshots, {resumed} resumed by token, {voided} passes", stage.ended.load(Relaxed));
+    Ok(())
+}
+
+/// A subscriber without a snapshot, from the first change on.
+async fn replay(stage: Arc<Stage>) -> Result<()> {
+    let mut copier = Copier::new(&stage.endpoint, &[], Start::Earliest);
+    loop {
+        match copier.next().await? {
+            Arrival::Committed(_) => {
+                let touched = std::mem::take(&mut copier.touched);
+                let at = copier.position;
+                stage.steps.lock().expect("no panic holds it").extend(touched.into_iter().map(|touched| (at, touched)));
+            }
+            Arrival::Progress => {}
+            other => bail!("the replay received {other:?}"),
+        }
+        stage.replayed.send_replace(copier.position);
+    }
+}
+
+async fn subscribe(stage: Arc<Stage>, mut random: StdRng) -> Result<()> {
+    while stage.ended.load(Relaxed) < stage.goal {
+        let tables: Vec<&str> = match random.random_range(0..4_usize) {
+            table @ 0..2 => vec![TABLES[table]],
+            // With the one that has a key.
+            _ => Vec::new(),
+        };
+        let running = one_snapshot(&stage, &mut random, &tables);
+        let ended = tokio::time::timeout(DEADLINE, running).await;
+        ended.with_context(|| format!("a snapshot of {tables:?} does not end"))??;
+    }
+    Ok(())
+}
+
+/// From a snapshot's begin to somewhat after its end.
+async fn one_snapshot(stage: &Stage, random: &mut StdRng, tables: &[&str]) -> Result<()> {
+    let mut copier = Copier::new(&stage.endpoint, tables, Start::Snapshot);
+    let checked = if tables.is_empty() { &TABLES[..] } else { tables };
+    let mut after_end = None;
+    loop {
+        match copier.next().await? {
+            Arrival::Begun(_) => {}
+            Arrival::Committed(_) | Arrival::Progress => match &mut after_end {
+                None if random.random_bool(0.01) => {
+                    copier.drop_connection();
+                    stage.resumed.fetch_add(1, Relaxed);
+                }
+                None => {}
+                Some(0) => {
+                    return stage.check((copier.position, &copier.replica), checked).await.context("after the end");
+                }
+                Some(left) => *left -= 1,
+            },
+            Arrival::Ended(snapshot) => {
+                stage
+                    .check((copier.position, &copier.replica), checked)
+                    .await
+                    .with_context(|| format!("at the end of snapshot {snapshot}"))?;
+                stage.ended.fetch_add(1, Relaxed);
+                stage.voided.fetch_add(copier.replica.void_count, Relaxed);
+                after_end = Some(random.random_range(0..20_u32));
+            }
+            Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
+            Arrival::Abandoned(_, detail) => bail!("abandoned: {detail}"),
+        }
+    }
+}
+
+/// While nobody writes, a snapshot is what PostgreSQL says.
+async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
+    let _nobody_writes = stage.writing.write().await;
+    let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
+    copier.until_snapshot_end().await?;
+    let database = Database::connect(&cluster.url("keyless")).await?;
+    for table in TABLES {
+        let theirs = counted_by_postgres(&database, table).await?;
+        must_count_equal(&format!("{table}, quiet"), &copier.replica.counts(table), &theirs)?;
+    }
+    let theirs = held_by_postgres(&database, "public.keyed", &["id"]).await?;
+    must_equal("keyed, quiet", &copier.replica.table("public.keyed"), &theirs)?;
+    stage.check((copier.position, &copier.replica), &TABLES).await
+}
+
+async fn disturb(
+    random: &mut StdRng,
+    cluster: &mut Cluster,
+    server: &mut Server,
+    stage: &Stage,
+) -> Result<&'static str> {
+    let terminate = |what: &str| {
+        format!("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and {what}")
+    };
+    Ok(match random.random_range(0..9_u32) {
+        0 | 1 => {
+            server.kill().await?;
+            server.launch().await?;
+            "server killed"
+        }
+        2 => {
+            cluster.restart(Stop::Immediate).await?;
+            "PostgreSQL restarted, immediate"
+        }
+        3 => {
+            let database = Database::connect(&cluster.url("postgres")).await?;
+            let readers = "backend_type = 'client backend' and application_name like 'tidegate%'";
+            database.execute(&terminate(readers)).await?;
+            "readers terminated"
+        }
+        4 => {
+            let database = Database::connect(&cluster.url("postgres")).await?;
+            database.execute(&terminate("backend_type = 'walsender'")).await?;
+            "walsender terminated"
+        }
+        5..8 => {
+            let database = Database::connect(&cluster.url("keyless")).await?;
+            database.execute("vacuum full log").await?;
+            database.execute("vacuum full parted_high").await?;
+            "VACUUM FULL"
+        }
+        _ => {
+            quiet(cluster, stage).await?;
+            "quiet"
+        }
+    })
+}
+
+async fn write(stage: Arc<Stage>, url: String, mut random: StdRng) {
+    while !stage.stop.is_cancelled() {
+        let Ok(database) = Database::connect(&url).await else {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            continue;
+        };
+        database.execute("set lock_timeout = '2s'").await.ok();
+        while !stage.stop.is_cancelled() && !database.client().is_closed() {
+            let _writing = stage.writing.read().await;
+            if database.execute(&transaction(&mut random)).await.is_err() {
+                database.execute("rollback").await.ok();
+            }
+        }
+    }
+}
+
+/// One transaction as SQL.
+fn transaction(random: &mut StdRng) -> String {
+    let many = |random: &mut StdRng, count: u32| {
+        let changes: Vec<String> = (0..random.random_range(1..count)).map(|_| change(random)).collect();
+        changes.join("; ")
+    };
+    let asynchronous = if random.random_bool(0.3) { "set local synchronous_commit = off; " } else { "" };
+    // Seldom: a table that is truncated more often than it can be read is never read in full.
+    let seldom = random.random_bool(0.002);
+    let kind = if seldom { random.random_range(180..182) } else { random.random_range(0..200_u32) };
+    let body = match kind {
+        0..120 => many(random, 6),
+        120..140 => format!("{}; select pg_sleep({})", many(random, 4), random.random_range(0..300_u32) as f64 / 1e3),
+        140..150 => return format!("begin; {}; rollback", many(random, 6)),
+        150..180 => format!("{}; savepoint a; {}; rollback to a; {}", change(random), many(random, 4), change(random)),
+        180 if seldom => {
+            "truncate log; insert into log select n % 90, 'after', null from generate_series(1, 4000) n".to_owned()
+        }
+        181 if seldom => {
+            "truncate parted; insert into parted select n % 90, 'p' from generate_series(1, 4000) n".to_owned()
+        }
+        182 => "update log set b = b || '.' where a % 11 = 3".to_owned(),
+        183..190 => format!(
+            "insert into log select n % 5, 'new', null from generate_series(1, {}) n",
+            random.random_range(0..400_u32)
+        ),
+        _ => change(random),
+    };
+    format!("begin; {asynchronous}{body}; commit")
+}
+
+fn change(random: &mut StdRng) -> String {
+    let (a, b) = (random.random_range(0..100_u32), random.random_range(0..100_u32));
+    // One of several rows that are alike.
+    let one =
+        |table: &str| format!("(select tableoid, ctid from {table} where a = {a} limit 1 for update skip locked)");
+    match random.random_range(0..9_u32) {
+        0 | 1 => format!("insert into log values ({a}, repeat('b', {}), null)", b % 7),
+        2 => format!("insert into log select {a}, 'twice', repeat('y', 3000) from generate_series(1, 2)"),
+        // A large note stays as it was, and is not sent.
+        3 => format!("update log set b = 'u{}' where (tableoid, ctid) = any {}", b % 3, one("log")),
+        4 => format!("update log set a = {b} where (tableoid, ctid) = any {}", one("log")),
+        5 => format!("delete from log where (tableoid, ctid) = any {}", one("log")),
+        6 => format!("insert into parted values ({a}, 'c'), ({b}, 'c'), ({a}, 'c')"),
+        7 => format!("delete from parted where (tableoid, ctid) = any {}", one("parted")),
+        // From one partition to another, at times.
+        _ => format!("update parted set a = {b} where (tableoid, ctid) = any {}", one("parted")),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ends_its_snapshot_begins_the_pass_anew() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let database = cluster.database("anew").await?;
+    database
+        .execute(
+            "create table t (a int, b text); alter table t replica identity full; create table k (id int primary key)",
+        )
+        .await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 12000}".to_owned());
+    let mut server = Server::start(config).await?;
+    let endpoint = server.endpoint();
+    let holder = "select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction' \
+                  and application_name like 'tidegate%'";
+    let disturbances = [
+        "vacuum full t",
+        "truncate t; insert into t select n % 70, 'after' from generate_series(1, 9000) n",
+        "alter table t add column more text default 'd'",
+        holder,
+        "kill",
+        "pause",
+    ];
+    for what in disturbances {
+        database
+            .execute("truncate t; insert into t select n % 100, repeat('b', 200) from generate_series(1, 24000) n")
+            .await?;
+        let mut copier = Copier::new(&endpoint, &["t"], Start::Snapshot);
+        let mut number = 0;
+        while copier.replica.read_count == 0 {
+            if let Arrival::Begun(snapshot) = copier.next().await? {
+                number = snapshot;
+            }
+        }
+        let number = number.to_string();
+        match what {
+            "kill" => {
+                server.kill().await?;
+                server.launch().await?;
+            }
+            "pause" => {
+                server.command(&["snapshot", "pause", &number, "--server", &endpoint]).await?;
+                server.command(&["snapshot", "resume", &number, "--server", &endpoint]).await?;
+            }
+            sql => database.execute(sql).await?,
+        }
+        ensure!(copier.replica.void_count == 1, "{what}: it was over too soon");
+        copier.until_snapshot_end().await.context(what)?;
+        ensure!(copier.replica.void_count == 2, "{what}: {} passes", copier.replica.void_count);
+        must_count_equal(what, &copier.replica.counts("public.t"), &counted_by_postgres(&database, "t").await?)?;
+    }
+    // Nothing holds VACUUM back once it is over.
+    let held = "select count(*)::text from pg_stat_activity where state = 'idle in transaction'";
+    tidegate_integration_tests::within("no transaction is open", || async {
+        Ok((database.text(held).await?.as_deref() == Some("0")).then_some(()))
+    })
+    .await
+}

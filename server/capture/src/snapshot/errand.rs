@@ -1,0 +1,104 @@
+//! What the coordinator of snapshots has done beside itself, each in a task of its own: reading, asking the stream.
+
+use std::sync::Arc;
+
+use tidegate_model::Position;
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    coordinator::HOLD,
+    job::{Read, Work},
+    order::{Finish, Order, StartedRead, Ticket},
+    reader::{Planned, ReadFailure, Reader},
+    requests::SnapshotError,
+};
+
+/// What a task has come to.
+pub(super) enum Done {
+    /// The tables are known, and the stream follows them.
+    Begun {
+        snapshot: u32,
+        begun: Result<Planning, Box<SnapshotError>>,
+    },
+    Read {
+        snapshot: u32,
+        table: usize,
+        attempt: u32,
+        reader: Option<Box<Reader>>,
+        read: Result<Option<Read>, ReadFailure>,
+    },
+    Finished {
+        snapshot: u32,
+        table: usize,
+        attempt: u32,
+        finish: Finish,
+    },
+    Ended {
+        snapshot: u32,
+        is_out: bool,
+    },
+    /// The stream has stopped for good.
+    Void,
+}
+
+/// The tables of a snapshot, planned, and followed by the stream.
+pub(super) struct Planning {
+    pub(super) after: Position,
+    pub(super) plans: Vec<Arc<Planned>>,
+}
+
+/// Reads a chunk, and hands it to the stream.
+pub(super) async fn read(
+    orders: mpsc::Sender<Order>,
+    mut reader: Box<Reader>,
+    (planned, work): (Arc<Planned>, Work),
+    mut ticket: Ticket,
+) -> Done {
+    let Ticket { snapshot, table_oid, table, attempt, .. } = ticket;
+    let (reply, answer) = oneshot::channel();
+    let anew = matches!(work, Work::Share { .. });
+    if orders.send(Order::StartRead { snapshot, table_oid, anew, reply }).await.is_err() {
+        return Done::Void;
+    }
+    let Ok(StartedRead { read: name, connection }) = answer.await else { return Done::Void };
+    reader.beside(connection);
+    match reader.read(snapshot, &planned, work).await {
+        Ok((read, chunk)) => {
+            (ticket.end, ticket.byte_count) = (read.end.clone(), read.byte_count);
+            let sent = orders.send(Order::Chunk { read: name, chunk: Box::new(chunk), ticket }).await;
+            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Ok(sent.is_ok().then_some(read)) }
+        }
+        Err(error) => {
+            // If the stream is gone, so is what it knew of the read.
+            drop(orders.send(Order::AbandonRead { read: name }).await);
+            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Err(error) }
+        }
+    }
+}
+
+pub(super) async fn finish(
+    orders: mpsc::Sender<Order>,
+    (snapshot, table, table_oid): (u32, usize, u32),
+    attempt: u32,
+) -> Done {
+    let (reply, answer) = oneshot::channel();
+    if orders.send(Order::Finish { snapshot, table_oid, reply }).await.is_err() {
+        return Done::Void;
+    }
+    answer.await.map_or(Done::Void, |finish| Done::Finished { snapshot, table, attempt, finish })
+}
+
+/// Orders the end; one that is given up is ordered until it is out.
+pub(super) async fn end(orders: mpsc::Sender<Order>, snapshot: u32, abandoned: String) -> Done {
+    loop {
+        let (reply, answer) = oneshot::channel();
+        if orders.send(Order::End { snapshot, abandoned: abandoned.clone(), reply }).await.is_err() {
+            return Done::Void;
+        }
+        match answer.await {
+            Ok(false) if !abandoned.is_empty() => tokio::time::sleep(HOLD).await,
+            Ok(is_out) => return Done::Ended { snapshot, is_out },
+            Err(_) => return Done::Void,
+        }
+    }
+}
