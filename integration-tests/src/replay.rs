@@ -48,15 +48,23 @@ impl Replay {
     /// # Errors
     /// It is not, or the replay does not come so far.
     pub async fn check(&self, (position, held): (Position, &Replica), tables: &[&str]) -> Result<()> {
+        for name in tables {
+            must_equal(&format!("{name} at {position}"), &held.table(name), &self.table(name, position).await?)?;
+        }
+        Ok(())
+    }
+
+    /// A table as it was at a position.
+    ///
+    /// # Errors
+    /// The replay does not come so far.
+    pub async fn table(&self, name: &str, position: Position) -> Result<HeldTable> {
         let mut replayed = self.replayed.subscribe();
         // What a snapshot has of its own at an LSN stands behind all that the stream has there.
         let is_own = position.ordinal >= SNAPSHOT_ORDINAL;
         let there = replayed.wait_for(|at| *at >= position || (is_own && at.lsn == position.lsn));
         tokio::time::timeout(DEADLINE, there).await.context("the replay is stuck")??;
-        for name in tables {
-            must_equal(&format!("{name} at {position}"), &held.table(name), &self.at(name, position))?;
-        }
-        Ok(())
+        Ok(self.at(name, position))
     }
 
     fn committed(&self, copier: &Copier) {

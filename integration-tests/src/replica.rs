@@ -291,6 +291,7 @@ pub struct Copier {
     tables: Vec<String>,
     events: Option<Changes>,
     start: Start,
+    snapshots: bool,
     open: Vec<Change>,
     open_of: u32,
     /// What it holds.
@@ -310,12 +311,19 @@ impl Copier {
             tables: tables.iter().map(|name| (*name).to_owned()).collect(),
             events: None,
             start,
+            snapshots: false,
             open: Vec::new(),
             open_of: 0,
             replica: Replica::default(),
             position: Position::ZERO,
             touched: Vec::new(),
         }
+    }
+
+    /// Receives also the snapshots that someone starts.
+    #[must_use]
+    pub fn with_snapshots(self) -> Self {
+        Copier { snapshots: true, ..self }
     }
 
     /// Ends the subscription: the next call goes on by token.
@@ -359,7 +367,8 @@ impl Copier {
                         return Ok(Arrival::Progress);
                     }
                 }
-                Event::SnapshotBegin { snapshot, tables, token } => {
+                Event::SnapshotBegin { snapshot, mut tables, partial, token } => {
+                    tables.retain(|table| !partial.contains(table));
                     self.replica.starts_afresh(&tables);
                     self.is_at(token);
                     return Ok(Arrival::Begun(snapshot));
@@ -430,6 +439,7 @@ impl Copier {
             let client =
                 within("the server to answer", || async { Ok(Client::connect(self.endpoint.as_str()).await.ok()) });
             let subscription = Subscription::tables(self.tables.clone()).from(self.start.clone());
+            let subscription = subscription.snapshots(self.snapshots);
             self.events = Some(client.await?.subscribe(subscription));
         }
     }

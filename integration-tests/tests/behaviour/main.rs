@@ -38,6 +38,7 @@ mod snapshot_exactness;
 mod snapshot_footprint;
 mod snapshot_keyless;
 mod snapshot_limits;
+mod snapshot_parts;
 mod snapshot_stalled;
 mod synchronous_standby;
 mod telemetry;

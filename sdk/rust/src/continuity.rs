@@ -56,7 +56,7 @@ pub(crate) struct Continuity {
     phase: Phase,
     /// The snapshot that it follows, once something of that has come.
     snapshot: Option<u32>,
-    /// Of the chunk that has begun, and whether that is of new tables; 0 in a transaction.
+    /// Of the chunk that has begun, and whether it comes besides the own snapshot; 0 in a transaction.
     chunk_of: (u32, bool),
     draining: bool,
     row_types: HashMap<(u32, u32), Arc<RowType>>,
@@ -143,14 +143,14 @@ impl Continuity {
             Message::Opened(opened) => self.opened(opened, out)?,
             Message::RowType(row_type) => self.row_type(selection, row_type, out)?,
             Message::Changes(batch) => return self.events(selection, batch, out),
-            Message::SnapshotBegin(v1::SnapshotBegin { snapshot, position, tables, new_tables }) => {
-                if let Some(token) = self.snapshot_mark((snapshot, new_tables), &position, "SnapshotBegin")? {
-                    out.push_back(Event::SnapshotBegin { snapshot, tables, token });
-                }
+            Message::SnapshotBegin(begin) => {
+                let v1::SnapshotBegin { snapshot, position, tables, new_tables, ad_hoc, partial } = begin;
+                let token = self.snapshot_mark((snapshot, new_tables || ad_hoc), &position, "SnapshotBegin")?;
+                out.extend(token.map(|token| Event::SnapshotBegin { snapshot, tables, partial, token }));
             }
             Message::SnapshotEnd(end) => {
-                let v1::SnapshotEnd { snapshot, position, abandoned: detail, new_tables, .. } = end;
-                let token = self.snapshot_mark((snapshot, new_tables), &position, "SnapshotEnd")?;
+                let v1::SnapshotEnd { snapshot, position, abandoned: detail, new_tables, ad_hoc, .. } = end;
+                let token = self.snapshot_mark((snapshot, new_tables || ad_hoc), &position, "SnapshotEnd")?;
                 out.extend(token.map(|token| match detail.is_empty() {
                     true => Event::SnapshotEnd { snapshot, token },
                     false => Event::SnapshotAbandoned { snapshot, detail, token },
@@ -232,8 +232,8 @@ impl Continuity {
         }
         self.phase = Phase::Within { begin: position };
         let commit_time = begin.commit_time.unwrap_or_default();
-        let v1::Begin { xid, origin, snapshot, new_tables, .. } = begin;
-        self.chunk_of = (snapshot, new_tables);
+        let v1::Begin { xid, origin, snapshot, new_tables, ad_hoc, .. } = begin;
+        self.chunk_of = (snapshot, new_tables || ad_hoc);
         out.push_back(Event::Begin { position, commit_time, xid, origin, snapshot });
         Ok(())
     }
@@ -262,9 +262,9 @@ impl Continuity {
         self.advance(position).map(Some)
     }
 
-    /// A subscription has one snapshot at most, besides those of new tables.
-    fn follow(&mut self, (snapshot, new_tables): (u32, bool)) -> Result<(), Violation> {
-        if snapshot != 0 && !new_tables && *self.snapshot.get_or_insert(snapshot) != snapshot {
+    /// A subscription has one snapshot at most, besides those of new tables and those that someone starts.
+    fn follow(&mut self, (snapshot, is_beside): (u32, bool)) -> Result<(), Violation> {
+        if snapshot != 0 && !is_beside && *self.snapshot.get_or_insert(snapshot) != snapshot {
             return Err(Violation::Snapshot(snapshot));
         }
         Ok(())

@@ -50,25 +50,30 @@ pub enum Event {
         token: Token,
     },
     /// A snapshot begins: until its end, chunks of rows that were there already come amid the transactions. It is the one that
-    /// the subscription started from, or one of tables that have been published since.
+    /// the subscription started from, one of tables that have been published since, or, where the subscription asks for
+    /// [`snapshots`](crate::Subscription::snapshots), one that someone has started.
     SnapshotBegin {
         /// Its number.
         snapshot: u32,
         /// Its tables as `schema.table`, quoted where PostgreSQL would.
         tables: Vec<String>,
+        /// Those of them of which only a part is read: what is held of them and is neither read nor changed until the end stays.
+        partial: Vec<String>,
         /// Resume here.
         token: Token,
     },
     /// The snapshot is complete: with reads, inserts and updates taken as upserts by key, and deletes as such, what the
-    /// program holds is exact here and after each commit that follows. Of a table without a key, it counts how often each row
-    /// is there; between the snapshot's begin and its end that may be below zero.
+    /// program holds is exact here and after each commit that follows; of tables that are read in part, as far as the part goes.
+    /// Of a table without a key, it counts how often each row is there; between the snapshot's begin and its end that may be below
+    /// zero. It says nothing to a program that has not received the snapshot's begin.
     SnapshotEnd {
         /// Its number.
         snapshot: u32,
         /// Resume here once all before is processed.
         token: Token,
     },
-    /// A snapshot of new tables was given up: what the program holds of them is not complete. Subscribe anew to read them.
+    /// A snapshot was given up that the subscription did not start from. Of new tables: what the program holds of them is not
+    /// complete; subscribe anew to read them. One that someone had started: what was read is right, and the rest stays as it was.
     SnapshotAbandoned {
         /// Its number.
         snapshot: u32,

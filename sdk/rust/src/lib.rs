@@ -112,7 +112,10 @@ pub use event::{Change, Event, LogicalMessage, OldKind, Op, ResetReason, Truncat
 pub use mirror::{MirrorComparison, MirrorDifference, MirrorDifferenceKind};
 pub use position::{Position, PositionError, Token, TokenError};
 pub use row_type::{Column, ReplicaIdentity, RowType};
-pub use snapshots::{SnapshotState, SnapshotStatus, SnapshotTable, StartedSnapshot};
+pub use snapshots::{
+    SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SnapshotStatus, SnapshotTable,
+    StartedSnapshot,
+};
 pub use subscription::{Start, Subscription};
 pub use transactions::{Transaction, Transactions};
 

@@ -10,17 +10,35 @@ use tonic::transport::Channel;
 use crate::{Client, ClientError};
 
 pub use tidegate_proto::v1::{
-    SnapshotStatus, SnapshotTable, StartSnapshotResponse as StartedSnapshot, snapshot_status::State as SnapshotState,
+    SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotStatus, SnapshotTable, StartSnapshotResponse as StartedSnapshot,
+    snapshot_part::Rows as SnapshotRows, snapshot_status::State as SnapshotState,
 };
 
 impl Client {
     /// Starts a snapshot of the tables that any of the names or patterns means, or joins the one that runs over just the
-    /// same. The source may be empty where the server has one.
+    /// same. The source may be empty where the server has one. Subscriptions with
+    /// [`snapshots`](crate::Subscription::snapshots) receive it.
     ///
     /// # Errors
     /// The server cannot be reached, or the tables cannot be read.
     pub async fn start_snapshot(&self, source: &str, tables: Vec<String>) -> Result<StartedSnapshot, ClientError> {
-        let request = StartSnapshotRequest { source: source.to_owned(), tables };
+        self.start_snapshot_request(StartSnapshotRequest { source: source.to_owned(), tables, parts: Vec::new() }).await
+    }
+
+    /// Starts a snapshot of parts of tables: of rows that meet a condition, or have one of some keys. A row that changes meanwhile
+    /// may be among what is read though it does not meet the condition any more.
+    ///
+    /// # Errors
+    /// The server cannot be reached, the tables cannot be read, or a condition or a key is refused: the text says where and why.
+    pub async fn start_snapshot_of_parts(
+        &self,
+        source: &str,
+        parts: Vec<SnapshotPart>,
+    ) -> Result<StartedSnapshot, ClientError> {
+        self.start_snapshot_request(StartSnapshotRequest { source: source.to_owned(), tables: Vec::new(), parts }).await
+    }
+
+    async fn start_snapshot_request(&self, request: StartSnapshotRequest) -> Result<StartedSnapshot, ClientError> {
         let reply = self.snapshots_client().start(request).await;
         Ok(reply.map_err(|status| ClientError::from_status(&status))?.into_inner())
     }

@@ -48,6 +48,7 @@ pub struct Subscription {
     source: String,
     selections: Vec<v1::TableSelection>,
     start: Start,
+    snapshots: bool,
     credit_bytes: u64,
     row_bytes_max: usize,
 }
@@ -60,6 +61,7 @@ impl Subscription {
             source: String::new(),
             selections: vec![selection(names)],
             start: Start::Now,
+            snapshots: false,
             credit_bytes: CREDIT_BYTES,
             row_bytes_max: ROW_BYTES_MAX,
         }
@@ -98,6 +100,14 @@ impl Subscription {
     #[must_use]
     pub fn from(mut self, start: impl Into<Start>) -> Self {
         self.start = start.into();
+        self
+    }
+
+    /// Also receive snapshots of the selected tables, or of parts of them, that someone starts while the subscription is open
+    /// ([`Client::start_snapshot`](crate::Client::start_snapshot), `tidegate snapshot start`). Unless said, they are not received.
+    #[must_use]
+    pub fn snapshots(mut self, receive: bool) -> Self {
+        self.snapshots = receive;
         self
     }
 
@@ -144,6 +154,7 @@ impl Subscription {
             start: Some(v1::Start { from: Some(from) }),
             credit_bytes: self.credit_bytes,
             group: String::new(),
+            snapshots: self.snapshots,
         }
     }
 

@@ -1,24 +1,34 @@
-//! The snapshots of a source as the gateway asks for them, carried out by its capture, once that runs.
+//! The snapshots of a source as the gateway asks for them, carried out by its capture, once that runs; and what the catalog says of
+//! the tables of which a part may be asked for.
 
 use std::{sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use tidegate_capture::{SnapshotError as CaptureSnapshotError, SnapshotRequests, SnapshotStatus, TableStatus};
 use tidegate_control::JobState;
-use tidegate_gateway::{Answer, SnapshotError, SnapshotStart, Snapshots, Statuses};
-use tidegate_model::{Retry, TableName};
+use tidegate_gateway::{Answer, Described, MalformedKey, SnapshotError, SnapshotStart, Snapshots, Statuses};
+use tidegate_model::{Retry, SnapshotSpec, TableName};
+use tidegate_postgres::{
+    ConnectConfig, Session,
+    snapshot::{Collation, PartColumn, SnapshotReadError, TablePlan, malformed_key, part_columns, table_plan},
+};
 use tidegate_proto::v1;
+use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
 use tokio::sync::watch;
 
 /// Until a capture that has not started is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Forwards to the capture of a source.
-pub(crate) struct CapturedSnapshots(pub(crate) watch::Receiver<Option<SnapshotRequests>>);
+pub(crate) struct CapturedSnapshots {
+    pub(crate) requests: watch::Receiver<Option<SnapshotRequests>>,
+    pub(crate) connect: ConnectConfig,
+    pub(crate) publication: String,
+}
 
 impl CapturedSnapshots {
     fn requests(&self) -> Result<SnapshotRequests, SnapshotError> {
-        let requests = self.0.borrow().clone();
+        let requests = self.requests.borrow().clone();
         requests.ok_or_else(|| SnapshotError::Later {
             detail: "the source has not been connected yet".to_owned(),
             retry_in: RETRY,
@@ -26,11 +36,64 @@ impl CapturedSnapshots {
     }
 }
 
+impl CapturedSnapshots {
+    /// The table as it is now, over a session that need not last.
+    async fn planned(&self, table: &TableName) -> Result<(Session, TablePlan), SnapshotReadError> {
+        let session = Session::connect(&self.connect).await?;
+        let plan = table_plan(&session, &self.publication, table).await?;
+        Ok((session, plan))
+    }
+}
+
+/// In the words of conditions. Rows are not looked into, so a column's field number does not matter.
+fn facts(table: TableName, columns: Vec<PartColumn>, default: Collation) -> TableFacts {
+    let collation = |collation: Collation| {
+        let Collation { name, is_default, deterministic, is_c } = collation;
+        CollationFacts { name, is_default, deterministic, is_c }
+    };
+    let column = |(field, column): (u32, PartColumn)| ColumnFacts {
+        name: column.name,
+        field,
+        type_oid: column.base_type_oid,
+        collation: column.collation.map(collation),
+        enum_type: column.enum_type.map(|(schema, name, labels)| EnumFacts { schema, name, labels }),
+    };
+    TableFacts {
+        schema: table.schema,
+        name: table.table,
+        columns: (1..).zip(columns).map(column).collect(),
+        default_collation: collation(default),
+    }
+}
+
 impl Snapshots for CapturedSnapshots {
-    fn start(&self, tables: Vec<TableName>) -> Answer<'_, SnapshotStart> {
+    fn start(&self, spec: SnapshotSpec) -> Answer<'_, SnapshotStart> {
         Box::pin(async move {
-            let started = self.requests()?.start(tables).await.map_err(refusal)?;
+            let started = self.requests()?.start(spec).await.map_err(refusal)?;
             Ok(SnapshotStart { snapshot: started.snapshot, after: started.after })
+        })
+    }
+
+    fn describe(&self, table: TableName) -> Answer<'_, Described> {
+        Box::pin(async move {
+            let described = async {
+                let (session, plan) = self.planned(&table).await?;
+                let (columns, default) = part_columns(&session, &plan).await?;
+                let key = plan.key.into_iter().map(|column| column.name).collect();
+                Ok(Described { facts: facts(table, columns, default), key })
+            };
+            described.await.map_err(|error: SnapshotReadError| refusal(error.into()))
+        })
+    }
+
+    fn malformed_key(&self, table: TableName, keys: Vec<Vec<String>>) -> Answer<'_, Option<MalformedKey>> {
+        Box::pin(async move {
+            let looked = async {
+                let (session, plan) = self.planned(&table).await?;
+                let found = malformed_key(&session, &plan, &keys).await?;
+                Ok(found.map(|found| MalformedKey { key: found.key, column: found.column }))
+            };
+            looked.await.map_err(|error: SnapshotReadError| refusal(error.into()))
         })
     }
 
@@ -89,6 +152,8 @@ fn status(status: &SnapshotStatus) -> v1::SnapshotStatus {
         state: if table.is_done { State::Done } else { state } as i32,
         rows_read: table.row_count,
         rows_estimated: table.row_count_estimated,
+        r#where: table.part.condition.as_deref().unwrap_or_default().to_owned(),
+        keys: table.part.key_count,
     };
     v1::SnapshotStatus {
         snapshot: status.snapshot,
@@ -103,6 +168,7 @@ fn status(status: &SnapshotStatus) -> v1::SnapshotStatus {
         ended: status.ended_us.map(timestamp),
         begin: status.after.map(|after| after.to_string()).unwrap_or_default(),
         new_tables: status.new_tables,
+        ad_hoc: status.ad_hoc,
     }
 }
 

@@ -27,6 +27,7 @@ mod render;
 mod serve;
 mod signals;
 mod snapshot;
+mod snapshot_part;
 mod source;
 mod status;
 mod tail;

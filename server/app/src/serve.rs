@@ -227,7 +227,8 @@ impl Server {
             head: store.head(),
             counters,
         });
-        let (name, snapshots) = (source.name.clone(), Arc::new(CapturedSnapshots(requests_seen)));
+        let (name, connect, publication) = (source.name.clone(), source.connect.clone(), source.publication.clone());
+        let snapshots = Arc::new(CapturedSnapshots { requests: requests_seen, connect, publication });
         self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror });
         Ok(())
     }

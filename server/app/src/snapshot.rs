@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tidegate_client::{Client, Retry, SnapshotState, SnapshotStatus, SnapshotTable};
 use tokio::time::sleep;
 
-use crate::remote::RemoteArgs;
+use crate::{remote::RemoteArgs, snapshot_part::PartArgs};
 
 /// Characters of the bar.
 const BAR_WIDTH: usize = 24;
@@ -23,11 +23,14 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Run snapshots of tables.
 #[derive(Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Start a snapshot, or join the one that runs over the same tables, and show how it goes.
+    /// Start a snapshot, or join the one that runs over the same, and show how it goes. Subscriptions that ask for snapshots receive
+    /// its rows (`tidegate tail --snapshots` does).
     Start {
         /// Tables or patterns, such as orders or 'public.*'; without any, every table.
         #[arg(value_name = "TABLE", allow_hyphen_values = true)]
         tables: Vec<String>,
+        #[command(flatten)]
+        part: PartArgs,
         /// Print its number and leave.
         #[arg(long)]
         detach: bool,
@@ -78,9 +81,13 @@ pub(crate) struct OneArgs {
 /// The server refuses or cannot be reached, or a snapshot that is watched does not end well.
 pub(crate) async fn run(command: SnapshotCommand) -> anyhow::Result<()> {
     match command {
-        SnapshotCommand::Start { tables, detach, server } => {
+        SnapshotCommand::Start { tables, part, detach, server } => {
+            let parts = part.parts(&tables)?;
             let client = server.remote.connect().await?;
-            let started = client.start_snapshot(&server.source, tables).await?;
+            let started = match parts.is_empty() {
+                true => client.start_snapshot(&server.source, tables).await?,
+                false => client.start_snapshot_of_parts(&server.source, parts).await?,
+            };
             println!("snapshot {} of {}", started.snapshot, started.tables.join(", "));
             if detach { Ok(()) } else { watch(&client, &server.source, started.snapshot).await }
         }
@@ -256,10 +263,21 @@ fn list(snapshots: &[SnapshotStatus]) -> String {
         text.push_str(&format!("{}  {}  {}\n", status.snapshot, status.source, progress_line(status)));
         for table in &status.tables {
             let done = if table.state() == SnapshotState::Done { ", done" } else { "" };
-            text.push_str(&format!("    {}  {} rows{done}\n", table.table, table.rows_read));
+            text.push_str(&format!("    {}  {} rows{done}{}\n", table.table, table.rows_read, part(table)));
         }
     }
     text
+}
+
+/// Which part of the table is read, if not all of it.
+fn part(table: &SnapshotTable) -> String {
+    match (table.r#where.as_str(), table.keys) {
+        ("", 0) => String::new(),
+        ("", keys) => format!(", of {keys} keys"),
+        (condition, _) => {
+            format!(", where {}", condition.chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>())
+        }
+    }
 }
 
 fn json(snapshots: &[SnapshotStatus]) -> String {
@@ -269,6 +287,8 @@ fn json(snapshots: &[SnapshotStatus]) -> String {
             "state": state(table.state()),
             "rows_read": table.rows_read,
             "rows_estimated": table.rows_estimated,
+            "where": table.r#where,
+            "keys": table.keys,
         })
     };
     let snapshot = |status: &SnapshotStatus| {
@@ -284,6 +304,7 @@ fn json(snapshots: &[SnapshotStatus]) -> String {
             "started": status.started.map(|time| time.to_string()),
             "ended": status.ended.map(|time| time.to_string()),
             "begin": status.begin,
+            "ad_hoc": status.ad_hoc,
         })
     };
     let snapshots: Vec<Value> = snapshots.iter().map(snapshot).collect();
@@ -330,7 +351,7 @@ mod tests {
             table: "public.orders".into(),
             state: SnapshotState::Done as i32,
             rows_read: 7,
-            rows_estimated: 0,
+            ..SnapshotTable::default()
         };
         let listed = list(&[SnapshotStatus { tables: vec![done], ..status(SnapshotState::Running, 7, 0) }]);
         assert!(listed.contains("    public.orders  7 rows, done"), "{listed}");

@@ -44,6 +44,9 @@ pub(crate) struct TailArgs {
     /// Where to start: now, earliest, snapshot (with the rows that the tables have), or a token.
     #[arg(long, value_name = "now|earliest|snapshot|TOKEN", default_value = "now", value_parser = start)]
     from: Start,
+    /// Also print the rows of snapshots that someone starts (`tidegate snapshot start`).
+    #[arg(long)]
+    snapshots: bool,
     /// End after this many changes.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroU64>,
@@ -79,6 +82,7 @@ impl TailArgs {
             .columns(self.columns)
             .operations(self.operations)
             .source(self.source.unwrap_or_default())
+            .snapshots(self.snapshots)
             .from(self.from)
     }
 }

@@ -19,7 +19,7 @@ use crate::{
     CaptureError, Place, Undeliverable,
     continuity::Discontinuity,
     emitter::{Emitter, Ended},
-    snapshot::Decoded,
+    snapshot::{Decoded, Label},
     table::{Followed, TableCodec},
     transaction::{Parts, Transaction},
 };
@@ -268,9 +268,9 @@ impl Assembler {
         self.resume_after = position;
     }
 
-    /// The snapshot is one of new tables.
-    pub(crate) fn of_new_tables(&mut self, snapshot: u32, tables: Vec<String>) {
-        self.emitter.of_new_tables(snapshot, tables);
+    /// What all records of the snapshot are to say of it.
+    pub(crate) fn label_snapshot(&mut self, snapshot: u32, label: Label) {
+        self.emitter.label_snapshot(snapshot, label);
     }
 
     /// Writes a snapshot's begin.

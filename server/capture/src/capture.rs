@@ -33,7 +33,9 @@ use crate::{
     promises::{Promised, Promises},
     publisher::Publisher,
     resolve::Resolver,
-    snapshot::{Context, Coordinator, Order, SnapshotRequests, SnapshotResume, Stage, coordinator, decode_cursor},
+    snapshot::{
+        Context, Coordinator, Covers, Label, Order, SnapshotRequests, SnapshotResume, Stage, coordinator, decode_cursor,
+    },
     stream::Streaming,
     table::Followed,
     undeliverable::Stuck,
@@ -324,12 +326,11 @@ impl<P: Publish> Capture<P> {
             let resume = resume.clone();
             let jobs = self.resolver.control.snapshots(&self.config.source).await?;
             let job = jobs.into_iter().find(|job| job.snapshot == snapshot);
-            if let Some(job) = job.as_ref().filter(|job| job.new_tables) {
-                let names = job.tables.iter().map(ToString::to_string).collect();
-                self.assembler.of_new_tables(snapshot, names);
+            if let Some(job) = &job {
+                self.assembler.label_snapshot(snapshot, Label::of(job));
             }
             let job = job.filter(|job| !job.state.has_ended());
-            let names = job.map(|job| job.tables).unwrap_or_default();
+            let (names, parts) = job.map(|job| (job.tables, job.parts)).unwrap_or_default();
             // All are known before one is followed: an attempt that fails is made again.
             let mut codecs = Vec::with_capacity(names.len());
             for name in &names {
@@ -340,7 +341,8 @@ impl<P: Publish> Capture<P> {
                     Followed::Yes(codec) => {
                         self.assembler.describe(&codec);
                         let table = resume.tables.iter().find(|table| table.name == *name);
-                        self.snapshots.restore(snapshot, resume.begin, (name, &codec), table);
+                        let covers = Covers::of(parts.get(name));
+                        self.snapshots.restore(snapshot, resume.begin, (name, &codec, covers), table);
                     }
                     Followed::No => self.snapshots.not_restored(snapshot, resume.begin),
                 }

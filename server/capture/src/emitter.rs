@@ -13,7 +13,7 @@ use tidegate_schema::{BeginParts, ChangeParts, push_begin, push_change, push_com
 
 use crate::{
     CaptureError,
-    snapshot::TableSet,
+    snapshot::{Label, TableSet},
     transaction::{PART_BYTES, Parts},
 };
 
@@ -30,8 +30,8 @@ pub(crate) struct Emitter {
     announced: HashSet<u32>,
     /// The announced row type that was used last: neighbouring changes mostly share it.
     recent: u32,
-    /// The tables of snapshots of new tables that have not ended.
-    new_tables: BTreeMap<u32, Vec<String>>,
+    /// Snapshots that have not ended.
+    snapshots: BTreeMap<u32, Label>,
 }
 
 /// A transaction on its way out.
@@ -63,7 +63,7 @@ impl Emitter {
         self.announced.clear();
         self.recent = 0;
         self.full.clear();
-        self.new_tables.clear();
+        self.snapshots.clear();
         self.builder = BlockBuilder::default();
     }
 
@@ -168,8 +168,7 @@ impl Emitter {
             commit_time_us: Some(ended.commit_time_us),
             xid: ended.xid,
             origin: &ended.origin,
-            snapshot: 0,
-            new_tables: false,
+            ..BeginParts::default()
         };
         push_begin(&begin, &mut self.builder);
     }
@@ -177,9 +176,13 @@ impl Emitter {
 
 /// Of snapshots.
 impl Emitter {
-    /// The snapshot is one of new tables, which is said in all that it writes.
-    pub(crate) fn of_new_tables(&mut self, snapshot: u32, tables: Vec<String>) {
-        self.new_tables.insert(snapshot, tables);
+    /// What all records of the snapshot are to say of it.
+    pub(crate) fn label_snapshot(&mut self, snapshot: u32, label: Label) {
+        self.snapshots.insert(snapshot, label);
+    }
+
+    fn label(&self, snapshot: u32) -> Label {
+        self.snapshots.get(&snapshot).cloned().unwrap_or_default()
     }
 
     /// Writes a chunk of a snapshot: every record of it stands at `position`. `parts` are its rows as changes, each part no larger
@@ -192,8 +195,9 @@ impl Emitter {
                 self.announce(row_type, position);
             }
         }
-        let new_tables = self.new_tables.contains_key(&snapshot);
-        push_begin(&BeginParts { position, snapshot, new_tables, ..BeginParts::default() }, &mut self.builder);
+        let (new_tables, ad_hoc) =
+            self.snapshots.get(&snapshot).map_or((false, false), |label| (label.new_tables, label.ad_hoc));
+        push_begin(&BeginParts { position, snapshot, new_tables, ad_hoc, ..BeginParts::default() }, &mut self.builder);
         for part in parts {
             self.push_rows(position, part);
         }
@@ -203,20 +207,22 @@ impl Emitter {
 
     /// A snapshot begins.
     pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
-        let new_tables = self.new_tables.contains_key(&snapshot);
-        let begin = v1::SnapshotBegin { snapshot, position: position.to_string(), tables, new_tables };
+        let Label { new_tables, ad_hoc, partial, .. } = self.label(snapshot);
+        let position_text = position.to_string();
+        let begin = v1::SnapshotBegin { snapshot, position: position_text, tables, new_tables, ad_hoc, partial };
         self.push_snapshot_mark(Kind::SnapshotBegin, position, snapshot, &begin.encode_to_vec());
     }
 
     /// A snapshot ends; `abandoned` says why, where it is given up, and is empty where it is complete.
     pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: &str) {
-        let new = self.new_tables.remove(&snapshot);
+        let Label { new_tables, ad_hoc, tables, .. } = self.snapshots.remove(&snapshot).unwrap_or_default();
         let end = v1::SnapshotEnd {
             snapshot,
             position: position.to_string(),
             abandoned: abandoned.to_owned(),
-            new_tables: new.is_some(),
-            tables: new.unwrap_or_default(),
+            new_tables,
+            ad_hoc,
+            tables: if new_tables || ad_hoc { tables } else { Vec::new() },
         };
         self.push_snapshot_mark(Kind::SnapshotEnd, position, snapshot, &end.encode_to_vec());
     }

@@ -41,7 +41,7 @@ pub use capture::Capture;
 pub use config::{CaptureConfig, MirrorLink, NewTables, OnDiscontinuity, Resume, StoredSnapshot};
 pub use continuity::Discontinuity;
 pub use error::CaptureError;
-pub use snapshot::{SnapshotConfig, SnapshotError, SnapshotRequests, SnapshotStatus, Started, TableStatus};
+pub use snapshot::{PartStatus, SnapshotConfig, SnapshotError, SnapshotRequests, SnapshotStatus, Started, TableStatus};
 pub use status::{CaptureStatus, NewTable, State};
 pub use tidegate_postgres::snapshot::{SnapshotReadError, Unsupported};
 pub use undeliverable::{Place, Undeliverable};

@@ -21,7 +21,7 @@ use crate::{
     emitter::Ended,
     link::Link,
     resolve::Resolver,
-    snapshot::{Begun, Decoded, Order, Stage},
+    snapshot::{Begun, Covers, Decoded, Order, Stage},
     status::State,
     table::Followed,
     undeliverable::Stuck,
@@ -235,16 +235,13 @@ impl<P: Publish> Streaming<'_, P> {
     /// Carries out what the coordinator of snapshots orders. Whoever wants to know what came of it may have gone.
     async fn order(&mut self, order: Order) -> Result<(), Interrupt> {
         match order {
-            Order::Begin { snapshot, new_tables, tables, reply } => {
-                if new_tables {
-                    let names = tables.iter().map(|(name, _)| name.to_string()).collect();
-                    self.assembler.of_new_tables(snapshot, names);
-                }
+            Order::Begin { snapshot, label, tables, covers, reply } => {
+                self.assembler.label_snapshot(snapshot, label);
                 let stop = self.stop.clone();
                 let begun = tokio::select! {
                     biased;
                     () = stop.cancelled() => return Err(Interrupt::Stopped),
-                    begun = self.begin_snapshot(snapshot, tables) => begun,
+                    begun = self.begin_snapshot(snapshot, tables, covers) => begun,
                 };
                 reply.send(begun).ok();
             }
@@ -268,6 +265,7 @@ impl<P: Publish> Streaming<'_, P> {
         &mut self,
         snapshot: u32,
         tables: Vec<(TableName, Relation)>,
+        covers: Vec<Covers>,
     ) -> Result<Begun, CaptureError> {
         let mut codecs = Vec::with_capacity(tables.len());
         for (_, relation) in &tables {
@@ -292,7 +290,8 @@ impl<P: Publish> Streaming<'_, P> {
             (None, None) => received,
             (None, Some(followed)) => {
                 let names = tables.into_iter().map(|(name, _)| name);
-                let tables: Vec<_> = names.zip(followed).collect();
+                let tables = names.zip(followed).zip(covers).map(|((name, codec), covers)| (name, codec, covers));
+                let tables: Vec<_> = tables.collect();
                 let link = Arc::clone(&self.link);
                 let begun = self.snapshots.begin(snapshot, &tables, |oid| link.writers(oid), self.assembler);
                 begun.unwrap_or(received)

@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use tidegate_model::{Epoch, SourceName, TableName};
+use tidegate_model::{Epoch, SnapshotSpec, SourceName, TableName};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
@@ -93,9 +93,15 @@ impl Control {
         &self,
         source: &SourceName,
         (epoch, at_least): (Epoch, u32),
-        tables: &[TableName],
+        spec: &SnapshotSpec,
     ) -> Result<SnapshotJob, ControlError> {
-        self.ask(async |client| snapshots::create(client, source, (epoch, at_least), (tables, false)).await).await
+        self.ask(async |client| {
+            let transaction = client.transaction().await?;
+            let job = snapshots::create(&transaction, source, (epoch, at_least), (spec, false)).await?;
+            transaction.commit().await?;
+            Ok(job)
+        })
+        .await
     }
 
     /// Records a snapshot of tables that have joined the publication, and with it what the publication promises now: both or
@@ -110,10 +116,11 @@ impl Control {
         tables: &[TableName],
         promised: (u32, &str),
     ) -> Result<SnapshotJob, ControlError> {
+        let spec = SnapshotSpec { tables: tables.to_vec(), ..SnapshotSpec::default() };
         self.ask(async |client| {
             let transaction = client.transaction().await?;
             set_publication(&transaction, source, promised).await?;
-            let job = snapshots::create(&transaction, source, (epoch, at_least), (tables, true)).await?;
+            let job = snapshots::create(&transaction, source, (epoch, at_least), (&spec, true)).await?;
             transaction.commit().await?;
             Ok(job)
         })

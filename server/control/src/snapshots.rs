@@ -2,10 +2,13 @@
 //!
 //! Invariant: a snapshot's number is given once within a source, and one that has ended never runs again.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
-use tidegate_model::{Epoch, SourceName, TableName};
-use tokio_postgres::{Client, GenericClient, Row};
+use tidegate_model::{Epoch, Part, Parts, SnapshotSpec, SourceName, TableName};
+use tokio_postgres::{Client, Row, Transaction};
 
 use crate::ControlError;
 
@@ -31,6 +34,10 @@ pub struct SnapshotJob {
     pub ended_us: Option<i64>,
     /// Its tables have joined the publication: whoever selects one of them receives it.
     pub new_tables: bool,
+    /// Whoever asks for such snapshots receives it.
+    pub ad_hoc: bool,
+    /// The part that it reads of some of its tables; keys only until it has ended.
+    pub parts: Parts,
 }
 
 /// What is to become of a snapshot.
@@ -80,11 +87,12 @@ impl JobState {
 /// Records a new snapshot, which is to run, under a number above `at_least`: what the changelog has seen counts as given,
 /// also where the control database was restored from before.
 pub(crate) async fn create(
-    client: &impl GenericClient,
+    client: &Transaction<'_>,
     source: &SourceName,
     (epoch, at_least): (Epoch, u32),
-    (tables, new_tables): (&[TableName], bool),
+    (spec, new_tables): (&SnapshotSpec, bool),
 ) -> Result<SnapshotJob, ControlError> {
+    let SnapshotSpec { tables, parts, ad_hoc } = spec;
     let names: Vec<&str> = tables.iter().flat_map(|name| [name.schema.as_str(), name.table.as_str()]).collect();
     let at_least = i32::try_from(at_least).unwrap_or(i32::MAX - 1);
     let row = client
@@ -100,29 +108,67 @@ pub(crate) async fn create(
     let snapshot: i32 = row.get(0);
     let row = client
         .query_one(
-            "INSERT INTO tidegate.snapshot (source, snapshot, epoch, tables, new_tables, state)
-             VALUES ($1, $2, $3, $4, $5, 'running')
-             RETURNING snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables",
-            &[&source.as_str(), &snapshot, &epoch.to_string(), &names, &new_tables],
+            "INSERT INTO tidegate.snapshot (source, snapshot, epoch, tables, new_tables, ad_hoc, state)
+             VALUES ($1, $2, $3, $4, $5, $6, 'running')
+             RETURNING snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables, ad_hoc",
+            &[&source.as_str(), &snapshot, &epoch.to_string(), &names, &new_tables, ad_hoc],
         )
         .await?;
-    Ok(job(&row))
+    for (table, part) in parts {
+        let (condition, keys) = match part {
+            Part::Where(condition) => (Some(condition), None),
+            Part::Keys(keys) => (None, Some(keys)),
+        };
+        let width = keys.map(|keys| i32::try_from(keys.first().map_or(1, Vec::len)).unwrap_or(i32::MAX));
+        let values = keys.map(|keys| keys.iter().flatten().collect::<Vec<_>>());
+        const SQL: &str = "INSERT INTO tidegate.snapshot_part
+             (source, snapshot, schema_name, table_name, condition, key_width, key_values) VALUES ($1, $2, $3, $4, $5, $6, $7)";
+        let table: (&str, &str) = (&table.schema, &table.table);
+        client.execute(SQL, &[&source.as_str(), &snapshot, &table.0, &table.1, &condition, &width, &values]).await?;
+    }
+    Ok(SnapshotJob { parts: parts.clone(), ..job(&row) })
 }
 
 /// Unfinished ones and the last that have ended, oldest first.
 pub(crate) async fn list(client: &Client, source: &SourceName) -> Result<Vec<SnapshotJob>, ControlError> {
     let rows = client
         .query(
-            "(SELECT snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables FROM tidegate.snapshot
+            "(SELECT snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables, ad_hoc
+              FROM tidegate.snapshot
               WHERE source = $1 AND ended_at IS NULL)
              UNION ALL
-             (SELECT snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables FROM tidegate.snapshot
+             (SELECT snapshot, epoch, tables, state, detail, created_at, ended_at, new_tables, ad_hoc
+              FROM tidegate.snapshot
               WHERE source = $1 AND ended_at IS NOT NULL ORDER BY snapshot DESC LIMIT $2)
              ORDER BY snapshot",
             &[&source.as_str(), &ENDED_LISTED],
         )
         .await?;
-    Ok(rows.iter().map(job).collect())
+    let mut parts = parts(client, source).await?;
+    let with_parts = |row: &Row| {
+        let job = job(row);
+        SnapshotJob { parts: parts.remove(&job.snapshot).unwrap_or_default(), ..job }
+    };
+    Ok(rows.iter().map(with_parts).collect())
+}
+
+/// By snapshot. Of one that is not listed any more, nothing but a condition is left.
+async fn parts(client: &Client, source: &SourceName) -> Result<BTreeMap<u32, Parts>, ControlError> {
+    const SQL: &str = "SELECT snapshot, schema_name, table_name, condition, key_width, key_values
+         FROM tidegate.snapshot_part WHERE source = $1";
+    let mut parts: BTreeMap<u32, Parts> = BTreeMap::new();
+    for row in client.query(SQL, &[&source.as_str()]).await? {
+        let part = match row.get::<_, Option<String>>(3) {
+            Some(condition) => Part::Where(condition),
+            None => {
+                let width = usize::try_from(row.get::<_, i32>(4)).unwrap_or(1).max(1);
+                Part::Keys(row.get::<_, Vec<String>>(5).chunks(width).map(<[String]>::to_vec).collect())
+            }
+        };
+        let table = TableName::new(row.get::<_, &str>(1), row.get::<_, &str>(2));
+        parts.entry(row.get::<_, i32>(0).unsigned_abs()).or_default().insert(table, part);
+    }
+    Ok(parts)
 }
 
 /// Changes what is to become of one that has not ended; false where it has, or never was.
@@ -145,6 +191,13 @@ pub(crate) async fn set_state(
             ],
         )
         .await?;
+    if count > 0 && state.has_ended() {
+        // Keys are values of rows: they are kept no longer than they are needed.
+        const SQL: &str = "DELETE FROM tidegate.snapshot_part p USING tidegate.snapshot s
+             WHERE p.source = $1 AND p.key_values IS NOT NULL
+               AND (s.source, s.snapshot) = (p.source, p.snapshot) AND s.ended_at IS NOT NULL";
+        client.execute(SQL, &[&source.as_str()]).await?;
+    }
     Ok(count > 0)
 }
 
@@ -159,6 +212,8 @@ fn job(row: &Row) -> SnapshotJob {
         created_us: microseconds(row.get(5)),
         ended_us: row.get::<_, Option<SystemTime>>(6).map(microseconds),
         new_tables: row.get(7),
+        ad_hoc: row.get(8),
+        parts: Parts::new(),
     }
 }
 

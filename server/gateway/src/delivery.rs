@@ -8,8 +8,8 @@
 //! [`filter`] is a function of plan, block and carry, so that all subscriptions with the plan share its result. A
 //! [`Delivery`] is one subscription's way through filtered blocks: what it was told, and its credit.
 //!
-//! Of snapshots' marks, a plan has those of its own snapshot, and of snapshots of new tables. Of their chunks it has the reads, and
-//! of tables without a key all; of the others', what they correct.
+//! Of snapshots' marks, a plan has those of its own snapshot, of snapshots of new tables, and where it asks for them, of those that
+//! someone has started. Of their chunks it has the reads, and of tables without a key all; of the others', what they correct.
 //!
 //! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something

@@ -28,6 +28,7 @@ mod session;
 mod mirror_service;
 mod open_subscriptions;
 mod snapshot_marks;
+mod snapshot_parts;
 mod snapshot_service;
 mod snapshots;
 
@@ -57,5 +58,5 @@ mod time;
 pub use config::GatewayConfig;
 pub use gateway::{Gateway, ServeError};
 pub use metrics::{GatewayMetrics, SourceMetrics};
-pub use snapshots::{Answer, NoSnapshots, SnapshotError, SnapshotStart, Snapshots, Statuses};
+pub use snapshots::{Answer, Described, MalformedKey, NoSnapshots, SnapshotError, SnapshotStart, Snapshots, Statuses};
 pub use source::{KnownTable, SourceHandle, SourceState, SourceStatus};

@@ -5,7 +5,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
-use tidegate_model::TableName;
+use tidegate_model::{SnapshotSpec, TableName};
 use tidegate_proto::v1::{
     self,
     mirror_difference::Kind,
@@ -90,7 +90,7 @@ impl Verifying {
             return None;
         }
         if self.snapshot == 0 {
-            match self.source.handle.snapshots.start(vec![self.table.clone()]).await {
+            match self.source.handle.snapshots.start(SnapshotSpec::of_tables(vec![self.table.clone()])).await {
                 Ok(started) => self.snapshot = started.snapshot,
                 Err(error) => {
                     self.is_done = true;

@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use tidegate_model::{Epoch, Position, TableName, Token, TokenPrefix};
+use tidegate_model::{Epoch, Position, SnapshotSpec, TableName, Token, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorError, ReadError, Reader};
 
@@ -34,6 +34,8 @@ pub(crate) struct Opening {
     pub(crate) source: String,
     pub(crate) selections: Vec<v1::TableSelection>,
     pub(crate) start: Option<v1::Start>,
+    /// Also those that someone starts while it is open.
+    pub(crate) snapshots: bool,
 }
 
 /// An open subscription.
@@ -84,7 +86,8 @@ impl Opening {
             None => Err(GatewayError::EmptySelection { index }),
         };
         let selections = subscribe.selections.into_iter().enumerate().map(tables).collect::<Result<_, _>>()?;
-        Ok(Opening { source: subscribe.source, selections, start: subscribe.start })
+        let v1::Subscribe { source, start, snapshots, .. } = subscribe;
+        Ok(Opening { source, selections, start, snapshots })
     }
 
     /// Opens it. Waits some seconds for a source that has never been connected.
@@ -113,7 +116,7 @@ impl Opening {
             Start::Now | Start::Earliest | Start::Token(_) => (start, None),
         };
         let snapshot = start.snapshot();
-        let plan = source.plan(PlanKey::new(filters, snapshot));
+        let plan = source.plan(PlanKey::new(filters, snapshot, self.snapshots));
         let (epoch, after, reader) = start.settle(&source)?;
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
@@ -246,7 +249,12 @@ async fn start_snapshot(
         known.mark_unchanged();
         let tables = matched_tables(source, filters, config).await?;
         let before = head.borrow().epoch;
-        let start = source.handle.snapshots.start(tables.clone()).await.map_err(GatewayError::Snapshot)?;
+        let start = source
+            .handle
+            .snapshots
+            .start(SnapshotSpec::of_tables(tables.clone()))
+            .await
+            .map_err(GatewayError::Snapshot)?;
         if misses_a_begin(source, filters, &tables, start.after).await {
             // It is about to be known.
             let _timed_out = tokio::time::timeout(config.first_epoch_wait, known.changed()).await.is_err();

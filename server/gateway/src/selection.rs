@@ -209,16 +209,18 @@ impl Routing {
     }
 }
 
-/// The normalised selections of a subscription, and the snapshot that it started from; 0 for none.
+/// The normalised selections of a subscription, and which snapshots it receives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
     filters: Arc<[TableFilter]>,
     snapshot: u32,
+    ad_hoc: bool,
 }
 
 impl PlanKey {
-    pub(crate) fn new(filters: Vec<TableFilter>, snapshot: u32) -> Self {
-        PlanKey { filters: filters.into(), snapshot }
+    /// Of a subscription that started from this snapshot; 0 for none. `ad_hoc`: it receives those that someone starts.
+    pub(crate) fn new(filters: Vec<TableFilter>, snapshot: u32, ad_hoc: bool) -> Self {
+        PlanKey { filters: filters.into(), snapshot, ad_hoc }
     }
 }
 
@@ -228,19 +230,25 @@ pub(crate) struct Plan {
     pub(crate) id: u64,
     filters: Arc<[TableFilter]>,
     snapshot: u32,
+    ad_hoc: bool,
     routings: RwLock<HashMap<u32, Arc<Routing>>>,
 }
 
 impl Plan {
     pub(crate) fn new(key: PlanKey) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let PlanKey { filters, snapshot } = key;
-        Plan { id: NEXT_ID.fetch_add(1, Relaxed), filters, snapshot, routings: RwLock::default() }
+        let PlanKey { filters, snapshot, ad_hoc } = key;
+        Plan { id: NEXT_ID.fetch_add(1, Relaxed), filters, snapshot, ad_hoc, routings: RwLock::default() }
     }
 
     /// Is this the snapshot whose chunks and marks are wanted?
     pub(crate) fn follows(&self, snapshot: u32) -> bool {
         snapshot != 0 && self.snapshot == snapshot
+    }
+
+    /// Are snapshots of this kind received besides the subscription's own?
+    pub(crate) fn receives(&self, new_tables: bool, ad_hoc: bool) -> bool {
+        new_tables || (ad_hoc && self.ad_hoc)
     }
 
     /// Are the table's rows of a snapshot to be delivered?
@@ -329,7 +337,7 @@ mod tests {
         use v1::change::Op::{Delete, Insert};
         let a = filter(&["orders", "shop.*", "orders"], &[Insert, Delete], &["b", "a"]).expect("valid");
         let b = filter(&[" shop.*", "orders"], &[Delete, Insert, Insert], &["a", "b", "b"]).expect("valid");
-        let key = |filter: &TableFilter, snapshot| PlanKey::new(vec![filter.clone()], snapshot);
+        let key = |filter: &TableFilter, snapshot| PlanKey::new(vec![filter.clone()], snapshot, false);
         assert_eq!(key(&a, 0), key(&b, 0));
         assert_ne!(key(&a, 0), key(&b, 1));
     }

@@ -1,7 +1,7 @@
-//! What of a snapshot a plan receives: all of the one that its subscription started from, and of snapshots of new tables, those
-//! that have a table whose reads it selects.
+//! What of a snapshot a plan receives: all of the one that its subscription started from; and of snapshots of new tables, and of those
+//! that someone has started where its subscription asks for them, such as have a table whose reads it selects.
 //!
-//! A snapshot of new tables that is given up ends nothing: what its subscriptions have of other tables is not concerned.
+//! Of these, one that is given up ends nothing: what its subscriptions have of other tables is not concerned.
 
 use prost::Message as _;
 use tidegate_model::{Entry, Kind, TableName};
@@ -14,7 +14,7 @@ use crate::{selection::Plan, status::GatewayError};
 #[derive(Debug)]
 pub(crate) enum SnapshotMark {
     Begin(v1::SnapshotBegin),
-    /// Complete; or one of new tables that was given up.
+    /// Complete; or not the subscription's own, and given up.
     End(v1::SnapshotEnd),
     /// The snapshot that the subscription started from was given up.
     Abandoned(v1::SnapshotEnd),
@@ -25,14 +25,17 @@ pub(crate) fn snapshot_mark(plan: &Plan, entry: &Entry, bytes: &[u8]) -> Result<
     let follows = plan.follows(entry.row_type);
     if entry.kind == Kind::SnapshotBegin {
         let begin = v1::SnapshotBegin::decode(bytes).map_err(|_| damaged(entry))?;
-        let wanted = follows || (begin.new_tables && reads_one(plan, &begin.tables));
+        let wanted = follows || (plan.receives(begin.new_tables, begin.ad_hoc) && reads_one(plan, &begin.tables));
         return Ok(wanted.then_some(SnapshotMark::Begin(begin)));
     }
     let end = v1::SnapshotEnd::decode(bytes).map_err(|_| damaged(entry))?;
     Ok(match (follows, end.abandoned.is_empty()) {
         (true, false) => Some(SnapshotMark::Abandoned(end)),
         (true, true) => Some(SnapshotMark::End(end)),
-        (false, _) => (end.new_tables && reads_one(plan, &end.tables)).then_some(SnapshotMark::End(end)),
+        (false, _) => {
+            let wanted = plan.receives(end.new_tables, end.ad_hoc) && reads_one(plan, &end.tables);
+            wanted.then_some(SnapshotMark::End(end))
+        }
     })
 }
 
@@ -42,7 +45,8 @@ pub(crate) fn receives_chunk(plan: &Plan, entry: &Entry, event: &[u8]) -> Result
         return Ok(true);
     }
     let body = event_body(event).map_err(|_| damaged(entry))?;
-    Ok(v1::Begin::decode(body).map_err(|_| damaged(entry))?.new_tables)
+    let begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
+    Ok(plan.receives(begin.new_tables, begin.ad_hoc))
 }
 
 fn reads_one(plan: &Plan, tables: &[String]) -> bool {

@@ -3,7 +3,7 @@
 use std::{pin::Pin, sync::Arc};
 
 use futures_util::{Stream, StreamExt as _, stream};
-use tidegate_model::TableName;
+use tidegate_model::{SnapshotSpec, TableName};
 use tidegate_proto::v1::{
     self,
     snapshot_status::State,
@@ -15,6 +15,7 @@ use crate::{
     gateway::Shared,
     opening::matched_tables,
     selection::TableFilter,
+    snapshot_parts::{KEY_BYTES_MAX, PartError, part_tables, parts},
     snapshots::{SnapshotError, Statuses},
     source::Source,
     status::GatewayError,
@@ -27,7 +28,7 @@ pub(crate) struct SnapshotService {
 
 impl SnapshotService {
     pub(crate) fn server(shared: Arc<Shared>) -> SnapshotsServer<Self> {
-        let limit = shared.config.request_bytes_max;
+        let limit = shared.config.request_bytes_max + KEY_BYTES_MAX;
         SnapshotsServer::new(SnapshotService { shared }).max_decoding_message_size(limit)
     }
 
@@ -41,11 +42,28 @@ impl SnapshotService {
     }
 
     async fn started(&self, request: v1::StartSnapshotRequest) -> Result<v1::StartSnapshotResponse, GatewayError> {
-        let source = self.shared.sources.get(&request.source)?;
-        let selection = v1::TableSelection { names: request.tables, ..v1::TableSelection::default() };
-        let filter = TableFilter::parse(&selection, &self.shared.config)?;
-        let tables = matched_tables(&source, &[filter], &self.shared.config).await?;
-        let start = source.handle.snapshots.start(tables.clone()).await?;
+        let v1::StartSnapshotRequest { source, tables: names, parts: requested } = request;
+        let source = self.shared.sources.get(&source)?;
+        let of_parts = part_tables(&requested)?;
+        let filter = |names| {
+            let selection = v1::TableSelection { names, ..v1::TableSelection::default() };
+            TableFilter::parse(&selection, &self.shared.config)
+        };
+        let mut filters = Vec::new();
+        if of_parts.is_empty() || !names.is_empty() {
+            let whole = filter(names)?;
+            if let Some(twice) = of_parts.iter().find(|table| whole.reads(table)) {
+                return Err(GatewayError::Part { table: twice.clone(), error: Box::new(PartError::Twice) });
+            }
+            filters.push(whole);
+        }
+        if !of_parts.is_empty() {
+            filters.push(filter(of_parts.iter().map(TableName::to_string).collect())?);
+        }
+        let tables = matched_tables(&source, &filters, &self.shared.config).await?;
+        let parts = parts(&source, requested).await?;
+        let spec = SnapshotSpec { tables: tables.clone(), parts, ad_hoc: true };
+        let start = source.handle.snapshots.start(spec).await?;
         Ok(v1::StartSnapshotResponse {
             snapshot: start.snapshot,
             position: start.after.to_string(),

@@ -5,8 +5,9 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
-use tidegate_model::{Position, Retry, TableName};
+use tidegate_model::{Position, Retry, SnapshotSpec, TableName};
 use tidegate_proto::v1;
+use tidegate_views::TableFacts;
 
 /// What a source answers when it can.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, SnapshotError>> + Send + 'a>>;
@@ -15,9 +16,15 @@ pub type Statuses = Pin<Box<dyn Stream<Item = Vec<v1::SnapshotStatus>> + Send>>;
 
 /// Makes snapshots of one source.
 pub trait Snapshots: Send + Sync {
-    /// Starts a snapshot of these tables, or joins one that runs over just the same. It is among the statuses before this
-    /// answers.
-    fn start(&self, tables: Vec<TableName>) -> Answer<'_, SnapshotStart>;
+    /// Starts a snapshot, or joins one that runs over just the same. It is among the statuses before this answers.
+    fn start(&self, spec: SnapshotSpec) -> Answer<'_, SnapshotStart>;
+
+    /// What a part of the table can be asked for with, as the catalog has it now.
+    fn describe(&self, table: TableName) -> Answer<'_, Described>;
+
+    /// The first value of the keys that PostgreSQL does not read as that of its column; None where it reads them all. Each key
+    /// has as many values as the table's.
+    fn malformed_key(&self, table: TableName, keys: Vec<Vec<String>>) -> Answer<'_, Option<MalformedKey>>;
 
     /// Lets a snapshot wait.
     fn pause(&self, snapshot: u32) -> Answer<'_, ()>;
@@ -39,6 +46,24 @@ pub struct SnapshotStart {
     pub snapshot: u32,
     /// Whoever reads the changelog after this position receives its begin and all that follows.
     pub after: Position,
+}
+
+/// A table of which a part may be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    /// For conditions: the columns that are published.
+    pub facts: TableFacts,
+    /// The key's columns, in its order; none where it has no key.
+    pub key: Vec<String>,
+}
+
+/// A value that PostgreSQL does not read as the key's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedKey {
+    /// Which of the keys, from 0.
+    pub key: usize,
+    /// Which of the key's columns, from 0.
+    pub column: usize,
 }
 
 /// Why a snapshot is not to be had.
@@ -94,7 +119,15 @@ fn unavailable<'a, T: Send + 'a>() -> Answer<'a, T> {
 }
 
 impl Snapshots for NoSnapshots {
-    fn start(&self, _: Vec<TableName>) -> Answer<'_, SnapshotStart> {
+    fn start(&self, _: SnapshotSpec) -> Answer<'_, SnapshotStart> {
+        unavailable()
+    }
+
+    fn describe(&self, _: TableName) -> Answer<'_, Described> {
+        unavailable()
+    }
+
+    fn malformed_key(&self, _: TableName, _: Vec<Vec<String>>) -> Answer<'_, Option<MalformedKey>> {
         unavailable()
     }
 

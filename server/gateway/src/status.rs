@@ -12,7 +12,7 @@ use tidegate_proto::rpc;
 use tidegate_store::{MirrorError, ReadError};
 use tonic::{Code, Status};
 
-use crate::snapshots::SnapshotError;
+use crate::{snapshot_parts::PartError, snapshots::SnapshotError};
 
 /// `ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "tidegate.dev";
@@ -51,6 +51,8 @@ pub(crate) enum GatewayError {
         selected_none(names)
     )]
     NoTable { names: Vec<String> },
+    #[error("table {table}: {error}")]
+    Part { table: TableName, error: Box<PartError> },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("group is reserved and must be empty")]
@@ -102,6 +104,7 @@ pub(crate) enum Reason {
     SourceRequired,
     UnknownSource,
     InvalidSelection,
+    InvalidPart,
     UnknownTable,
     UnknownColumn,
     InvalidStart,
@@ -123,10 +126,11 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 21] = [
+    pub(crate) const ALL: [Reason; 22] = [
         Reason::SourceRequired,
         Reason::UnknownSource,
         Reason::InvalidSelection,
+        Reason::InvalidPart,
         Reason::UnknownTable,
         Reason::UnknownColumn,
         Reason::InvalidStart,
@@ -152,6 +156,7 @@ impl Reason {
             Reason::SourceRequired => "SOURCE_REQUIRED",
             Reason::UnknownSource => "UNKNOWN_SOURCE",
             Reason::InvalidSelection => "INVALID_SELECTION",
+            Reason::InvalidPart => "INVALID_PART",
             Reason::UnknownTable => "UNKNOWN_TABLE",
             Reason::UnknownColumn => "UNKNOWN_COLUMN",
             Reason::InvalidStart => "INVALID_START",
@@ -198,6 +203,7 @@ impl GatewayError {
             | GatewayError::Token(_)
             | GatewayError::TokenDefinitions { .. }
             | GatewayError::NoTable { .. }
+            | GatewayError::Part { .. }
             | GatewayError::Group
             | GatewayError::Credit { .. }
             | GatewayError::TooManySubscriptions { .. }
@@ -224,6 +230,7 @@ impl GatewayError {
             | GatewayError::Pattern(_)
             | GatewayError::Name(_)
             | GatewayError::Operation { .. } => Reason::InvalidSelection,
+            GatewayError::Part { .. } => Reason::InvalidPart,
             GatewayError::TooMany { .. } | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
             GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => Reason::UnknownTable,
             GatewayError::UnknownColumn { .. } => Reason::UnknownColumn,
@@ -255,6 +262,7 @@ impl GatewayError {
         match self.reason() {
             Reason::SourceRequired
             | Reason::InvalidSelection
+            | Reason::InvalidPart
             | Reason::UnknownColumn
             | Reason::InvalidStart
             | Reason::InvalidToken
@@ -288,6 +296,7 @@ impl GatewayError {
                 Some("names")
             }
             GatewayError::Name(_) => Some("table"),
+            GatewayError::Part { .. } => Some("parts"),
             GatewayError::UnknownColumn { .. } => Some("columns"),
             GatewayError::Operation { .. } => Some("operations"),
             GatewayError::Start { .. } => Some("start.at"),

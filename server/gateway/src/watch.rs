@@ -72,7 +72,8 @@ impl Watching {
             return Err(failed(GatewayError::Draining));
         }
         let selections = vec![request.tables.unwrap_or_default()];
-        let opening = Opening { source: request.source, selections, start: request.start };
+        let v1::WatchRequest { source, start, snapshots, .. } = request;
+        let opening = Opening { source, selections, start, snapshots };
         let opened = opening.open(Arc::clone(&shared)).await;
         let mut watching = Watching {
             live: None,
@@ -246,8 +247,8 @@ impl Live {
 
     /// Is the chunk that has begun received? None in a transaction.
     fn chunk(&self) -> Option<bool> {
-        let v1::Begin { snapshot, new_tables, .. } = self.begin;
-        (snapshot != 0).then(|| new_tables || self.plan.follows(snapshot))
+        let v1::Begin { snapshot, new_tables, ad_hoc, .. } = self.begin;
+        (snapshot != 0).then(|| self.plan.receives(new_tables, ad_hoc) || self.plan.follows(snapshot))
     }
 
     fn change(

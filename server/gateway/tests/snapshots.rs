@@ -7,12 +7,13 @@ use fixture::{
     snapshots::{shared, status},
     subscribe, tables,
 };
-use tidegate_gateway::SnapshotError;
-use tidegate_model::{Op, TableName};
+use tidegate_gateway::{Described, MalformedKey, SnapshotError};
+use tidegate_model::{Op, Part, SnapshotSpec, TableName};
 use tidegate_proto::v1::{
-    self, event::What, session_response::Event, snapshot_status::State, snapshots_client::SnapshotsClient,
-    watch_response::Mark,
+    self, event::What, session_response::Event, snapshot_part::Rows, snapshot_status::State,
+    snapshots_client::SnapshotsClient, watch_response::Mark,
 };
+use tidegate_views::{CollationFacts, ColumnFacts, TableFacts};
 use tonic::Code;
 
 fn at_snapshot() -> v1::start::From {
@@ -70,7 +71,8 @@ async fn a_subscription_from_a_snapshot_receives_its_chunks_amid_changes_and_no_
     assert_eq!(until(&mut first, "snapshot end 7").await, [&begun[..], &rest].concat());
     assert_eq!(until(&mut first, "delete").await, ["begin 0", "delete"]);
     assert_eq!(until(&mut beside, "delete").await, ["begin 0", "update", "commit", "begin 0", "delete"]);
-    assert_eq!(*fixture.snapshots.asked.lock().expect("no panic"), [[TableName::new("public", "orders")]]);
+    let asked = SnapshotSpec::of_tables(vec![TableName::new("public", "orders")]);
+    assert_eq!(*fixture.snapshots.asked.lock().expect("no panic"), [asked]);
 
     // Going on in the middle is reading the log; nothing is asked of the source.
     let mut resumed = fixture.session().await;
@@ -92,7 +94,8 @@ async fn columns_and_operations_apply_to_reads() {
     let selections = vec![what(id), what(inserts)];
     session.subscribe(v1::Subscribe { selections, ..subscribe(&[], at_snapshot()) }).await;
     opened(&mut session).await;
-    assert_eq!(*fixture.snapshots.asked.lock().expect("no panic"), [[TableName::new("public", "orders")]]);
+    let asked = SnapshotSpec::of_tables(vec![TableName::new("public", "orders")]);
+    assert_eq!(*fixture.snapshots.asked.lock().expect("no panic"), [asked]);
     fixture.snapshot_begin(7).await;
     fixture.chunk(7, &[300]).await;
     let read = loop {
@@ -196,12 +199,73 @@ async fn a_snapshot_that_cannot_start_says_why() {
 }
 
 #[tokio::test]
+async fn a_part_is_printed_from_what_was_typed_and_keys_come_in_their_order() {
+    let fixture = Fixture::start().await;
+    fixture.snapshots_start(3);
+    let column = |name: &str, field, type_oid| ColumnFacts {
+        name: name.to_owned(),
+        field,
+        type_oid,
+        collation: None,
+        enum_type: None,
+    };
+    let default = CollationFacts { name: "default".to_owned(), is_default: true, deterministic: true, is_c: false };
+    let facts = TableFacts {
+        schema: "public".to_owned(),
+        name: "orders".to_owned(),
+        columns: vec![column("id", 1, 20), column("line", 2, 23)],
+        default_collation: default,
+    };
+    let key = vec!["id".to_owned(), "line".to_owned()];
+    *fixture.snapshots.described.lock().expect("no panic") = Some(Described { facts, key });
+    let mut client = SnapshotsClient::new(fixture.channel().await);
+    let request = |tables: &[&str], rows| v1::StartSnapshotRequest {
+        tables: tables.iter().map(|name| (*name).to_owned()).collect(),
+        parts: vec![v1::SnapshotPart { table: "orders".to_owned(), rows: Some(rows) }],
+        ..Default::default()
+    };
+    let keys = |values: &[&str]| {
+        let values = values.iter().map(|value| (*value).to_owned()).collect();
+        Rows::Keys(v1::SnapshotKeys {
+            columns: vec!["line".into(), "id".into()],
+            keys: vec![v1::SnapshotKey { values }],
+        })
+    };
+    let condition = |text: &str| Rows::Where(text.to_owned());
+    client.start(request(&[], condition("orders.id > 7"))).await.expect("a condition");
+    client.start(request(&["items"], keys(&["1", "20"]))).await.expect("keys, and a whole table");
+    let (orders, items) = (TableName::new("public", "orders"), TableName::new("public", "items"));
+    let spec = |tables: &[&TableName], part| SnapshotSpec {
+        tables: tables.iter().map(|&table| table.clone()).collect(),
+        parts: [(orders.clone(), part)].into(),
+        ad_hoc: true,
+    };
+    let printed = "(\"id\" OPERATOR(pg_catalog.>) ('7'::pg_catalog.int4))".to_owned();
+    let by_key = Part::Keys(vec![vec!["20".to_owned(), "1".to_owned()]]);
+    let expected = [spec(&[&orders], Part::Where(printed)), spec(&[&items, &orders], by_key)];
+    assert_eq!(*fixture.snapshots.asked.lock().expect("no panic"), expected);
+
+    *fixture.snapshots.malformed.lock().expect("no panic") = Some(MalformedKey { key: 0, column: 1 });
+    for (refused, expected) in [
+        (request(&[], condition("id = 1 or total > 3")), "table public.orders: where, line 1, column 11"),
+        (request(&[], keys(&["1"])), "key 1 has 1 values"),
+        (request(&[], keys(&["x'; --", "1"])), "PostgreSQL does not read 'x'; --' as a value of the column line"),
+        (request(&["public.*"], keys(&["1", "2"])), "asked for twice"),
+    ] {
+        let status = client.start(refused).await.expect_err("refused");
+        assert_eq!((status.code(), status.message().contains(expected)), (Code::InvalidArgument, true), "{status:?}");
+    }
+    assert_eq!(fixture.snapshots.asked.lock().expect("no panic").len(), 2);
+}
+
+#[tokio::test]
 async fn the_service_starts_lists_turns_and_watches_snapshots() {
     let fixture = Fixture::start().await;
     let mut client = SnapshotsClient::new(fixture.channel().await);
     let start = |names: &[&str]| v1::StartSnapshotRequest {
         source: String::new(),
         tables: names.iter().map(|name| (*name).to_owned()).collect(),
+        parts: Vec::new(),
     };
     let unavailable = client.start(start(&["orders"])).await.expect_err("not available");
     assert_eq!(unavailable.code(), Code::Unimplemented);

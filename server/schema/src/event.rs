@@ -33,6 +33,8 @@ pub struct BeginParts<'a> {
     pub snapshot: u32,
     /// Of a chunk: its snapshot is one of new tables.
     pub new_tables: bool,
+    /// Of a chunk: its snapshot was asked for by itself.
+    pub ad_hoc: bool,
 }
 
 /// Appends a Begin.
@@ -45,6 +47,7 @@ pub fn push_begin(begin: &BeginParts<'_>, to: &mut BlockBuilder) {
     put_number(&mut body, 3, begin.xid);
     put_number(&mut body, 5, begin.snapshot);
     put_number(&mut body, 6, u8::from(begin.new_tables));
+    put_number(&mut body, 7, u8::from(begin.ad_hoc));
     let body = body.as_slice();
     let origin = begin.origin.as_bytes();
     let origin_len = if origin.is_empty() { 0 } else { 1 + varint_len(origin.len() as u64) + origin.len() };
@@ -136,18 +139,20 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_what_prost_reads(
-            lsn in any::<u64>(), ordinal in any::<u32>(), xid in any::<u32>(), snapshot in any::<u32>(), new_tables in any::<bool>(), origin in "\\PC{0,200}",
+            lsn in any::<u64>(), ordinal in any::<u32>(), xid in any::<u32>(), snapshot in any::<u32>(), new_tables in any::<bool>(),
+            ad_hoc in any::<bool>(), origin in "\\PC{0,200}",
             commit_time_us in proptest::option::of(-(1_i64 << 60)..1 << 60),
         ) {
             let position = Position::new(Lsn(lsn), ordinal);
             let mut builder = BlockBuilder::default();
-            push_begin(&BeginParts { position, commit_time_us, xid, origin: &origin, snapshot, new_tables }, &mut builder);
+            let parts = BeginParts { position, commit_time_us, xid, origin: &origin, snapshot, new_tables, ad_hoc };
+            push_begin(&parts, &mut builder);
             push_commit(position, snapshot, &mut builder);
             let commit_time = commit_time_us.map(|us| prost_types::Timestamp {
                 seconds: us.div_euclid(1_000_000),
                 nanos: us.rem_euclid(1_000_000) as i32 * 1000,
             });
-            let begin = v1::Begin { position: position.to_string(), commit_time, xid, origin, snapshot, new_tables };
+            let begin = v1::Begin { position: position.to_string(), commit_time, xid, origin, snapshot, new_tables, ad_hoc };
             let commit = v1::Commit { position: position.to_string() };
             let read = v1::ChangeBatch::decode(&builder.payload[..]).expect("neighbours are a ChangeBatch");
             let expected = [What::Begin(begin.clone()), What::Commit(commit.clone())];

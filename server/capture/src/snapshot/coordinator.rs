@@ -17,7 +17,7 @@ mod begin;
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidegate_control::{Control, JobState};
-use tidegate_model::{Clock, Epoch, Retry, SourceName, TableName};
+use tidegate_model::{Clock, Epoch, Retry, SnapshotSpec, SourceName};
 use tidegate_postgres::ConnectConfig;
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -212,9 +212,7 @@ impl Coordinator {
 
     async fn command(&mut self, command: Command, epoch: Option<Epoch>) {
         match command {
-            Command::Start { tables, keyed_only, reply } => {
-                self.start((tables, keyed_only), epoch, reply).await;
-            }
+            Command::Start { spec, keyed_only, reply } => self.start((spec, keyed_only), epoch, reply).await,
             // Whoever asks may have gone.
             Command::StartNew { new, reply } => drop(reply.send(self.start_new(new, epoch).await)),
             Command::Change { snapshot, state, reply } => {
@@ -224,20 +222,20 @@ impl Coordinator {
         }
     }
 
-    /// Joins a snapshot that runs over just these tables, or records a new one. Whoever asks may have gone.
+    /// Joins a snapshot that runs over just the same, or records a new one. Whoever asks may have gone.
     async fn start(
         &mut self,
-        (tables, keyed_only): (Vec<TableName>, bool),
+        (spec, keyed_only): (SnapshotSpec, bool),
         epoch: Option<Epoch>,
         reply: oneshot::Sender<Result<Started, SnapshotError>>,
     ) {
-        if tables.is_empty() {
+        if spec.tables.is_empty() {
             return drop(reply.send(Err(SnapshotError::NoTable)));
         }
         let Some(epoch) = epoch.filter(|_| self.is_loaded) else {
             return drop(reply.send(Err(SnapshotError::NotConnected)));
         };
-        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&tables, keyed_only)) {
+        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&spec, keyed_only)) {
             match same.after() {
                 Some(after) => drop(reply.send(Ok(Started { snapshot: same.number(), after }))),
                 None => self.waiting.entry(same.number()).or_default().push(reply),
@@ -245,9 +243,9 @@ impl Coordinator {
             return;
         }
         let at_least = self.passes.keys().max().copied().unwrap_or(0);
-        match self.context.control.create_snapshot(&self.context.source, (epoch, at_least), &tables).await {
+        match self.context.control.create_snapshot(&self.context.source, (epoch, at_least), &spec).await {
             Ok(job) => {
-                info!(source = %self.context.source, snapshot = job.snapshot, tables = tables.len(), "a snapshot starts");
+                info!(source = %self.context.source, snapshot = job.snapshot, tables = spec.tables.len(), parts = ?spec.parts, "a snapshot starts");
                 self.waiting.entry(job.snapshot).or_default().push(reply);
                 self.passes.insert(job.snapshot, Pass::new(job, None).keyed_only(keyed_only));
             }
@@ -288,10 +286,9 @@ impl Coordinator {
                 let (context, orders) = (Arc::clone(&self.context), self.orders.clone());
                 match step {
                     Step::Begin => {
-                        let (snapshot, tables) = ((*number, pass.is_of_new_tables()), pass.tables_to_plan());
+                        let (snapshot, job) = (*number, pass.to_plan());
                         self.tasks.spawn(async move {
-                            let begun = begin(&context, &orders, snapshot, tables).await;
-                            let (snapshot, _) = snapshot;
+                            let begun = begin(&context, &orders, &job).await;
                             Done::Begun { snapshot, begun: begun.map_err(Box::new) }
                         });
                     }
@@ -447,8 +444,10 @@ impl Coordinator {
         let Some(pass) = self.passes.get_mut(&outcome.snapshot) else { return };
         let now = Instant::now();
         match outcome.result {
-            ChunkResult::Emitted { row_count, byte_count } => {
-                pass.table(outcome.table).was_emitted(outcome.attempt, outcome.end, (row_count, byte_count));
+            ChunkResult::Emitted { row_count, byte_count, keys } => {
+                let table = pass.table(outcome.table);
+                table.was_emitted(outcome.attempt, outcome.end, (row_count, byte_count));
+                table.read_between(outcome.attempt, keys);
                 pass.measured(now);
             }
             ChunkResult::Again(ReadAgain::Rekeyed) => {

@@ -4,7 +4,11 @@
 //! followed by a record of its own ([`Gaps::take_unrecorded`]). Its size is bounded by the tracking's limits: where there are too
 //! many, they are given up, and the whole table is to be read once more.
 //!
-//! Format, of what is recorded: a byte (1: another pass), then each key with its length before it, as a varint.
+//! Keys of which only some would ever have to be read may be recorded late ([`Gaps::add_late`]): that there are such keys is recorded
+//! with the first, and after a restart the pass begins anew.
+//!
+//! Format, of what is recorded: a byte (1: another pass, 2: keys may be missing), then each key with its length before it, as a
+//! varint.
 
 use std::collections::HashSet;
 
@@ -21,6 +25,8 @@ pub(crate) struct Gaps {
     byte_count: usize,
     another_pass: bool,
     unrecorded: bool,
+    /// Keys may be in that are recorded later than they were added.
+    late: bool,
 }
 
 impl Gaps {
@@ -66,6 +72,18 @@ impl Gaps {
         }
     }
 
+    /// The same, of so many keys that not each can have a record of its own.
+    pub(crate) fn add_late(&mut self, key: &[u8]) {
+        let unrecorded = self.unrecorded || !self.late;
+        self.add(key);
+        (self.unrecorded, self.late) = (unrecorded, true);
+    }
+
+    /// As it was recorded: may keys be missing?
+    pub(crate) fn may_lack_keys(&self) -> bool {
+        self.late
+    }
+
     /// The row at this key is held whole, or is gone. Was it in?
     pub(crate) fn remove(&mut self, key: &[u8]) -> bool {
         let was_in = self.keys.remove(key);
@@ -91,7 +109,7 @@ impl Gaps {
     /// As it is recorded.
     pub(crate) fn encode(&self) -> BytesMut {
         let mut out = BytesMut::with_capacity(1 + self.byte_count);
-        out.put_u8(u8::from(self.another_pass));
+        out.put_u8(u8::from(self.another_pass) | u8::from(self.late) << 1);
         for key in &self.keys {
             put_varint(&mut out, key.len() as u64);
             out.put_slice(key);
@@ -101,7 +119,7 @@ impl Gaps {
 
     /// What `encode` wrote; None for other bytes.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (another_pass, mut bytes) = bytes.split_first()?;
+        let (flags, mut bytes) = bytes.split_first()?;
         let mut gaps = Gaps::default();
         while !bytes.is_empty() {
             let (len, skip) = read_varint(bytes).ok()?;
@@ -109,7 +127,7 @@ impl Gaps {
             gaps.add(bytes.get(skip..end)?);
             bytes = &bytes[end..];
         }
-        Some(Gaps { another_pass: *another_pass != 0, unrecorded: false, ..gaps })
+        Some(Gaps { another_pass: flags & 1 != 0, late: flags & 2 != 0, unrecorded: false, ..gaps })
     }
 }
 
@@ -131,6 +149,21 @@ mod tests {
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
             let _decoded_or_refused = Gaps::decode(&bytes).is_some();
         }
+    }
+
+    #[test]
+    fn of_keys_that_are_added_late_the_first_is_recorded_at_once() {
+        let mut gaps = Gaps::default();
+        gaps.add_late(b"a");
+        assert!(gaps.take_unrecorded() && Gaps::decode(&gaps.encode()).is_some_and(|read| read.may_lack_keys()));
+        gaps.add_late(b"b");
+        assert!(!gaps.take_unrecorded());
+        gaps.add(b"c");
+        gaps.add_late(b"d");
+        assert!(gaps.take_unrecorded() && gaps.keys(9).len() == 4);
+        gaps.clear();
+        gaps.add_late(b"e");
+        assert!(gaps.take_unrecorded());
     }
 
     #[test]

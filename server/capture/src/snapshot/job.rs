@@ -308,6 +308,13 @@ impl TableJob {
         }
     }
 
+    /// These keys may be incomplete, and the rest of the pass may not cover them: they are read before the next chunk.
+    pub(crate) fn read_between(&mut self, attempt: u32, keys: Vec<Box<[u8]>>) {
+        if attempt == self.attempt && self.phase == Phase::Reading && self.keys.is_empty() {
+            self.keys = keys;
+        }
+    }
+
     /// A chunk must be read again, and with it what was read after it.
     pub(crate) fn read_again(&mut self, attempt: u32, now: Instant) {
         if attempt == self.attempt {

@@ -8,8 +8,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     job::{Place, Work},
+    label::Label,
     reader::Planned,
     reconcile::{Chunk, ReadAgain},
+    touched::Covers,
     tracking::ReadId,
 };
 use crate::{CaptureError, table::TableCodec};
@@ -20,9 +22,11 @@ pub(crate) enum Order {
     /// Describe these tables. Follow them for the snapshot, and emit its begin, unless that was done before.
     Begin {
         snapshot: u32,
-        /// It is one of new tables.
-        new_tables: bool,
+        /// What its records say of it.
+        label: Label,
         tables: Vec<(TableName, Relation)>,
+        /// Which of each table's rows its chunks have.
+        covers: Vec<Covers>,
         reply: oneshot::Sender<Result<Begun, CaptureError>>,
     },
     /// A chunk is about to be read: its name. `anew`: it begins the table's pass, whatever was read of it before.
@@ -98,6 +102,8 @@ pub(crate) enum ChunkResult {
     Emitted {
         row_count: u64,
         byte_count: u64,
+        /// Some keys that are to be read again, where the rest of the pass may not cover them.
+        keys: Vec<Box<[u8]>>,
     },
     /// It must be read again, because of this.
     Again(ReadAgain),

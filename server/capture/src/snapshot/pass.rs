@@ -9,14 +9,14 @@
 use std::{collections::VecDeque, sync::Arc};
 
 use tidegate_control::{JobState, SnapshotJob};
-use tidegate_model::{Epoch, Position, TableName};
+use tidegate_model::{Epoch, Position, SnapshotSpec, TableName};
 use tokio::time::{Duration, Instant};
 
 use super::{
     gaps::Gaps,
     job::{Place, TableJob, Work},
     reader::Planned,
-    requests::{SnapshotStatus, TableStatus},
+    requests::{PartStatus, SnapshotStatus, TableStatus},
 };
 
 /// Over how long the rate is taken.
@@ -53,6 +53,8 @@ pub(crate) struct Pass {
     job: SnapshotJob,
     after: Option<Position>,
     tables: Vec<TableJob>,
+    /// Of each table.
+    parts: Vec<PartStatus>,
     plans: Vec<Arc<Planned>>,
     stage: Stage,
     /// A table without a key is refused.
@@ -96,6 +98,7 @@ impl Pass {
         };
         Pass {
             tables: job.tables.iter().map(place).collect(),
+            parts: job.tables.iter().map(|name| PartStatus::of(job.parts.get(name))).collect(),
             after: resume.as_ref().map(|resume| before(resume.begin)),
             job,
             plans: Vec::new(),
@@ -126,20 +129,18 @@ impl Pass {
         Pass { keyed_only, ..self }
     }
 
-    /// May another subscriber join it, who would have tables without a key refused, or not?
-    pub(crate) fn can_be_joined(&self, tables: &[TableName], keyed_only: bool) -> bool {
+    /// May whoever asks for this join it, who would have tables without a key refused, or not? Who asks for one that others are to
+    /// receive must not get one that they do not.
+    pub(crate) fn can_be_joined(&self, spec: &SnapshotSpec, keyed_only: bool) -> bool {
         let refuses_more = self.keyed_only && !keyed_only && self.after.is_none();
-        self.job.state == JobState::Running && self.abandoned.is_none() && !refuses_more && self.job.tables == tables
+        let is_running = self.job.state == JobState::Running && self.abandoned.is_none();
+        let is_same = self.job.tables == spec.tables && self.job.parts == spec.parts;
+        is_running && is_same && !refuses_more && (self.job.ad_hoc || !spec.ad_hoc)
     }
 
-    /// Its tables, and whether one without a key is refused.
-    pub(crate) fn tables_to_plan(&self) -> (Vec<TableName>, bool) {
-        (self.job.tables.clone(), self.keyed_only)
-    }
-
-    /// Have its tables joined the publication, so that everyone receives it?
-    pub(crate) fn is_of_new_tables(&self) -> bool {
-        self.job.new_tables
+    /// As it was asked for, and whether a table without a key is refused.
+    pub(crate) fn to_plan(&self) -> (SnapshotJob, bool) {
+        (self.job.clone(), self.keyed_only)
     }
 
     /// Its chunks that are being read or wait for the stream, and about how many bytes they have.
@@ -264,11 +265,12 @@ impl Pass {
 
     /// As others see it.
     pub(crate) fn status(&self) -> SnapshotStatus {
-        let table = |table: &TableJob| TableStatus {
+        let table = |(table, part): (&TableJob, &PartStatus)| TableStatus {
             name: table.name.clone(),
             row_count: table.row_count,
             row_count_estimated: table.row_count_estimated,
             is_done: table.is_done(),
+            part: part.clone(),
         };
         let rows_per_second = match (self.recent.front(), self.recent.back()) {
             (Some(first), Some(last)) if last.0 > first.0 => {
@@ -280,12 +282,13 @@ impl Pass {
             snapshot: self.job.snapshot,
             state: self.job.state,
             detail: self.detail.clone(),
-            tables: self.tables.iter().map(table).collect(),
+            tables: self.tables.iter().zip(&self.parts).map(table).collect(),
             after: self.after,
             created_us: self.job.created_us,
             ended_us: None,
             rows_per_second,
             new_tables: self.job.new_tables,
+            ad_hoc: self.job.ad_hoc,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tidegate_model::{Lsn, Op};
+use tidegate_model::{Lsn, Op, Part};
 use tidegate_postgres::{
     ConnectConfig,
     snapshot::{
@@ -22,11 +22,16 @@ use super::{
 };
 use crate::{CaptureError, table::TableCodec};
 
+/// Keys of a list that are asked for at once, at most.
+const LISTED_MAX: usize = 1_000;
+
 /// A table as it is read: what PostgreSQL has, and how we encode it.
 #[derive(Debug)]
 pub(crate) struct Planned {
     pub(crate) plan: TablePlan,
     pub(crate) codec: Arc<TableCodec>,
+    /// What of it is read.
+    pub(crate) part: Option<Part>,
 }
 
 impl Planned {
@@ -35,7 +40,11 @@ impl Planned {
     }
 
     pub(crate) fn row_count_estimated(&self) -> u64 {
-        self.plan.row_count_estimate.unwrap_or(0)
+        match &self.part {
+            None => self.plan.row_count_estimate.unwrap_or(0),
+            Some(Part::Where(_)) => 0,
+            Some(Part::Keys(keys)) => keys.len() as u64,
+        }
     }
 
     /// Are its rows told apart by nothing?
@@ -44,6 +53,11 @@ impl Planned {
     }
 
     fn range(&self, work: &Work) -> Result<Range, ReadFailure> {
+        if let (Work::Chunk { from, row_limit, .. }, Some(Part::Keys(keys))) = (work, &self.part) {
+            let listed = keys[listed(from, *row_limit, keys.len())].iter();
+            let values = |key: &Vec<String>| key.iter().map(|value| value.as_bytes().into()).collect();
+            return Ok(Range::Keys(listed.map(values).collect()));
+        }
         match work {
             Work::Blocks { from, block_limit, shared, .. } => {
                 shared.range(from, *block_limit).map(|(range, _)| range).ok_or(ReadFailure::SharedGone)
@@ -65,6 +79,25 @@ impl Planned {
         }
     }
 
+    /// Where the chunk that the work has read ends.
+    fn end(&self, work: &Work, facts: &ChunkFacts) -> Option<Place> {
+        let (from, row_limit) = match work {
+            Work::Blocks { from, block_limit, shared, .. } => {
+                return shared.range(from, *block_limit).map(|(_, end)| end);
+            }
+            Work::Chunk { from, row_limit, .. } => (from, row_limit),
+            Work::Share { .. } | Work::Keys { .. } | Work::Finish { .. } => return None,
+        };
+        let after = match &self.part {
+            Some(Part::Keys(keys)) => {
+                let end = listed(from, *row_limit, keys.len()).end;
+                (end < keys.len()).then(|| (end as u64).to_le_bytes().to_vec())
+            }
+            Some(Part::Where(_)) | None => facts.next.as_ref().map(Cursor::to_bytes),
+        };
+        Some(after.map_or(Place::End, |after| Place::After(after.into())))
+    }
+
     /// An encoded key in PostgreSQL's texts, in the order of the plan's key.
     fn key_values(&self, key: &[u8]) -> Result<KeyValues, ReadFailure> {
         let mut text = RowText::default();
@@ -73,6 +106,19 @@ impl Planned {
         let value = |column: usize| Some(text.value(column)?.as_bytes().into());
         self.plan.key.iter().map(|column| value(column.column).ok_or_else(damaged)).collect()
     }
+}
+
+/// Which of a list of keys a chunk has: its place is how many come before.
+fn listed(from: &Place, count: u32, len: usize) -> std::ops::Range<usize> {
+    let start = match from {
+        Place::Start => 0,
+        Place::After(before) => {
+            let before = before.as_ref().try_into().map_or(u64::MAX, u64::from_le_bytes);
+            usize::try_from(before).unwrap_or(len).min(len)
+        }
+        Place::End => len,
+    };
+    start..start.saturating_add((count as usize).clamp(1, LISTED_MAX)).min(len)
 }
 
 /// Rows of a chunk, as changes.
@@ -173,19 +219,13 @@ impl Reader {
         let shared = shared.as_ref().map(|shared| &shared.shared);
         let chunk = tidegate_postgres::snapshot::Chunk { plan: &planned.plan, range: &range, shared };
         let facts = Box::pin(self.reader.read(chunk, |row| rows.push(&planned.codec, row))).await?;
+        let end = planned.end(&work, &facts);
         let read = Read {
             attempt: work.attempt(),
             row_count: facts.row_count,
             byte_count: facts.byte_count,
             elapsed: facts.elapsed,
-            end: match &work {
-                Work::Blocks { from, block_limit, shared, .. } => shared.range(from, *block_limit).map(|(_, end)| end),
-                Work::Chunk { .. } => Some(match &facts.next {
-                    Some(cursor) => Place::After(cursor.to_bytes().into()),
-                    None => Place::End,
-                }),
-                Work::Share { .. } | Work::Keys { .. } | Work::Finish { .. } => None,
-            },
+            end,
             shared: None,
         };
         Ok((read, rows.into_chunk((snapshot, planned.table_oid()), facts, work)))

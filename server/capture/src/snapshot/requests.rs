@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use tidegate_control::{ControlError, JobState, SnapshotJob};
-use tidegate_model::{Epoch, Position, Retry, TableName};
+use tidegate_model::{Epoch, Part, Position, Retry, SnapshotSpec, TableName};
 use tidegate_postgres::{ConnectError, snapshot::SnapshotReadError};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -46,6 +46,8 @@ pub struct SnapshotStatus {
     pub rows_per_second: u64,
     /// It has started by itself, since its tables are new.
     pub new_tables: bool,
+    /// It was asked for by itself: whoever asks for such snapshots receives it.
+    pub ad_hoc: bool,
 }
 
 impl SnapshotStatus {
@@ -56,6 +58,7 @@ impl SnapshotStatus {
             row_count: 0,
             row_count_estimated: 0,
             is_done: job.state == JobState::Done,
+            part: PartStatus::of(job.parts.get(name)),
         };
         SnapshotStatus {
             snapshot: job.snapshot,
@@ -67,6 +70,7 @@ impl SnapshotStatus {
             ended_us: job.ended_us,
             rows_per_second: 0,
             new_tables: job.new_tables,
+            ad_hoc: job.ad_hoc,
         }
     }
 }
@@ -82,6 +86,27 @@ pub struct TableStatus {
     pub row_count_estimated: u64,
     /// All of it is delivered.
     pub is_done: bool,
+    /// Which part of it is read.
+    pub part: PartStatus,
+}
+
+/// Which part of a table is read. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PartStatus {
+    /// Rows that meet this condition; None where it is all of them, or those of some keys.
+    pub condition: Option<Arc<str>>,
+    /// Rows of so many keys; 0 where it is no list.
+    pub key_count: u64,
+}
+
+impl PartStatus {
+    pub(crate) fn of(part: Option<&Part>) -> Self {
+        match part {
+            None => PartStatus::default(),
+            Some(Part::Where(condition)) => PartStatus { condition: Some(condition.as_str().into()), key_count: 0 },
+            Some(Part::Keys(keys)) => PartStatus { condition: None, key_count: keys.len() as u64 },
+        }
+    }
 }
 
 /// A snapshot cannot be had.
@@ -154,7 +179,7 @@ impl SnapshotError {
 /// What the coordinator is asked.
 #[derive(Debug)]
 pub(crate) enum Command {
-    Start { tables: Vec<TableName>, keyed_only: bool, reply: oneshot::Sender<Result<Started, SnapshotError>> },
+    Start { spec: SnapshotSpec, keyed_only: bool, reply: oneshot::Sender<Result<Started, SnapshotError>> },
     StartNew { new: NewTables, reply: oneshot::Sender<Result<(), SnapshotError>> },
     Change { snapshot: u32, state: JobState, reply: oneshot::Sender<Result<(), SnapshotError>> },
 }
@@ -170,14 +195,12 @@ pub(crate) struct NewTables {
 }
 
 impl SnapshotRequests {
-    /// Starts a snapshot of these tables, or joins one that runs over just the same.
+    /// Starts a snapshot, or joins one that runs over just the same.
     ///
     /// # Errors
     /// A table cannot be read, or the source is not connected.
-    pub async fn start(&self, mut tables: Vec<TableName>) -> Result<Started, SnapshotError> {
-        tables.sort_unstable();
-        tables.dedup();
-        self.ask(|reply| Command::Start { tables, keyed_only: false, reply }).await
+    pub async fn start(&self, spec: SnapshotSpec) -> Result<Started, SnapshotError> {
+        self.ask(|reply| Command::Start { spec, keyed_only: false, reply }).await
     }
 
     /// The same of one table, which is refused if its rows cannot be told apart: for whoever keeps them by key.
@@ -185,7 +208,8 @@ impl SnapshotRequests {
     /// # Errors
     /// As with `start`, or the table has no key.
     pub async fn start_keyed(&self, table: TableName) -> Result<Started, SnapshotError> {
-        self.ask(|reply| Command::Start { tables: vec![table], keyed_only: true, reply }).await
+        let spec = SnapshotSpec::of_tables(vec![table]);
+        self.ask(|reply| Command::Start { spec, keyed_only: true, reply }).await
     }
 
     /// Starts a snapshot of new tables, and records what the publication promises with them.

@@ -25,7 +25,7 @@ use super::{
     order::{ChunkResult, Finish, StartedRead, Ticket},
     pass::{TableResume, before},
     reconcile::{Chunk, ReadAgain},
-    touched::Limits,
+    touched::{Covers, Limits},
     tracking::{Passing, ReadId, Recorded, TrackedTable, Tracking, next_position},
 };
 use crate::{CaptureError, assembler::Assembler, table::TableCodec};
@@ -59,10 +59,12 @@ struct Progress {
     key: FieldSet,
     /// Of the definition that the last chunk was read under.
     fingerprint: String,
+    /// Which rows its chunks have.
+    covers: Covers,
 }
 
 impl Progress {
-    fn new(name: &TableName, codec: &TableCodec, resume: Option<&TableResume>) -> Self {
+    fn new((name, codec, covers): (&TableName, &TableCodec, Covers), resume: Option<&TableResume>) -> Self {
         let place = resume.map_or(Place::Start, |resume| resume.place.clone());
         Progress {
             name: name.clone(),
@@ -72,6 +74,7 @@ impl Progress {
             row_type: codec.row_type,
             key: codec.key.clone(),
             fingerprint: resume.map(|resume| resume.fingerprint.clone()).unwrap_or_default(),
+            covers,
         }
     }
 }
@@ -121,10 +124,10 @@ impl Stage {
         &mut self,
         snapshot: u32,
         begin: Position,
-        table: (&TableName, &TableCodec),
+        table: (&TableName, &TableCodec, Covers),
         resume: Option<&TableResume>,
     ) {
-        let (name, codec) = table;
+        let (_, codec, covers) = table;
         let recorded = resume.map(|resume| {
             let mut gaps = resume.gaps.clone();
             if resume.row_type != codec.row_type {
@@ -133,8 +136,8 @@ impl Stage {
             }
             Recorded { at: resume.at, gaps, pass_done: resume.place == Place::End }
         });
-        self.track(snapshot, begin, (name, codec), (recorded, Vec::new()));
-        let progress = Progress::new(name, codec, resume);
+        self.track(snapshot, begin, (codec, covers), (recorded, Vec::new()));
+        let progress = Progress::new(table, resume);
         self.tables.insert((snapshot, codec.table_oid), progress);
         self.begins.insert(snapshot, begin);
     }
@@ -190,15 +193,15 @@ impl Stage {
     pub(crate) fn begin(
         &mut self,
         snapshot: u32,
-        tables: &[(TableName, Arc<TableCodec>)],
+        tables: &[(TableName, Arc<TableCodec>, Covers)],
         writers: impl Fn(u32) -> Vec<u32>,
         assembler: &mut Assembler,
     ) -> Option<Position> {
         let begin = self.tracking.mark_position(assembler.received())?;
-        assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, _)| name.to_string()).collect());
-        for (name, codec) in tables {
-            self.track(snapshot, begin, (name, codec), (None, writers(codec.table_oid)));
-            let progress = Progress::new(name, codec, None);
+        assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, ..)| name.to_string()).collect());
+        for (name, codec, covers) in tables {
+            self.track(snapshot, begin, (codec, *covers), (None, writers(codec.table_oid)));
+            let progress = Progress::new((name, codec, *covers), None);
             self.tables.insert((snapshot, codec.table_oid), progress);
         }
         self.begins.insert(snapshot, begin);
@@ -209,12 +212,12 @@ impl Stage {
         &mut self,
         snapshot: u32,
         begin: Position,
-        (_, codec): (&TableName, &TableCodec),
+        (codec, covers): (&TableCodec, Covers),
         (recorded, must_see): (Option<Recorded>, Vec<u32>),
     ) {
         self.set_row_type(codec);
         let (table_oid, key) = (codec.table_oid, codec.key.clone());
-        self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded });
+        self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded, covers });
     }
 
     /// A chunk of the table is about to be read; `anew`: its pass begins with it.
@@ -320,9 +323,11 @@ impl Stage {
         true
     }
 
-    /// Closes each table with a chunk without rows, from that position on; returns where the snapshot's end may stand.
+    /// Closes each table that was read as a whole with a chunk without rows, from that position on; returns where the snapshot's end may stand.
     fn close(&mut self, snapshot: u32, mut position: Position, assembler: &mut Assembler) -> Position {
-        let tables: Vec<u32> = self.tables.keys().filter(|(of, _)| *of == snapshot).map(|(_, oid)| *oid).collect();
+        let is_whole = |progress: &Progress| progress.covers == Covers::All;
+        let of_snapshot = self.tables.iter().filter(|((of, _), progress)| *of == snapshot && is_whole(progress));
+        let tables: Vec<u32> = of_snapshot.map(|((_, oid), _)| *oid).collect();
         for table_oid in tables {
             let cursor = self.cursor(position, (snapshot, table_oid), true);
             assembler.emit_chunk(position, snapshot, Vec::new(), &cursor);
@@ -382,10 +387,14 @@ impl Stage {
                 self.tracking.pass_done(snapshot, table_oid);
             }
         }
+        let covers = progress.covers;
         let cursor = self.cursor(position, (snapshot, table_oid), false);
         assembler.emit_chunk(position, snapshot, chunk.parts, &cursor);
         let byte_count = ticket.byte_count;
-        ticket.tell(ChunkResult::Emitted { row_count, byte_count });
+        let gaps =
+            self.tracking.gaps(snapshot, table_oid).filter(|_| covers == Covers::Condition && ticket.end.is_some());
+        let keys = gaps.map(|gaps| gaps.keys(KEYS_MAX)).unwrap_or_default();
+        ticket.tell(ChunkResult::Emitted { row_count, byte_count, keys });
     }
 
     /// Keys that have come to be incomplete are recorded right behind the transaction that made them so.
@@ -455,5 +464,10 @@ pub(crate) fn decode_cursor(cursor: &v1::SnapshotCursor) -> Option<TableResume> 
     };
     let name = TableName::new(cursor.schema.as_str(), cursor.table.as_str());
     let (row_count, gaps, fingerprint) = (cursor.row_count, Gaps::decode(&bytes)?, cursor.fingerprint.clone());
+    if gaps.may_lack_keys() {
+        // What they are is not known any more: the pass begins anew.
+        let (place, row_count, gaps) = (Place::Start, 0, Gaps::default());
+        return Some(TableResume { name, at, row_type, place, row_count, gaps, fingerprint });
+    }
     Some(TableResume { name, at, row_type, place, row_count, gaps, fingerprint })
 }

@@ -17,7 +17,7 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use tidegate_model::{Op, Visibility};
+use tidegate_model::{Op, Part, Visibility};
 use tidegate_schema::FieldSet;
 
 use super::{
@@ -40,10 +40,34 @@ pub(crate) struct Limits {
     pub(crate) gap_bytes: usize,
 }
 
+/// Which rows the chunks of a pass have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Covers {
+    /// All.
+    #[default]
+    All,
+    /// Those that meet a condition when they are read. What meets it later has been changed since, and the change was told; it
+    /// lacks what it has left unchanged, unless the pass had read the row.
+    Condition,
+    /// Those of some keys. One that is not read does not exist.
+    Keys,
+}
+
+impl Covers {
+    pub(crate) fn of(part: Option<&Part>) -> Self {
+        match part {
+            None => Covers::All,
+            Some(Part::Where(_)) => Covers::Condition,
+            Some(Part::Keys(_)) => Covers::Keys,
+        }
+    }
+}
+
 /// What transactions have done to a table since its tracking began.
 #[derive(Debug)]
 pub(crate) struct Touched {
     key: FieldSet,
+    covers: Covers,
     limits: Limits,
     images: HashMap<Box<[u8]>, Image>,
     image_bytes: usize,
@@ -100,6 +124,7 @@ impl Touched {
         assert!(!key.is_empty(), "a table without a key is never tracked");
         Touched {
             key,
+            covers: Covers::All,
             limits,
             images: HashMap::new(),
             image_bytes: 0,
@@ -115,6 +140,11 @@ impl Touched {
             new_key: Vec::new(),
             old_key: Vec::new(),
         }
+    }
+
+    /// The chunks have these rows.
+    pub(crate) fn covering(self, covers: Covers) -> Self {
+        Touched { covers, ..self }
     }
 
     /// The row type that changes come with from here on has this key.
@@ -189,12 +219,15 @@ impl Touched {
             let row = complete(change, before, lineage);
             if change.unchanged.is_empty() {
                 self.gaps.remove(&self.new_key);
+            } else if self.covers == Covers::Condition && !row.gaps.is_empty() {
+                self.gaps.add_late(&self.new_key);
             }
             return self.put(xid, Some(row));
         }
         let row = complete(change, self.images.get(&self.old_key[..]), Some(xid));
         // A subscriber holds the row whole where it was sent all of it, or where the pass has covered the old key.
-        let held_whole = !self.gaps.remove(&self.old_key) && (self.pass_done || row.gaps.is_empty());
+        let was_covered = self.covers == Covers::All && self.pass_done;
+        let held_whole = !self.gaps.remove(&self.old_key) && (was_covered || row.gaps.is_empty());
         self.gaps.is_whole_or_not(&self.new_key, change.unchanged.is_empty() || held_whole);
         self.put(xid, Some(row));
         std::mem::swap(&mut self.new_key, &mut self.old_key);

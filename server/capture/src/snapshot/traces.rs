@@ -7,7 +7,7 @@ use super::{
     gaps::Gaps,
     keyless::Keyless,
     reconcile::{Chunk, ReadAgain, Verdict, edited, reconcile},
-    touched::{Limits, Touched},
+    touched::{Covers, Limits, Touched},
 };
 
 /// By key, or whole transactions.
@@ -19,11 +19,16 @@ pub(crate) enum Traces {
 
 impl Traces {
     /// Tracking begins: [`Touched::new`], [`Keyless::new`].
-    pub(crate) fn new(key: FieldSet, limits: Limits, must_see: Vec<u32>, (gaps, pass_done): (Gaps, bool)) -> Self {
+    pub(crate) fn new(
+        (key, covers): (FieldSet, Covers),
+        limits: Limits,
+        must_see: Vec<u32>,
+        (gaps, pass_done): (Gaps, bool),
+    ) -> Self {
         if key.is_empty() {
             Traces::Keyless(Keyless::new(limits.image_bytes, must_see, gaps, pass_done))
         } else {
-            Traces::Keyed(Touched::new(key, limits, must_see, gaps, pass_done))
+            Traces::Keyed(Touched::new(key, limits, must_see, gaps, pass_done).covering(covers))
         }
     }
 

@@ -23,7 +23,7 @@ use super::{
     change::{Joiner, is_of_table},
     gaps::Gaps,
     reconcile::{Chunk, ReadAgain},
-    touched::Limits,
+    touched::{Covers, Limits},
     traces::Traces,
 };
 
@@ -46,6 +46,8 @@ pub(crate) struct TrackedTable {
     pub(crate) must_see: Vec<u32>,
     /// What the last cursor of the table says, where there is one.
     pub(crate) recorded: Option<Recorded>,
+    /// Which rows its chunks have.
+    pub(crate) covers: Covers,
 }
 
 /// What a cursor has recorded.
@@ -149,10 +151,10 @@ impl Tracking {
 
     /// A table's keys are remembered from here on. Between transactions only; after a restart, before anything is received.
     pub(crate) fn begin(&mut self, table: TrackedTable) {
-        let TrackedTable { snapshot, table_oid, key, begin, must_see, recorded } = table;
+        let TrackedTable { snapshot, table_oid, key, begin, must_see, recorded, covers } = table;
         let from_lsn = recorded.as_ref().map_or(begin.lsn, |recorded| recorded.at.lsn);
         let recorded = recorded.map_or_else(Default::default, |recorded| (recorded.gaps, recorded.pass_done));
-        let traces = Traces::new(key, self.limits, must_see, recorded);
+        let traces = Traces::new((key, covers), self.limits, must_see, recorded);
         self.tables.push(Table { snapshot, table_oid, from_lsn, traces });
     }
 
@@ -347,7 +349,15 @@ mod tests {
         tracking.set_row_type(ROW_TYPE, TABLE, key());
         assert!(tracking.is_idle());
         let begin = Position::new(Lsn(80), SNAPSHOT_ORDINAL);
-        tracking.begin(TrackedTable { snapshot: 1, table_oid: TABLE, key: key(), begin, must_see, recorded: None });
+        tracking.begin(TrackedTable {
+            snapshot: 1,
+            table_oid: TABLE,
+            key: key(),
+            begin,
+            must_see,
+            recorded: None,
+            covers: Covers::All,
+        });
         tracking
     }
 

@@ -53,7 +53,7 @@ impl Selection {
             };
             TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid")
         };
-        Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot)))
+        Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot, false)))
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -439,6 +439,29 @@ fn a_snapshot_that_was_given_up_ends_the_subscriptions_that_wait_for_it() {
         delivery.offer(Arc::new(filter(&plan, &block, Carry::default(), &row_types()).expect("valid")));
         let step = delivery.next(&mut Outbox::default());
         assert_eq!(matches!(&step, Step::Abandoned(reset) if reset.detail.contains("cancelled")), ends, "{step:?}");
+    }
+}
+
+#[test]
+fn a_snapshot_that_someone_starts_comes_to_who_asks_for_such() {
+    let (tables, snapshot) = (vec!["public.fresh".to_owned()], 2);
+    let begin = v1::SnapshotBegin { snapshot, tables: tables.clone(), ad_hoc: true, ..Default::default() };
+    let chunk = v1::Begin { snapshot, ad_hoc: true, ..Default::default() };
+    let end = v1::SnapshotEnd { snapshot, tables, ad_hoc: true, ..Default::default() };
+    let at = |kind, n| Entry { row_type: snapshot, ..entry(kind, lsn_of(0), SNAPSHOT_ORDINAL + n) };
+    let records = [
+        (at(Kind::SnapshotBegin, 0), begin.encode_to_vec()),
+        (at(Kind::Begin, 1), field(What::Begin(chunk))),
+        (at(Kind::Commit, 1), field(What::Commit(v1::Commit::default()))),
+        (at(Kind::SnapshotEnd, 2), end.encode_to_vec()),
+    ];
+    let block = blocks(&records, &[records.len()]).remove(0);
+    for (asks, expected) in [(true, 2), (false, 0)] {
+        let all = v1::TableSelection::default();
+        let filters = vec![TableFilter::parse(&all, &GatewayConfig::default()).expect("valid")];
+        let plan = Plan::new(PlanKey::new(filters, 0, asks));
+        let filtered = filter(&plan, &block, Carry::default(), &row_types()).expect("valid");
+        assert_eq!(filtered.pieces.len(), expected, "asks: {asks}");
     }
 }
 

@@ -54,8 +54,12 @@ impl Weaving {
             return None;
         }
         self.last = marks::begin(self.lsn);
-        let begin =
-            v1::SnapshotBegin { snapshot: self.snapshot, position: self.last.to_string(), tables, new_tables: false };
+        let begin = v1::SnapshotBegin {
+            snapshot: self.snapshot,
+            position: self.last.to_string(),
+            tables,
+            ..Default::default()
+        };
         let mut out = BlockBuilder::default();
         self.push_mark(Kind::SnapshotBegin, &begin.encode_to_vec(), &mut out);
         Some(out.finish())

@@ -157,6 +157,24 @@ pub enum SnapshotReadError {
         /// Why.
         source: CursorError,
     },
+    /// PostgreSQL does not take what a part of the table was asked for with, or not any more.
+    #[error("the part of {table} that was asked for cannot be read: {problem}; start the snapshot again")]
+    Part {
+        /// The table.
+        table: TableName,
+        /// Why.
+        problem: &'static str,
+    },
+    /// The condition fails for a row.
+    #[error(
+        "the condition fails for a row of {table}: {source}; write it so that it does not, as in CASE WHEN n <> 0 THEN 1 / n > 2 END"
+    )]
+    Condition {
+        /// The table.
+        table: TableName,
+        /// The server's words.
+        source: Box<ServerError>,
+    },
     /// Reading by key was asked of a table without one.
     #[error("table {table} has no key; read it by blocks")]
     Keyless {
@@ -185,6 +203,16 @@ impl SnapshotReadError {
         move |error| match CatalogError::while_we(doing)(error) {
             CatalogError::Server { doing, source } => Self::from_server(table, doing, source),
             other @ (CatalogError::ConnectionLost { .. } | CatalogError::Unexpected { .. }) => other.into(),
+        }
+    }
+
+    /// The same while rows are chosen by a condition, which may fail for one.
+    pub(super) fn of_condition(self, table: &TableName) -> Self {
+        match self {
+            SnapshotReadError::Catalog(CatalogError::Server { source, .. }) if source.code.starts_with("22") => {
+                SnapshotReadError::Condition { table: table.clone(), source }
+            }
+            other => other,
         }
     }
 
@@ -222,6 +250,8 @@ impl SnapshotReadError {
             | SnapshotReadError::RowSecurity { .. }
             | SnapshotReadError::TableMissing { .. }
             | SnapshotReadError::RowTooLarge { .. }
+            | SnapshotReadError::Part { .. }
+            | SnapshotReadError::Condition { .. }
             | SnapshotReadError::Keyless { .. }
             | SnapshotReadError::Unexpected { .. } => Retry::Never,
         }

@@ -20,6 +20,9 @@ pub struct TablePlan {
     pub relation: Relation,
     /// Only rows for which this is true are published; SQL over the table's columns.
     pub row_filter: Option<String>,
+    /// Of the published rows, a snapshot reads only those for which this is true; SQL over the published columns. None where it
+    /// reads all: whoever asks for a part sets it.
+    pub condition: Option<String>,
     /// What to read in order of; empty for a keyless table, which is read by blocks.
     pub key: Vec<KeyColumn>,
     /// What it was when the plan was made.
@@ -109,6 +112,7 @@ pub async fn table_plan(
             columns: columns.into_iter().map(announced).collect(),
         },
         row_filter: published.row_filter,
+        condition: None,
         key,
         fingerprint,
         kind: match (class.kind, class.root) {

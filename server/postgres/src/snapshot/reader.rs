@@ -167,7 +167,11 @@ impl Reading<'_> {
         select: &Select,
         sink: &mut impl FnMut(&CopyRow<'_>) -> Result<(), E>,
     ) -> Result<Progress, E> {
-        let doing = SnapshotReadError::of(&self.table, "read a chunk's rows");
+        let failed = SnapshotReadError::of(&self.table, "read a chunk's rows");
+        let doing = |error| match self.chunk.plan.condition {
+            Some(_) => failed(error).of_condition(&self.table),
+            None => failed(error),
+        };
         let sql = format!("COPY ({}) TO STDOUT", select.query);
         let mut lines = pin!(self.session.client().copy_out(&sql).await.map_err(&doing)?);
         let mut text = CopyText::default();

@@ -2,7 +2,7 @@
 //!
 //! Invariant: names reach SQL only quoted, values only as escaped literals with a cast; COPY takes no parameters. `t` is the table.
 
-use tidegate_model::TableName;
+use tidegate_model::{RelationColumn, TableName};
 
 use crate::{
     publication::{qualified, quoted},
@@ -98,7 +98,8 @@ impl Select {
         let columns: Vec<String> =
             plan.relation.columns.iter().map(|column| format!("t.{}", quoted(&column.name))).collect();
         let columns = columns.join(", ");
-        let and_filter = plan.row_filter.as_ref().map(|filter| format!(" AND ({filter})")).unwrap_or_default();
+        let filters: Vec<&String> = plan.row_filter.iter().chain(&plan.condition).collect();
+        let and_filter: String = filters.iter().map(|filter| format!(" AND ({filter})")).collect();
         let select = |query| Select { lock: table.clone(), query, tells_filter: false };
         Ok(match range {
             Range::After { cursor, row_limit } => {
@@ -107,11 +108,22 @@ impl Select {
                 let after = after.map(|condition| format!(" WHERE {condition}")).unwrap_or_default();
                 let order = order_by(&plan.key);
                 // A filter in WHERE would read on until so many rows pass it, in one long transaction.
-                let filter = plan.row_filter.as_ref().map(|filter| format!("({filter}) IS TRUE"));
-                let tells_filter = filter.is_some();
-                let outputs = [Some(columns).filter(|columns| !columns.is_empty()), filter];
+                let filter: Vec<String> = filters.iter().map(|filter| format!("({filter}) IS TRUE")).collect();
+                let tells_filter = !filter.is_empty();
+                let passes = Some(filter.join(" AND ")).filter(|_| tells_filter);
+                let outputs = [Some(columns).filter(|columns| !columns.is_empty()), passes];
                 let outputs = outputs.into_iter().flatten().collect::<Vec<_>>().join(", ");
-                let query = format!("SELECT {outputs} FROM {table} t{after} ORDER BY {order} LIMIT {row_limit}");
+                let rows = |outputs: &str| {
+                    format!("SELECT {outputs} FROM {table} t{after} ORDER BY {order} LIMIT {row_limit}")
+                };
+                let query = match plan.condition {
+                    None => rows(&outputs),
+                    Some(_) => {
+                        let passes = unused_name(plan);
+                        let outer = outputs_that_pass(plan, &passes);
+                        format!("SELECT {outer} FROM ({}) t ORDER BY {order}", rows(&format!("{outputs} AS {passes}")))
+                    }
+                };
                 Select { tells_filter, ..select(query) }
             }
             Range::Keys(keys) => {
@@ -127,6 +139,26 @@ impl Select {
             }
         })
     }
+}
+
+/// Of a row that does not pass, its key alone: a few rows of a table of large ones cost no more than their keys.
+fn outputs_that_pass(plan: &TablePlan, passes: &str) -> String {
+    let output = |(at, column): (usize, &RelationColumn)| {
+        let name = quoted(&column.name);
+        let is_key = plan.key.iter().any(|key| key.column == at);
+        if is_key { format!("t.{name}") } else { format!("CASE WHEN t.{passes} THEN t.{name} END") }
+    };
+    let outputs = plan.relation.columns.iter().enumerate().map(output);
+    outputs.chain([format!("t.{passes}")]).collect::<Vec<_>>().join(", ")
+}
+
+/// A name, quoted, that no column of the table has.
+fn unused_name(plan: &TablePlan) -> String {
+    let mut name = "passes".to_owned();
+    while plan.relation.columns.iter().any(|column| column.name == name) {
+        name.push('_');
+    }
+    quoted(&name)
 }
 
 fn leaf(plan: &TablePlan, table_oid: u32) -> Result<&TableName, SnapshotReadError> {

@@ -4,6 +4,8 @@
 //! SnapshotBegin ─▶ each named table: another generation ─▶ reads and changes carry it ─▶ SnapshotEnd: older rows are gone
 //! ```
 //!
+//! A table of which a snapshot reads a part is no concern of its end: what is read of it is put right, and nothing is gone.
+//!
 //! A snapshot counts for the incarnation that its chunks were of (the cursor of each says which), if the mirror has followed that
 //! one since SnapshotBegin, and it has kept its key.
 
@@ -126,8 +128,9 @@ impl Mirror {
     }
 
     pub(super) fn take_snapshot_begin(&mut self, block: &Block, entry: &Entry) -> Result<()> {
-        let begin =
+        let mut begin =
             v1::SnapshotBegin::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotBegin"))?;
+        begin.tables.retain(|table| !begin.partial.contains(table));
         let named: Vec<Table> =
             self.tables.values().filter(|table| begin.tables.contains(&table.name)).cloned().collect();
         for mut table in named {

@@ -5,10 +5,11 @@
 
 use std::sync::Arc;
 
+use tidegate_control::SnapshotJob;
 use tidegate_model::{Epoch, Position, TableName};
 use tidegate_postgres::{
     Session, memberships,
-    snapshot::{TablePlan, table_plan},
+    snapshot::{TablePlan, check_part, table_plan},
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
@@ -16,10 +17,12 @@ use tracing::info;
 use super::{
     super::{
         errand::{Planning, end},
+        label::Label,
         order::{Begun, Order},
         pass::Pass,
         reader::Planned,
         requests::{NewTables, SnapshotError},
+        touched::Covers,
     },
     Context, Coordinator,
 };
@@ -45,17 +48,17 @@ impl Coordinator {
 pub(super) async fn begin(
     context: &Context,
     orders: &mpsc::Sender<Order>,
-    (snapshot, new_tables): (u32, bool),
-    (names, keyed_only): (Vec<TableName>, bool),
+    (job, keyed_only): &(SnapshotJob, bool),
 ) -> Result<Planning, SnapshotError> {
+    let (snapshot, names) = (job.snapshot, &job.tables);
     // What is settled is known from the first connection on.
     let mut promised = context.promised.clone();
     promised.wait_for(|promised| promised.oid != 0).await.map_err(|_| SnapshotError::NotConnected)?;
     let session = Session::connect(&context.connect).await?;
     let mut plans = Vec::with_capacity(names.len());
-    for name in &names {
-        let plan = table_plan(&session, &context.publication, name).await?;
-        if keyed_only && plan.key.is_empty() {
+    for name in names {
+        let mut plan = table_plan(&session, &context.publication, name).await?;
+        if plan.key.is_empty() && (*keyed_only || job.parts.contains_key(name)) {
             return Err(SnapshotError::Keyless(name.clone()));
         }
         let members =
@@ -63,19 +66,24 @@ pub(super) async fn begin(
         if !promised.borrow().are_settled(&members) {
             return Err(SnapshotError::Joining(name.clone()));
         }
+        if let Some(part) = job.parts.get(name) {
+            check_part(&session, &plan, part).await?;
+            plan.condition = part.condition().map(str::to_owned);
+        }
         plans.push(plan);
     }
     let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
     let (reply, answer) = oneshot::channel();
-    let order = Order::Begin { snapshot, new_tables, tables, reply };
+    let covers = names.iter().map(|name| Covers::of(job.parts.get(name))).collect();
+    let order = Order::Begin { snapshot, label: Label::of(job), tables, covers, reply };
     orders.send(order).await.map_err(|_| SnapshotError::NotConnected)?;
     let Begun { after, codecs } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
     let planned = |((plan, codec), name): ((TablePlan, Option<Arc<TableCodec>>), &TableName)| {
         let codec = codec.ok_or_else(|| SnapshotError::NotFollowed(name.clone()))?;
-        Ok(Arc::new(Planned { plan, codec }))
+        Ok(Arc::new(Planned { plan, codec, part: job.parts.get(name).cloned() }))
     };
     let plans: Vec<Arc<Planned>> =
-        plans.into_iter().zip(codecs).zip(&names).map(planned).collect::<Result<_, SnapshotError>>()?;
+        plans.into_iter().zip(codecs).zip(names).map(planned).collect::<Result<_, SnapshotError>>()?;
     // A publication that leaves a part of the key out: what is left of it tells no rows apart.
     if let Some(at) = plans.iter().position(|planned| planned.plan.key.is_empty() && !planned.is_keyless()) {
         let error = SnapshotError::Keyless(names[at].clone());

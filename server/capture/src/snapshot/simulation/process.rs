@@ -25,7 +25,7 @@ use crate::{
         Decoded, TableSet, Unseen,
         gaps::Gaps,
         reconcile::{Chunk, read},
-        touched::Limits,
+        touched::{Covers, Limits},
         tracking::{Passing, ReadId, Recorded, TrackedTable, Tracking, next_position},
     },
     transaction::Transaction,
@@ -164,7 +164,7 @@ impl Process {
     fn track(&mut self, begin: Position, recorded: Option<Recorded>, cursor: i32) {
         let must_see = self.unseen.writers(TABLE);
         let (snapshot, table_oid, key) = (SNAPSHOT, TABLE, key_fields(self.world.keyless));
-        self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded });
+        self.tracking.begin(TrackedTable { snapshot, table_oid, key, begin, must_see, recorded, covers: Covers::All });
         self.job = Some(Job::at(cursor));
     }
 

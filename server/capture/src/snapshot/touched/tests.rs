@@ -77,6 +77,31 @@ fn what_an_update_left_unchanged_comes_from_the_image_before_or_from_the_chunk()
 }
 
 #[test]
+fn of_a_part_what_may_come_to_meet_its_condition_without_a_value_is_read_again() {
+    let mut touched = tracked(LIMITS).covering(Covers::Condition);
+    touched.write(10, Op::Update, None, Some(("a", "1", Some("x"))));
+    touched.write(11, Op::Update, None, Some(("a", "2", None)));
+    assert!(touched.gaps().is_empty(), "all of it was told");
+    touched.write(12, Op::Update, None, Some(("b", "3", None)));
+    assert_eq!(touched.gaps().keys(9), [key("b")[..].into()]);
+    touched.write(13, Op::Update, None, Some(("b", "4", Some("y"))));
+    assert!(touched.gaps().is_empty());
+}
+
+#[test]
+fn of_a_part_the_end_of_the_pass_says_nothing_of_the_key_that_a_row_had() {
+    for (covers, expected) in [(Covers::All, 0), (Covers::Condition, 1), (Covers::Keys, 1)] {
+        let mut touched = tracked(LIMITS).covering(covers);
+        touched.pass_done();
+        touched.write(10, Op::Update, Some("a"), Some(("b", "1", None)));
+        assert_eq!(touched.gaps().keys(9).len(), expected, "{covers:?}");
+    }
+    let mut touched = tracked(LIMITS).covering(Covers::Keys);
+    touched.write(10, Op::Update, None, Some(("a", "1", None)));
+    assert!(touched.gaps().is_empty(), "a row that is there is read whole, or is not asked for");
+}
+
+#[test]
 fn a_row_that_moved_takes_its_image_along_and_its_gaps_are_read_again() {
     let mut touched = tracked(LIMITS);
     touched.write(10, Op::Insert, None, Some(("a", "1", Some("x"))));

@@ -1,11 +1,14 @@
 //! A row that is read has, byte for byte, the values that the stream would have.
 
-use tidegate_model::{Lsn, ReplicaIdentity, TableName};
+use tidegate_model::{Lsn, Part, ReplicaIdentity, TableName};
 use tidegate_postgres::{
     Frame, ReplicationConnection, StreamOptions,
     pgoutput::{Decoder, Message, TupleValue},
     protocol_version,
-    snapshot::{ChunkReader, PlanKind, Range, ReadLimits, SharedSnapshot, SnapshotReadError, TablePlan, table_plan},
+    snapshot::{
+        ChunkReader, MalformedKey, PlanKind, Range, ReadLimits, SharedSnapshot, SnapshotReadError, TablePlan,
+        check_part, malformed_key, part_columns, table_plan,
+    },
 };
 
 use super::{Row, after, name, numbers, plan, read, read_all, read_shared, reader};
@@ -163,6 +166,74 @@ async fn only_published_rows_and_columns_are_read() {
     assert_eq!(numbers(&read(&mut reader, &plan, &keys).await.expect("rows").0), [4]);
     let blocks = Range::Blocks { table_oid: plan.relation.oid, from: 0, to: 99 };
     assert_eq!(numbers(&read(&mut reader, &plan, &blocks).await.expect("rows").0), expected);
+}
+
+#[tokio::test]
+async fn a_condition_chooses_rows_among_those_that_a_chunk_looks_at() {
+    let server = Server::start(&[]);
+    server
+        .sql(
+            "CREATE TABLE public.c (passes text NOT NULL, id int PRIMARY KEY, n int);
+             CREATE PUBLICATION pub FOR TABLE public.c;
+             INSERT INTO public.c SELECT 'x', k, nullif(k % 10, 3) FROM generate_series(0, 99) k",
+        )
+        .await;
+    let whole = plan(&server.session().await, "c").await;
+    let part = |condition: &str| TablePlan { condition: Some(condition.to_owned()), ..whole.clone() };
+    let mut reader = reader(&server);
+    let chosen = part("(\"n\" OPERATOR(pg_catalog.<) '5'::pg_catalog.int4)");
+    let rows = read_all(&mut reader, &chosen, 7).await;
+    let expected: Vec<u32> = (0..100).filter(|k| k % 10 < 5 && k % 10 != 3).collect();
+    let ids: Vec<u32> = rows.iter().map(|row| row[1].as_deref().expect("a key").parse().expect("a number")).collect();
+    assert_eq!(ids, expected);
+    assert!(rows.iter().all(|row| row.len() == 3 && row[0].as_deref() == Some("x") && row[2].is_some()), "whole rows");
+    let keys = Range::Keys(vec![vec![b"4"[..].into()], vec![b"5"[..].into()]]);
+    assert_eq!(read(&mut reader, &chosen, &keys).await.expect("rows").0.len(), 1);
+    let failing =
+        part("((('1'::pg_catalog.int4) OPERATOR(pg_catalog./) \"n\") OPERATOR(pg_catalog.>) '2'::pg_catalog.int4)");
+    let failed = read(&mut reader, &failing, &after(None, 50)).await.expect_err("a division by zero");
+    assert!(matches!(failed, SnapshotReadError::Condition { .. }), "{failed:?}");
+    assert_eq!(failed.retry(), tidegate_model::Retry::Never);
+}
+
+#[tokio::test]
+async fn what_a_part_is_asked_for_with_is_looked_at_first() {
+    let server = Server::start(&[]);
+    server
+        .sql(
+            "CREATE TYPE public.mood AS ENUM ('sad', 'ok'); CREATE DOMAIN public.code AS text CHECK (VALUE <> '');
+             CREATE COLLATION public.plain (locale = 'C');
+             CREATE TABLE public.p (a int, b public.mood, c public.code COLLATE public.plain, secret int, PRIMARY KEY (b, a));
+             CREATE PUBLICATION pub FOR TABLE public.p",
+        )
+        .await;
+    let session = server.session().await;
+    let plan = plan(&session, "p").await;
+    let (columns, default) = part_columns(&session, &plan).await.expect("columns");
+    assert!(default.is_default && default.deterministic);
+    let of = |name: &str| columns.iter().find(|column| column.name == name).expect("there").clone();
+    assert_eq!(of("a").collation, None);
+    let labels = vec!["sad".to_owned(), "ok".to_owned()];
+    assert_eq!(of("b").enum_type, Some(("public".to_owned(), "mood".to_owned(), labels)));
+    let plain = of("c").collation.expect("a collation");
+    assert_eq!((of("c").base_type_oid, plain.name.as_str(), plain.is_c), (25, "public.plain", true));
+    let key = |b: &str, a: &str| vec![b.to_owned(), a.to_owned()];
+    let good = vec![key("ok", "1"), key("sad", " 2")];
+    assert_eq!(malformed_key(&session, &plan, &good).await.expect("an answer"), None);
+    let mut bad: Vec<Vec<String>> = (0..1000).map(|a| key("ok", &a.to_string())).collect();
+    bad[777][1] = "7'; DROP TABLE public.p; --".to_owned();
+    let found = malformed_key(&session, &plan, &bad).await.expect("an answer");
+    assert_eq!(found, Some(MalformedKey { key: 777, column: 1 }));
+    let narrow = vec![vec!["ok".to_owned()]];
+    assert_eq!(
+        malformed_key(&session, &plan, &narrow).await.expect("an answer"),
+        Some(MalformedKey { key: 0, column: 0 })
+    );
+    let gone = Part::Where("(\"gone\" OPERATOR(pg_catalog.=) '1'::pg_catalog.int4)".to_owned());
+    let refused = check_part(&session, &plan, &gone).await.expect_err("no such column");
+    assert!(matches!(refused, SnapshotReadError::Part { .. }), "{refused:?}");
+    let there = Part::Where("(\"a\" OPERATOR(pg_catalog.=) '1'::pg_catalog.int4)".to_owned());
+    check_part(&session, &plan, &there).await.expect("it fits");
 }
 
 #[tokio::test]

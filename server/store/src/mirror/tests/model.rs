@@ -343,7 +343,8 @@ impl Model {
         self.next.2 += 1;
         let at = self.position(SNAPSHOT_ORDINAL);
         let names = tables.iter().map(|at| table_name(*at).to_string()).collect();
-        let begin = v1::SnapshotBegin { snapshot: number, position: at.to_string(), tables: names, new_tables: false };
+        let begin =
+            v1::SnapshotBegin { snapshot: number, position: at.to_string(), tables: names, ..Default::default() };
         for at in tables {
             let table = &mut self.tables[*at];
             if table.known {
