@@ -4,6 +4,7 @@
 //! One program, so that its tests share one PostgreSQL server; each has its own database and slot in it. A test that
 //! stops, freezes or restores the server starts its own.
 
+mod announced_ddl;
 mod bad_input;
 mod control_database;
 mod control_rollback;

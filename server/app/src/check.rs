@@ -3,32 +3,21 @@
 //! `--sql` prints what a database administrator runs instead. It changes nothing in the database.
 
 use clap::Args;
-use std::path::PathBuf;
 use tidegate_postgres::{
     Session,
     preflight::{self, CheckRequest, Finding, Setup, Severity},
 };
 
-use crate::{
-    Outcome,
-    config::{Config, Source},
-};
+use crate::{Outcome, config::Source, databases::DatabaseArgs};
 
 /// Examine whether databases can be captured; exit code 3 if something must be mended.
 #[derive(Args)]
 pub(crate) struct CheckArgs {
-    /// YAML file with the sources; without it, the environment names them.
-    #[arg(long, env = "TIDEGATE_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// A database to examine before there is a configuration: postgres://user@host/database
-    #[arg(long, value_name = "URL", conflicts_with = "config")]
-    url: Option<String>,
+    #[command(flatten)]
+    databases: DatabaseArgs,
     /// With --url: the tables to capture, as names or patterns.
     #[arg(long, value_name = "PATTERNS", requires = "url", value_delimiter = ',')]
     tables: Vec<String>,
-    /// Only this source; with --url, the name that it shall have.
-    #[arg(long, value_name = "NAME")]
-    source: Option<String>,
     /// Print the SQL that sets up role, grants, publication and settings, and examine nothing.
     #[arg(long)]
     sql: bool,
@@ -39,16 +28,8 @@ pub(crate) struct CheckArgs {
 /// # Errors
 /// The configuration cannot be used; a database that cannot be reached is a finding.
 pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Outcome> {
-    let config = match &args.url {
-        Some(url) => configuration_of(url, args)?,
-        None => Config::load(args.config.as_deref())?,
-    };
-    let only = match &args.source {
-        Some(name) => Some(config.source(Some(name))?.name.clone()),
-        None => None,
-    };
     let mut outcome = Outcome::Done;
-    for source in config.sources.iter().filter(|source| only.as_ref().is_none_or(|name| *name == source.name)) {
+    for source in &args.databases.sources(&args.tables)? {
         if args.sql {
             println!("{}", preflight::setup_sql(&setup_of(source).await));
             continue;
@@ -60,16 +41,6 @@ pub(crate) async fn run(args: &CheckArgs) -> anyhow::Result<Outcome> {
         }
     }
     Ok(outcome)
-}
-
-/// A configuration of one source, through the same door as any other, so that the same is refused.
-fn configuration_of(url: &str, args: &CheckArgs) -> anyhow::Result<Config> {
-    let name = args.source.as_deref().unwrap_or("default").to_ascii_uppercase();
-    let mut variables = vec![(format!("TIDEGATE_SOURCES__{name}__URL"), url.to_owned())];
-    if !args.tables.is_empty() {
-        variables.push((format!("TIDEGATE_SOURCES__{name}__TABLES"), args.tables.join(",")));
-    }
-    Ok(Config::read(None, &variables)?)
 }
 
 fn request(source: &Source) -> CheckRequest {
@@ -135,6 +106,7 @@ fn report(source: &Source, findings: &[Finding]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
 
     fn source() -> Source {
         let variables = [("TIDEGATE_SOURCES__SHOP__URL".to_owned(), "postgres://app:s3cret@db/shop".to_owned())];

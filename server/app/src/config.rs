@@ -69,6 +69,7 @@ pub(crate) struct Source {
     pub(crate) tables: TablePatterns,
     /// Tables to be mirrored; None for none.
     pub(crate) mirror: Option<TablePatterns>,
+    pub(crate) mirror_check: Duration,
     pub(crate) slot: String,
     pub(crate) publication: String,
     pub(crate) new_tables: NewTables,
@@ -245,6 +246,8 @@ struct WrittenSource {
     url_file: Option<PathBuf>,
     tables: Vec<String>,
     mirror: Vec<String>,
+    #[serde(deserialize_with = "milliseconds")]
+    mirror_check: Duration,
     slot: String,
     publication: String,
     new_tables: NewTables,
@@ -377,6 +380,7 @@ impl WrittenSource {
             connect: connect?,
             tables: tables?,
             mirror,
+            mirror_check: self.mirror_check,
             slot: self.slot,
             publication: self.publication,
             new_tables: self.new_tables,

@@ -126,6 +126,7 @@ fn configuration(postgres: &TemporaryPostgres, listen: Listen, log: Log) -> anyh
         connect: connect.clone(),
         tables: tidegate_model::TablePatterns::parse(["public.*"])?,
         mirror: None,
+        mirror_check: Duration::from_secs(1),
         slot: "tidegate_shop".to_owned(),
         publication: "tidegate_shop".to_owned(),
         new_tables: NewTables::Publish,

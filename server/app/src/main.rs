@@ -2,12 +2,12 @@
 //!
 //! ```text
 //! serve ─▶ config ─▶ serve ─▶ capture_task, known_tables, mirror_keeper (a source each) ─▶ gateway, http
-//! check, source ──▶ config ─▶ the source's database
+//! check, source, ddl ─▶ config ─▶ the source's database
 //! tail, status, snapshot, mirror ─▶ a running server, by the client library
 //! demo ───────────▶ own PostgreSQL + shop + serve + what tail does
 //! ```
 //!
-//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 `check` or `mirror verify` has findings. What a command prints goes to
+//! Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 `check`, `ddl status` or `mirror verify` has findings. What a command prints goes to
 //! standard output, everything else to standard error.
 
 mod capture_task;
@@ -15,6 +15,8 @@ mod captured_snapshots;
 mod check;
 mod config;
 mod control_connector;
+mod databases;
+mod ddl;
 mod demo;
 mod http;
 mod known_tables;
@@ -73,6 +75,9 @@ enum Command {
     /// Manage sources.
     #[command(subcommand)]
     Source(source::SourceCommand),
+    /// Have schema changes announced in the stream, by event triggers in the sources' databases.
+    #[command(subcommand)]
+    Ddl(ddl::DdlCommand),
     /// About the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -151,6 +156,7 @@ async fn run_until(command: Command, stop: CancellationToken) -> anyhow::Result<
         }
         Command::Demo(args) => demo::run(&args, stop).await?,
         Command::Source(command) => source::run(&command).await?,
+        Command::Ddl(command) => return ddl::run(&command).await,
         Command::Config(ConfigCommand::Reference) => print!("{}", config::reference::markdown()),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "tidegate", &mut std::io::stdout());

@@ -1,4 +1,4 @@
-//! Watches the definitions of the tables that a mirror knows: their fingerprints, of all in one query, about once a second and
+//! Watches the definitions of the tables that a mirror knows: their fingerprints, of all in one query, from time to time and
 //! whenever the stream suggests that one has changed.
 //!
 //! Invariant: the query takes a small part of the time only, however many tables there are. It deliberately draws no conclusion:
@@ -20,9 +20,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// Between two looks.
-const INTERVAL: Duration = Duration::from_secs(1);
-/// Or so many times as long as a look takes.
+/// After a look that has failed, and after one that the stream has suggested: what it has sent may not have been visible yet.
+const SOON: Duration = Duration::from_secs(1);
+/// Between two looks, at least so many times as long as a look takes.
 const REST: u32 = 20;
 /// What is suggested in a row shares a look.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -41,6 +41,8 @@ pub(crate) struct DefinitionWatch {
     pub(crate) publication: String,
     pub(crate) tables: watch::Receiver<Tables>,
     pub(crate) altered: Arc<Notify>,
+    /// Between two looks, unless something is suggested.
+    pub(crate) interval: Duration,
     pub(crate) seen: watch::Sender<Definitions>,
 }
 
@@ -55,10 +57,12 @@ impl DefinitionWatch {
 
     async fn watch(&mut self) {
         let mut session = None;
+        let mut is_suggested = false;
         loop {
             let tables: Vec<u32> = self.tables.borrow_and_update().iter().copied().collect();
             let started = Instant::now();
-            match timeout(ANSWER_TIMEOUT, self.look(&mut session, &tables)).await {
+            let looked = timeout(ANSWER_TIMEOUT, self.look(&mut session, &tables)).await;
+            let has_failed = match looked {
                 Ok(Ok(seen)) => {
                     self.seen.send_if_modified(|known| {
                         let differs = **known != seen;
@@ -67,18 +71,26 @@ impl DefinitionWatch {
                         }
                         differs
                     });
+                    false
                 }
                 // Capture meets the same outage, and says so.
                 Ok(Err(error)) => {
                     tracing::debug!(error = format!("{error:#}"), "definitions cannot be read");
-                    session = None;
+                    true
                 }
-                Err(_) => session = None,
+                Err(_) => true,
+            };
+            if has_failed {
+                session = None;
             }
-            let next = started + (started.elapsed() * REST).max(INTERVAL);
+            let is_soon = has_failed || std::mem::take(&mut is_suggested);
+            let interval = if is_soon { self.interval.min(SOON) } else { self.interval };
             tokio::select! {
-                () = sleep_until(next) => {}
-                () = self.altered.notified() => sleep(SETTLE).await,
+                () = sleep_until(started + (started.elapsed() * REST).max(interval)) => {}
+                () = self.altered.notified() => {
+                    is_suggested = true;
+                    sleep(SETTLE).await;
+                }
                 Ok(()) = self.tables.changed() => {}
             }
         }

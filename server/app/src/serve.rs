@@ -271,7 +271,9 @@ impl Server {
         let (seen, definitions) = watch::channel(Definitions::default());
         let (watched, watched_tables) = watch::channel(Tables::default());
         let (name, connect, publication) = (source.name.clone(), source.connect.clone(), source.publication.clone());
-        let watch = DefinitionWatch { connect: connect.clone(), publication, tables: watched_tables, altered, seen };
+        let interval = source.mirror_check;
+        let watch =
+            DefinitionWatch { connect: connect.clone(), publication, tables: watched_tables, altered, interval, seen };
         let keeper = MirrorKeeper {
             source: name,
             patterns,

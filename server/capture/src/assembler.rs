@@ -12,7 +12,10 @@ use std::{collections::HashMap, path::PathBuf};
 
 use bytes::BytesMut;
 use tidegate_model::{Block, BlockBuilder, Lsn, Op, Position, Relation, TableName, TransactionId};
-use tidegate_postgres::pgoutput::{Message, OldTupleKind, Tuple, TupleValue};
+use tidegate_postgres::{
+    DDL_MESSAGE_PREFIX,
+    pgoutput::{Message, OldTupleKind, Tuple, TupleValue},
+};
 use tidegate_schema::{ChangeParts, Extra, OldKind, Value, push_change};
 
 use crate::{
@@ -209,6 +212,12 @@ impl Assembler {
                     transaction.count_unfollowed(tag);
                 }
             }
+            // It is for us, and no application's.
+            Message::LogicalMessage { xid, transactional: true, prefix: DDL_MESSAGE_PREFIX, .. } => {
+                let (tag, transaction) = self.tagged(xid)?;
+                transaction.count_unfollowed(tag);
+                transaction.announces_ddl = true;
+            }
             Message::LogicalMessage { xid, transactional, message_lsn, prefix, content } => {
                 let change = message_change(Extra::Message { prefix, content, transactional });
                 if !transactional {
@@ -344,6 +353,7 @@ impl Assembler {
             commit_time_us: commit.commit_time_us,
             xid: transaction.xid,
             origin: std::mem::take(&mut transaction.origin),
+            announces_ddl: transaction.announces_ddl,
             tables,
             parts: transaction.into_parts(),
             ordinal: 0,

@@ -452,6 +452,8 @@ impl<P: Publish> Capture<P> {
             status.last_heard_us = now_us;
         });
         info!(source = %self.config.source, slot = self.config.slot, "streaming");
+        // Nobody may have looked meanwhile.
+        self.config.mirror.altered.notify_one();
         let session = Arc::new(session);
         let mut beside = JoinSet::new();
         beside.spawn(answer(writer, self.link.clone(), self.publish.durable(), self.clock.clone()));

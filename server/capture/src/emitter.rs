@@ -42,6 +42,8 @@ pub(crate) struct Ended {
     pub(crate) commit_time_us: i64,
     pub(crate) xid: u32,
     pub(crate) origin: String,
+    /// It says that it changes the schema.
+    pub(crate) announces_ddl: bool,
     /// Followed tables that it may have changed.
     pub(crate) tables: TableSet,
     /// Of the change before the next one.

@@ -209,6 +209,11 @@ impl<P: Publish> Streaming<'_, P> {
             tables: std::mem::take(&mut ended.tables),
         });
         let (xid, commit_end_lsn) = (ended.xid, ended.commit_end_lsn);
+        if ended.announces_ddl {
+            let source = &self.resolver.source;
+            tracing::info!(%source, xid, %commit_end_lsn, "a schema change is announced");
+            self.altered.notify_one();
+        }
         while self.assembler.emit_part(&mut ended, |part| self.snapshots.part(xid, commit_end_lsn, part))? {
             self.hand_over_full().await?;
         }

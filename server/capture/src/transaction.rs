@@ -28,6 +28,8 @@ pub(crate) struct Transaction {
     pub(crate) origin: String,
     /// Followed tables with a change, be it of a subtransaction that was rolled back.
     pub(crate) tables: TableSet,
+    /// It says that it changes the schema; perhaps in a subtransaction that was rolled back.
+    pub(crate) announces_ddl: bool,
     aborted: HashSet<u32>,
     spool: Option<Spool>,
     sealed: Vec<BlockBuilder>,

@@ -7,7 +7,7 @@
 //!          ▼ ordinary SQL (tokio-postgres)                                         ▼ replication=database (own wire)
 //!       Session ──▶ catalog   tables, columns, types                     ReplicationConnection   system, timelines, slot
 //!               ──▶ server    versions, limits, managed services                   │ start
-//!               ──▶ slot, publication                                     ┌────────┴────────┐
+//!               ──▶ slot, publication, ddl                                ┌────────┴────────┐
 //!               ──▶ preflight findings and their mends                    ▼                 ▼
 //!               ──▶ snapshot  plans, chunks, what they saw            WalReader         WalWriter
 //!                                                                     frames in place   standby status
@@ -29,6 +29,7 @@ pub mod snapshot;
 mod catalog;
 mod channel_binding;
 mod config;
+mod ddl;
 mod error;
 mod pause;
 mod pins;
@@ -48,6 +49,9 @@ pub use catalog::{
     CatalogColumn, Persistence, TableInfo, TableKind, TypeInfo, TypeShape, relation_columns, tables, type_info,
 };
 pub use config::{ChannelBinding, ConnectConfig, TlsMode};
+pub use ddl::{
+    DDL_MESSAGE_PREFIX, DdlAnnouncements, ddl_announcements, install_ddl, install_ddl_sql, remove_ddl, remove_ddl_sql,
+};
 pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
 pub use publication::{
     NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_add_table,

@@ -103,6 +103,14 @@ pub(crate) const OPTIONS: &[Opt] = &[
          it is.",
     ),
     opt(
+        "sources.<name>.mirror_check",
+        Kind::Duration,
+        Some("1s"),
+        "How often the definitions of mirrored tables are read from the catalog, in one query for all, to find schema changes that \
+         have changed rows in silence. Longer where it takes longer, so that it is at most a twentieth of the time. With `tidegate ddl install` \
+         most schema changes are found when they come, whatever this is.",
+    ),
+    opt(
         "sources.<name>.slot",
         Kind::Text,
         Some("tidegate_<name>"),

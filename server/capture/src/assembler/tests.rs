@@ -359,6 +359,30 @@ fn an_overlong_prefix_is_left_out() {
 }
 
 #[test]
+fn an_announced_schema_change_is_noted_and_takes_an_ordinal_only() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let mut assembler = assembler(dir.path(), 0);
+    let message = |prefix, content| Message::LogicalMessage {
+        xid: None,
+        transactional: true,
+        message_lsn: Lsn(5),
+        prefix,
+        content,
+    };
+    assert!(assembler.handle(Message::Begin { final_lsn: Lsn(90), commit_time_us: 0, xid: 77 }).is_ok());
+    assert!(assembler.handle(message(DDL_MESSAGE_PREFIX, b"ALTER TABLE")).is_ok());
+    assert!(assembler.handle(message("outbox", b"1")).is_ok());
+    let commit = Message::Commit { commit_lsn: Lsn(90), commit_end_lsn: Lsn(100), commit_time_us: 0 };
+    let Ok(Step::Emit(mut ended, _)) = assembler.handle(commit) else { panic!("it has ended") };
+    assert!(ended.announces_ddl);
+    while assembler.emit_part(&mut ended, |_| {}).expect("readable") {}
+    let block = assembler.take().expect("what is the application's");
+    let ordinals: Vec<u32> =
+        block.entries().iter().filter(|entry| entry.kind == Kind::Change).map(|entry| entry.ordinal).collect();
+    assert_eq!(ordinals, [2]);
+}
+
+#[test]
 fn progress_waits_for_what_must_come_again() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let mut assembler = assembler(dir.path(), 0);

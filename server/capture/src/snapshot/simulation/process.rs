@@ -260,10 +260,18 @@ impl Process {
         self.heard_lsn = self.heard_lsn.max(commit_end_lsn);
         if is_news {
             let parts = encoded(xid, writes, self.world.keyless).into_parts();
-            let origin = String::new();
-            let (ordinal, begun, continues, commit_time_us) = (0, false, false, 0);
-            let mut ended =
-                Ended { parts, commit_end_lsn, commit_time_us, xid, origin, tables, ordinal, begun, continues };
+            let mut ended = Ended {
+                parts,
+                commit_end_lsn,
+                commit_time_us: 0,
+                xid,
+                origin: String::new(),
+                announces_ddl: false,
+                tables,
+                ordinal: 0,
+                begun: false,
+                continues: false,
+            };
             while self.emitter.emit_part(&mut ended, |_| {}).expect("in memory") {}
             self.received = Position::end_of_transaction(commit_end_lsn);
             if ended.begun {
