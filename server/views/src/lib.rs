@@ -3,14 +3,19 @@
 //! ```text
 //! where text, parameters, table facts ──▶ Predicate ──▶ verdict for an encoded row
 //!                                              ├──▶ SQL for a snapshot's SELECT
-//!                                              └──▶ hash, by which equal definitions are found
+//!                                              ├──▶ hash, by which equal definitions are found
+//!                                              └──▶ Index: a change ──▶ the shapes that it concerns
 //! ```
 //!
-//! Not here yet: the index of predicates, shapes, aggregates.
+//! Not here yet: shapes, aggregates.
 
+mod index;
 mod predicate;
+#[cfg(test)]
+mod random;
 
+pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room, Routed, Served};
 pub use predicate::{
-    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Outcome, Parameter, Place, Predicate, Reason, Refusal,
-    RowError, TEXT_BYTES_MAX, TableFacts,
+    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Outcome, Parameter, Place, Predicate, Reason,
+    Refusal, RowError, TEXT_BYTES_MAX, TableFacts,
 };

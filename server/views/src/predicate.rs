@@ -4,30 +4,37 @@
 //! text ──lexer──▶ tokens ──parser──▶ Syntax ──typing──▶ Expression ──▶ evaluate(row bytes) ──▶ true, false, NULL or error
 //!                                      table facts ──────▲     │
 //!                                      parameters ───────┘     ├──▶ sql: for PostgreSQL, independent of its settings
-//!                                                              └──▶ normal form, hash: are two definitions equal?
+//!                                                              └──▶ normal form ──▶ hash: are two definitions equal?
+//!                                                                     └──▶ parts ──▶ is a row selected? what can be
+//!                                                                                    looked up (for the index)?
 //! ```
 //!
 //! Invariants: a condition means what it means in PostgreSQL, or it is refused when it is defined; nothing overflows the
 //! stack, and the work is bounded, whatever the text. What is supported stands in `server/docs/predicates.md`.
 
+mod access;
 mod arithmetic;
 mod comparison;
 mod evaluate;
 mod expression;
 mod input;
+mod key;
 mod keyword;
 mod kind;
 mod lexer;
 mod like;
 mod literal;
 mod moment;
+mod normal;
 mod numeric;
 mod operand;
 mod operators;
 mod parser;
 mod print;
 mod refusal;
+mod region;
 mod resolution;
+mod selection;
 mod syntax;
 mod table;
 mod typing;
@@ -36,13 +43,20 @@ mod value;
 pub use evaluate::{EvaluationError, Outcome};
 pub use input::RowError;
 pub use refusal::{Place, Reason, Refusal};
+pub use selection::Failure;
 pub use table::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
+
+pub(crate) use access::{Access, Lookup, Path};
+pub(crate) use input::Input;
+#[cfg(test)]
+pub(crate) use region::Cut;
+pub(crate) use region::{Interval, Key, Region};
+pub(crate) use selection::{Cells, Keyed, Part, Row};
 
 use sha2::{Digest, Sha256};
 
 use evaluate::Evaluator;
 use expression::Expression;
-use input::Input;
 use kind::Kind;
 use print::Printer;
 use typing::{Given, NODES_MAX, Typing};
@@ -67,6 +81,8 @@ pub struct Predicate {
     /// Field numbers, ascending, with their indexes into the columns.
     by_field: Vec<(u32, usize)>,
     sql: String,
+    /// The normal form.
+    parts: Vec<Part>,
     normal: String,
 }
 
@@ -97,9 +113,11 @@ impl Predicate {
         let columns = typing.inputs.iter().filter_map(|&column| Input::of(table, column)).collect::<Vec<_>>();
         let mut by_field: Vec<_> = columns.iter().enumerate().map(|(index, column)| (column.field, index)).collect();
         by_field.sort_unstable();
-        let print = |normal| Printer { table, inputs: &typing.inputs, normal }.sql(&expression);
-        let (sql, normal) = (print(false), print(true));
-        Ok(Predicate { expression, columns, by_field, sql, normal })
+        let printer = |normal| Printer { table, inputs: &typing.inputs, normal };
+        let normal_expression = normal::normal(expression.clone(), &printer(true));
+        let (sql, normal) = (printer(false).sql(&expression), printer(true).sql(&normal_expression));
+        let parts = Part::all_of(normal_expression);
+        Ok(Predicate { expression, columns, by_field, sql, parts, normal })
     }
 
     /// The answer for an encoded row, which must be whole: a column that it lacks is NULL.
@@ -111,6 +129,25 @@ impl Predicate {
         let mut evaluator = Evaluator { inputs: &inputs, hides_error: false };
         let verdict = evaluator.truth(&self.expression);
         Ok(Outcome { verdict, hides_error: evaluator.hides_error })
+    }
+
+    /// Does it select the row, which must be whole? False where it is NULL. Like `evaluate`, but that what is not true wins
+    /// over what fails everywhere, as in PostgreSQL's WHERE.
+    ///
+    /// # Errors
+    /// It fails for this row, or the row is damaged, or does not fit the table's description.
+    pub fn selects(&self, row: &[u8]) -> Result<bool, Failure> {
+        let mut cells = Cells::default();
+        cells.find(&self.by_field, self.columns.len(), row)?;
+        Row::new(row, &cells, &self.columns).is_selected(self.parts.iter())
+    }
+
+    pub(crate) fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    pub(crate) fn inputs(&self) -> &[Input] {
+        &self.columns
     }
 
     /// The fields that it reads, ascending.

@@ -38,9 +38,9 @@ impl RowError {
 }
 
 /// A column that a condition reads.
-#[derive(Clone, Debug)]
-pub(super) struct Input {
-    pub(super) field: u32,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Input {
+    pub(crate) field: u32,
     pub(super) kind: Kind,
     scalar: ScalarKind,
     name: String,
@@ -57,7 +57,11 @@ impl Input {
         Some(Input { field: facts.field, kind, scalar, name: facts.name.clone(), labels })
     }
 
-    fn value<'a>(&self, field: &Field<'a>) -> Option<Value<'a>> {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn value<'a>(&self, field: &Field<'a>) -> Option<Value<'a>> {
         let bytes = field.value;
         let wire_type = match self.scalar {
             ScalarKind::Bool | ScalarKind::Int32 | ScalarKind::Int64 | ScalarKind::Uint32 => WireType::Varint,

@@ -1,0 +1,218 @@
+//! What rows are looked up by: for each column (and cast) the keys, the intervals and NULL that conditions ask for, each with
+//! those who ask.
+//!
+//! Invariants: a bucket has a member, and a path a bucket; a member knows the posting that put it there and the posting its
+//! place, so that removing one costs the same however crowded a bucket is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use slab::Slab;
+
+use super::intervals::Intervals;
+use super::plan::Plan;
+use crate::predicate::{Interval, Key, Keyed, Path};
+
+/// What a value is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Test {
+    Is(Key),
+    Within(Arc<Interval>),
+    Null,
+}
+
+/// Where an entry has been put.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Posting {
+    bucket: u32,
+    /// The place among the bucket's members.
+    pub(super) at: u32,
+}
+
+/// Who is in a bucket: an entry, by which of its postings.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asking {
+    pub(super) entry: u32,
+    pub(super) posting: u32,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Lookups {
+    paths: Slab<PathLookups>,
+    buckets: Slab<Bucket>,
+    /// What no lookup serves.
+    each_row: Vec<Asking>,
+}
+
+/// The number that stands for `each_row`.
+const EACH_ROW: u32 = u32::MAX;
+
+#[derive(Debug)]
+struct Bucket {
+    path: usize,
+    test: Test,
+    members: Vec<Asking>,
+}
+
+/// What is looked up of one column.
+#[derive(Debug)]
+pub(super) struct PathLookups {
+    path: Path,
+    points: HashMap<Key, u32>,
+    intervals: Intervals,
+    null: Option<u32>,
+    bucket_count: usize,
+}
+
+impl PathLookups {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn column(&self) -> usize {
+        self.path.column
+    }
+
+    fn bucket(&self, test: &Test) -> Option<u32> {
+        match test {
+            Test::Is(key) => self.points.get(key).copied(),
+            Test::Within(interval) => self.intervals.get(interval),
+            Test::Null => self.null,
+        }
+    }
+
+    fn insert(&mut self, test: &Test, bucket: u32) {
+        self.bucket_count += 1;
+        match test {
+            Test::Is(key) => {
+                self.points.insert(key.clone(), bucket);
+            }
+            Test::Within(interval) => self.intervals.insert(interval.clone(), bucket),
+            Test::Null => self.null = Some(bucket),
+        }
+    }
+
+    fn remove(&mut self, test: &Test) {
+        self.bucket_count -= 1;
+        match test {
+            Test::Is(key) => {
+                self.points.remove(key);
+                if self.points.len() < self.points.capacity() / 8 {
+                    self.points.shrink_to(2 * self.points.len());
+                }
+            }
+            Test::Within(interval) => self.intervals.remove(interval),
+            Test::Null => self.null = None,
+        }
+    }
+}
+
+impl Lookups {
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathLookups> {
+        self.paths.iter().map(|(_, path)| path)
+    }
+
+    pub(super) fn each_row(&self) -> impl Iterator<Item = u32> {
+        self.each_row.iter().map(|member| member.entry)
+    }
+
+    /// Hands out the entries that ask for what the row has, some more than once. How much was looked at; None where it is not
+    /// known what the row has.
+    pub(super) fn find(&self, path: &PathLookups, keyed: Keyed<'_>, mut found: impl FnMut(u32)) -> Option<usize> {
+        let mut hand_out = |bucket: u32| {
+            self.buckets[bucket as usize].members.iter().for_each(|member| found(member.entry));
+        };
+        match keyed {
+            Keyed::Null => path.null.into_iter().for_each(hand_out),
+            Keyed::Key(key) => {
+                path.points.get(key).copied().into_iter().for_each(&mut hand_out);
+                return Some(1 + path.intervals.around(key, &mut hand_out));
+            }
+            Keyed::Unreadable => return None,
+        }
+        Some(1)
+    }
+
+    /// How many ask for the same already.
+    pub(super) fn crowd(&self, path: &Path, test: &Test) -> usize {
+        let path = self.paths.iter().map(|(_, lookups)| lookups).find(|lookups| lookups.path == *path);
+        let bucket = path.and_then(|path| path.bucket(test));
+        bucket.map_or(0, |bucket| self.buckets[bucket as usize].members.len())
+    }
+
+    pub(super) fn add(&mut self, entry: u32, plan: &Plan) -> Vec<Posting> {
+        if plan.each_row {
+            let at = self.each_row.len() as u32;
+            self.each_row.push(Asking { entry, posting: 0 });
+            return vec![Posting { bucket: EACH_ROW, at }];
+        }
+        let mut postings = Vec::with_capacity(plan.lookups.len());
+        for (path, test) in &plan.lookups {
+            let bucket = self.bucket(path, test);
+            let members = &mut self.buckets[bucket as usize].members;
+            let at = members.len() as u32;
+            members.push(Asking { entry, posting: postings.len() as u32 });
+            postings.push(Posting { bucket, at });
+        }
+        postings
+    }
+
+    /// The bucket of a test; a new one if there is none.
+    fn bucket(&mut self, path: &Path, test: &Test) -> u32 {
+        let known = self.paths.iter().find(|(_, lookups)| lookups.path == *path).map(|(number, _)| number);
+        let number = known.unwrap_or_else(|| {
+            self.paths.insert(PathLookups {
+                path: path.clone(),
+                points: HashMap::new(),
+                intervals: Intervals::default(),
+                null: None,
+                bucket_count: 0,
+            })
+        });
+        let lookups = &mut self.paths[number];
+        lookups.bucket(test).unwrap_or_else(|| {
+            let members = Vec::with_capacity(1);
+            let bucket = self.buckets.insert(Bucket { path: number, test: test.clone(), members }) as u32;
+            lookups.insert(test, bucket);
+            bucket
+        })
+    }
+
+    /// Removes an entry from where it was put. `moved` hears who has got which place instead.
+    pub(super) fn remove(&mut self, entry: u32, postings: &mut [Posting], mut moved: impl FnMut(Asking, u32)) {
+        for last in (0..postings.len()).rev() {
+            let Posting { bucket, at } = postings[last];
+            let members = match bucket {
+                EACH_ROW => &mut self.each_row,
+                _ => &mut self.buckets[bucket as usize].members,
+            };
+            members.swap_remove(at as usize);
+            match members.get(at as usize) {
+                Some(other) if other.entry == entry => postings[other.posting as usize].at = at,
+                Some(&other) => moved(other, at),
+                None => {}
+            }
+            if members.is_empty() && bucket != EACH_ROW {
+                self.remove_bucket(bucket);
+            }
+        }
+    }
+
+    fn remove_bucket(&mut self, bucket: u32) {
+        let Bucket { path, test, .. } = self.buckets.remove(bucket as usize);
+        self.paths[path].remove(&test);
+        if self.paths[path].bucket_count == 0 {
+            self.paths.remove(path);
+        }
+    }
+
+    /// What a posting looks up; None where it is tried for each row.
+    pub(super) fn behind(&self, posting: &Posting) -> Option<(Path, Test)> {
+        let bucket = self.buckets.get(posting.bucket as usize)?;
+        Some((self.paths[bucket.path].path.clone(), bucket.test.clone()))
+    }
+
+    pub(super) fn is_for_each_row(&self, postings: &[Posting]) -> bool {
+        postings.iter().any(|posting| posting.bucket == EACH_ROW)
+    }
+}

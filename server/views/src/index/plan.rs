@@ -1,0 +1,119 @@
+//! What of a condition is looked up: of an AND, what promises the fewest rows; of an OR, each branch.
+
+use std::sync::Arc;
+
+use super::lookups::{Lookups, Test};
+use crate::predicate::{Access, Lookup, Path, Region};
+
+/// How a condition is found.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// One of them finds each row for which it can be true; none where it never is.
+    pub(super) lookups: Vec<(Path, Test)>,
+    /// For each part: is it true wherever one of them finds it?
+    pub(super) proven: Vec<bool>,
+    /// There is no such lookup.
+    pub(super) each_row: bool,
+}
+
+/// One way.
+struct Choice {
+    lookups: Vec<(Path, Test)>,
+    /// What is found has it, without more.
+    exact: bool,
+    cost: u64,
+}
+
+/// Chooses by what has been chosen for others so far; that is not changed when others come and go.
+pub(super) fn plan(parts: &[Access], lookups: &Lookups) -> Plan {
+    match best(parts, lookups) {
+        Some((choice, proven)) => Plan { lookups: choice.lookups, proven, each_row: false },
+        None => Plan { lookups: Vec::new(), proven: vec![false; parts.len()], each_row: true },
+    }
+}
+
+/// The cheapest of parts with AND between them, and which of them it proves.
+fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<bool>)> {
+    let mut found: Option<(usize, Choice)> = None;
+    for (at, part) in parts.iter().enumerate() {
+        let choice = match part {
+            Access::Column(lookup) if same_path(&parts[..at], &lookup.path).next().is_some() => continue,
+            Access::Column(lookup) => {
+                let others = same_path(&parts[at + 1..], &lookup.path);
+                let region = others.fold(lookup.region.clone(), |region, other| region.intersection(&other.region));
+                Some(by_region(&lookup.path, &region, lookups))
+            }
+            Access::All(_) | Access::Any(_) | Access::Unknown => choice(part, lookups),
+        };
+        if let Some(choice) = choice
+            && found.as_ref().is_none_or(|(_, other)| choice.cost < other.cost)
+        {
+            found = Some((at, choice));
+        }
+    }
+    let (chosen, choice) = found?;
+    let proven = parts.iter().enumerate().map(|(at, part)| match (part, &parts[chosen]) {
+        (Access::Column(lookup), Access::Column(chosen)) => lookup.exact && lookup.path == chosen.path,
+        _ => at == chosen && choice.exact,
+    });
+    let proven = proven.collect();
+    Some((choice, proven))
+}
+
+fn same_path<'p>(parts: &'p [Access], path: &'p Path) -> impl Iterator<Item = &'p Lookup> {
+    parts
+        .iter()
+        .filter_map(|part| match part {
+            Access::Column(lookup) => Some(lookup),
+            Access::All(_) | Access::Any(_) | Access::Unknown => None,
+        })
+        .filter(move |lookup| lookup.path == *path)
+}
+
+fn choice(access: &Access, lookups: &Lookups) -> Option<Choice> {
+    match access {
+        Access::Column(lookup) => {
+            let choice = by_region(&lookup.path, &lookup.region, lookups);
+            Some(Choice { exact: lookup.exact, ..choice })
+        }
+        Access::All(parts) => {
+            let (choice, proven) = best(parts, lookups)?;
+            Some(Choice { exact: proven.into_iter().all(|proven| proven), ..choice })
+        }
+        Access::Any(branches) => {
+            let mut all = Choice { lookups: Vec::new(), exact: true, cost: 0 };
+            for branch in branches {
+                let one = choice(branch, lookups)?;
+                all.lookups.extend(one.lookups);
+                all.exact &= one.exact;
+                all.cost = all.cost.saturating_add(one.cost);
+            }
+            Some(all)
+        }
+        Access::Unknown => None,
+    }
+}
+
+fn by_region(path: &Path, region: &Region, lookups: &Lookups) -> Choice {
+    let of_interval = |interval: &crate::predicate::Interval| match interval.as_point() {
+        Some(key) => Test::Is(key.clone()),
+        None => Test::Within(Arc::new(interval.clone())),
+    };
+    let tests = region.intervals.iter().map(of_interval).chain(region.null.then_some(Test::Null));
+    let lookups_of = tests.map(|test| (path.clone(), test)).collect::<Vec<_>>();
+    let cost = lookups_of.iter().map(|(path, test)| weight(test) * (1 + lookups.crowd(path, test) as u64)).sum();
+    Choice { lookups: lookups_of, exact: true, cost }
+}
+
+/// How many rows a lookup may find, in no unit: a guess by its kind.
+fn weight(test: &Test) -> u64 {
+    match test {
+        Test::Is(_) => 1,
+        Test::Null => 4,
+        Test::Within(interval) => match interval.bound_count() {
+            2 => 16,
+            1 => 256,
+            _ => 4_096,
+        },
+    }
+}
