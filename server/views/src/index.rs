@@ -363,7 +363,7 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
 
     /// Marks the entries that the rows' values find. The sides on which a value could not be read, where all are found.
     fn find(&self, rows: &[Option<Row<'_>>; 2], marks: &mut Marks, (key, effort): (&mut Vec<u8>, &mut Effort)) -> u8 {
-        let present = u8::from(rows[0].is_some()) * OLD | u8::from(rows[1].is_some()) * NEW;
+        let present = if rows[0].is_some() { OLD } else { 0 } | if rows[1].is_some() { NEW } else { 0 };
         let mut unreadable = 0;
         for path in self.lookups.paths() {
             let both = match rows {

@@ -69,7 +69,7 @@ impl Simulation {
                 Some(Routed { id, effect })
             });
             let told: Vec<_> = told.collect();
-            for wrong in told.iter().filter(|one| !routed.contains(one)) {
+            if let Some(wrong) = told.iter().find(|one| !routed.contains(one)) {
                 let predicate = &self.shapes[&wrong.id].0;
                 panic!(
                     "{wrong:?} is not found among {routed:?}\n{}\n{}\n{values:?}",

@@ -276,3 +276,60 @@ impl Expression {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+    use crate::Predicate;
+    use crate::predicate::evaluate::Evaluator;
+    use crate::predicate::input;
+    use crate::random::{Random, table};
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn the_normal_form_has_the_same_value(seed: u64) {
+            let mut random = Random::new(StdRng::seed_from_u64(seed));
+            for _ in 0..40 {
+                let condition = random.condition(4);
+                let Ok(predicate) = Predicate::new(&condition, &[], &table()) else { continue };
+                let parts = predicate.parts.iter().map(|part| part.condition.clone()).collect();
+                let normal = Expression::And(parts);
+                for _ in 0..10 {
+                    let values = random.values();
+                    let row = random.row(&values);
+                    let Ok(inputs) = input::read(&predicate.by_field, &predicate.columns, &row) else { continue };
+                    let value = |expression| {
+                        let mut evaluator = Evaluator { inputs: &inputs, hides_error: false };
+                        // Which of several errors is reported follows the order of operands.
+                        evaluator.truth(expression).map_err(|_| ())
+                    };
+                    prop_assert_eq!(
+                        value(&predicate.expression),
+                        value(&normal),
+                        "{} {} {:?}", condition, predicate.normal, values
+                    );
+                }
+            }
+        }
+
+        #[test]
+        fn the_normal_form_of_a_normal_form_is_itself(seed: u64) {
+            let mut random = Random::new(StdRng::seed_from_u64(seed));
+            let table = table();
+            for _ in 0..40 {
+                let condition = random.condition(4);
+                let Ok(predicate) = Predicate::new(&condition, &[], &table) else { continue };
+                let inputs: Vec<usize> = predicate.columns.iter().map(|input| input.field as usize - 1).collect();
+                let printer = Printer { table: &table, inputs: &inputs, normal: true };
+                let parts = predicate.parts.iter().map(|part| part.condition.clone()).collect();
+                let again = normal(Expression::And(parts), &printer);
+                prop_assert_eq!(printer.sql(&again), predicate.normal, "{}", condition);
+            }
+        }
+    }
+}

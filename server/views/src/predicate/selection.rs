@@ -44,7 +44,7 @@ impl Failure {
 /// One of the parts of a condition.
 #[derive(Clone, Debug)]
 pub(crate) struct Part {
-    condition: Expression,
+    pub(super) condition: Expression,
     /// Columns, ascending.
     pub(crate) reads: Box<[usize]>,
 }
