@@ -51,6 +51,7 @@ impl Explanation {
                 Test::Is(_) => LookupKind::Value,
                 Test::Within(_) => LookupKind::Range,
                 Test::Null => LookupKind::Null,
+                Test::Never => continue,
             };
             let (column, as_type, crowd) = (name(path.column), path.cast_name(), lookups.crowd(path, test));
             match served.iter_mut().find(|s| s.column == column && s.as_type == as_type && s.kind == kind) {
@@ -75,8 +76,8 @@ impl fmt::Display for Explanation {
                 let parts = Parts(&self.evaluated);
                 return write!(
                     f,
-                    "No index serves it: {count} {parts} for each row of the table. Compare a column with a constant \
-                     (=, IN, <, BETWEEN, LIKE 'a%', IS NULL), with AND beside the rest."
+                    "No index serves it: for each row of the table, {count} {parts}. Compare a column with a constant (=, IN, \
+                     <, BETWEEN, LIKE 'a%', IS NULL), with AND beside the rest."
                 );
             }
             (false, _) if self.served.is_empty() => return f.write_str("It is never true; no row is looked at."),

@@ -19,6 +19,8 @@ pub(super) enum Test {
     Is(Key),
     Within(Arc<Interval>),
     Null,
+    /// It has none of the values that there are. Who asks so is found only where a value cannot be read.
+    Never,
 }
 
 /// Where an entry has been put.
@@ -61,6 +63,7 @@ pub(super) struct PathLookups {
     points: HashMap<Key, u32>,
     intervals: Intervals,
     null: Option<u32>,
+    never: Option<u32>,
     bucket_count: usize,
 }
 
@@ -78,6 +81,7 @@ impl PathLookups {
             Test::Is(key) => self.points.get(key).copied(),
             Test::Within(interval) => self.intervals.get(interval),
             Test::Null => self.null,
+            Test::Never => self.never,
         }
     }
 
@@ -89,6 +93,7 @@ impl PathLookups {
             }
             Test::Within(interval) => self.intervals.insert(interval.clone(), bucket),
             Test::Null => self.null = Some(bucket),
+            Test::Never => self.never = Some(bucket),
         }
     }
 
@@ -103,6 +108,7 @@ impl PathLookups {
             }
             Test::Within(interval) => self.intervals.remove(interval),
             Test::Null => self.null = None,
+            Test::Never => self.never = None,
         }
     }
 }
@@ -133,11 +139,19 @@ impl Lookups {
         Some(1)
     }
 
+    fn of_path(&self, path: &Path) -> Option<&PathLookups> {
+        self.paths().find(|lookups| lookups.path == *path)
+    }
+
     /// How many ask for the same already.
     pub(super) fn crowd(&self, path: &Path, test: &Test) -> usize {
-        let path = self.paths.iter().map(|(_, lookups)| lookups).find(|lookups| lookups.path == *path);
-        let bucket = path.and_then(|path| path.bucket(test));
+        let bucket = self.of_path(path).and_then(|path| path.bucket(test));
         bucket.map_or(0, |bucket| self.buckets[bucket as usize].members.len())
+    }
+
+    /// How many different things are asked of it.
+    pub(super) fn variety(&self, path: &Path) -> usize {
+        self.of_path(path).map_or(0, |path| path.bucket_count)
     }
 
     pub(super) fn add(&mut self, entry: u32, plan: &Plan) -> Vec<Posting> {
@@ -166,6 +180,7 @@ impl Lookups {
                 points: HashMap::new(),
                 intervals: Intervals::default(),
                 null: None,
+                never: None,
                 bucket_count: 0,
             })
         });

@@ -1,9 +1,10 @@
 //! What of a condition is looked up: of an AND, what promises the fewest rows; of an OR, each branch.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::lookups::{Lookups, Test};
-use crate::predicate::{Access, Lookup, Path, Region};
+use crate::predicate::{Access, Interval, Lookup, Path, Region};
 
 /// How a condition is found.
 #[derive(Clone, Debug)]
@@ -21,7 +22,16 @@ struct Choice {
     lookups: Vec<(Path, Test)>,
     /// What is found has it, without more.
     exact: bool,
+    /// How many rows it may find, in no unit.
     cost: u64,
+    /// How many other values the column is asked for, which tells it from one that has a few.
+    variety: usize,
+}
+
+impl Choice {
+    fn is_better(&self, other: &Self) -> bool {
+        (self.cost, Reverse(self.variety)) < (other.cost, Reverse(other.variety))
+    }
 }
 
 /// Chooses by what has been chosen for others so far; that is not changed when others come and go.
@@ -46,7 +56,7 @@ fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<bool>)> {
             Access::All(_) | Access::Any(_) | Access::Unknown => choice(part, lookups),
         };
         if let Some(choice) = choice
-            && found.as_ref().is_none_or(|(_, other)| choice.cost < other.cost)
+            && found.as_ref().is_none_or(|(_, other)| choice.is_better(other))
         {
             found = Some((at, choice));
         }
@@ -81,12 +91,13 @@ fn choice(access: &Access, lookups: &Lookups) -> Option<Choice> {
             Some(Choice { exact: proven.into_iter().all(|proven| proven), ..choice })
         }
         Access::Any(branches) => {
-            let mut all = Choice { lookups: Vec::new(), exact: true, cost: 0 };
+            let mut all = Choice { lookups: Vec::new(), exact: true, cost: 0, variety: usize::MAX };
             for branch in branches {
                 let one = choice(branch, lookups)?;
                 all.lookups.extend(one.lookups);
                 all.exact &= one.exact;
                 all.cost = all.cost.saturating_add(one.cost);
+                all.variety = all.variety.min(one.variety);
             }
             Some(all)
         }
@@ -95,19 +106,22 @@ fn choice(access: &Access, lookups: &Lookups) -> Option<Choice> {
 }
 
 fn by_region(path: &Path, region: &Region, lookups: &Lookups) -> Choice {
-    let of_interval = |interval: &crate::predicate::Interval| match interval.as_point() {
+    let of_interval = |interval: &Interval| match interval.as_point() {
         Some(key) => Test::Is(key.clone()),
         None => Test::Within(Arc::new(interval.clone())),
     };
-    let tests = region.intervals.iter().map(of_interval).chain(region.null.then_some(Test::Null));
+    let never = region.intervals.is_empty() && !region.null;
+    let others = region.null.then_some(Test::Null).into_iter().chain(never.then_some(Test::Never));
+    let tests = region.intervals.iter().map(of_interval).chain(others);
     let lookups_of = tests.map(|test| (path.clone(), test)).collect::<Vec<_>>();
     let cost = lookups_of.iter().map(|(path, test)| weight(test) * (1 + lookups.crowd(path, test) as u64)).sum();
-    Choice { lookups: lookups_of, exact: true, cost }
+    Choice { lookups: lookups_of, exact: true, cost, variety: lookups.variety(path) }
 }
 
-/// How many rows a lookup may find, in no unit: a guess by its kind.
+/// A guess by its kind.
 fn weight(test: &Test) -> u64 {
     match test {
+        Test::Never => 0,
         Test::Is(_) => 1,
         Test::Null => 4,
         Test::Within(interval) => match interval.bound_count() {

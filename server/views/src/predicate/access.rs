@@ -195,6 +195,7 @@ impl Analysis<'_> {
         let (region, exact) = match rest {
             Rest::Nothing => (Region::point(&literal.into()), true),
             Rest::Anything => (Region::prefix(&literal), true),
+            Rest::Pattern if literal.is_empty() => return Access::Unknown,
             Rest::Pattern => (Region::prefix(&literal), false),
         };
         match (truth, exact) {
