@@ -206,8 +206,10 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
         if shapes.is_empty() {
             self.remove_entry(number);
         }
+        lookups::shrink(&mut self.by_hash);
+        lookups::shrink(&mut self.places);
         if self.entries.is_empty() {
-            // Also what tables of hashes and lists keep for later.
+            // Also the free places of lists, which stay for later otherwise.
             *self = Self::default();
         }
         true

@@ -137,6 +137,12 @@ fn a_failure_concerns_its_shape_alone() {
 }
 
 #[test]
+fn it_is_read_by_many_at_once() {
+    fn shared<T: Send + Sync>(_: &T) {}
+    shared(&index(&["tenant = 7"]));
+}
+
+#[test]
 fn a_damaged_row_is_refused_as_a_whole() {
     let index = index(&["tenant = 7"]);
     let mut routed = Vec::new();

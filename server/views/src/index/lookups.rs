@@ -5,6 +5,7 @@
 //! place, so that removing one costs the same however crowded a bucket is.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::sync::Arc;
 
 use slab::Slab;
@@ -61,10 +62,19 @@ struct Bucket {
 pub(super) struct PathLookups {
     path: Path,
     points: HashMap<Key, u32>,
+    /// No key among the points has had more bytes: a large value need not be hashed.
+    longest_point: usize,
     intervals: Intervals,
     null: Option<u32>,
     never: Option<u32>,
     bucket_count: usize,
+}
+
+/// Gives back what a table that was much larger has kept.
+pub(super) fn shrink<K: Eq + Hash, V>(table: &mut HashMap<K, V>) {
+    if table.len() < table.capacity() / 8 {
+        table.shrink_to(2 * table.len());
+    }
 }
 
 impl PathLookups {
@@ -89,6 +99,7 @@ impl PathLookups {
         self.bucket_count += 1;
         match test {
             Test::Is(key) => {
+                self.longest_point = self.longest_point.max(key.len());
                 self.points.insert(key.clone(), bucket);
             }
             Test::Within(interval) => self.intervals.insert(interval.clone(), bucket),
@@ -102,9 +113,7 @@ impl PathLookups {
         match test {
             Test::Is(key) => {
                 self.points.remove(key);
-                if self.points.len() < self.points.capacity() / 8 {
-                    self.points.shrink_to(2 * self.points.len());
-                }
+                shrink(&mut self.points);
             }
             Test::Within(interval) => self.intervals.remove(interval),
             Test::Null => self.null = None,
@@ -131,7 +140,8 @@ impl Lookups {
         match keyed {
             Keyed::Null => path.null.into_iter().for_each(hand_out),
             Keyed::Key(key) => {
-                path.points.get(key).copied().into_iter().for_each(&mut hand_out);
+                let point = if key.len() <= path.longest_point { path.points.get(key) } else { None };
+                point.copied().into_iter().for_each(&mut hand_out);
                 return Some(1 + path.intervals.around(key, &mut hand_out));
             }
             Keyed::Unreadable => return None,
@@ -178,6 +188,7 @@ impl Lookups {
             self.paths.insert(PathLookups {
                 path: path.clone(),
                 points: HashMap::new(),
+                longest_point: 0,
                 intervals: Intervals::default(),
                 null: None,
                 never: None,
@@ -202,6 +213,9 @@ impl Lookups {
                 _ => &mut self.buckets[bucket as usize].members,
             };
             members.swap_remove(at as usize);
+            if members.len() < members.capacity() / 8 {
+                members.shrink_to(2 * members.len());
+            }
             match members.get(at as usize) {
                 Some(other) if other.entry == entry => postings[other.posting as usize].at = at,
                 Some(&other) => moved(other, at),
