@@ -46,7 +46,7 @@ use slab::Slab;
 use tidegate_model::Retry;
 use tidegate_schema::wire::{Fields, WireError};
 
-use crate::predicate::{Access, Cells, Failure, Part, Predicate, Row, RowError};
+use crate::predicate::{Access, Cells, Failure, Input, Part, Predicate, Row, RowError};
 use columns::Columns;
 use lookups::{Lookups, Posting};
 use marks::{BOTH, Marks, NEW, OLD};
@@ -309,10 +309,10 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
     fn entry_of(&self, predicate: &Predicate) -> Option<u32> {
         let number = *self.by_hash.get(&predicate.hash())?;
         let columns = &self.entries[number as usize].columns;
-        let inputs = predicate.inputs();
+        let places: Option<Vec<usize>> = read_inputs(predicate).map(|input| self.columns.place(input)).collect();
         // The order of columns is that in which they were written, which does not matter.
-        let same = inputs.len() == columns.len()
-            && inputs.iter().all(|input| self.columns.place(input).is_some_and(|place| columns.contains(&place)));
+        let same = places
+            .is_some_and(|places| places.len() == columns.len() && places.iter().all(|place| columns.contains(place)));
         same.then_some(number)
     }
 
@@ -330,10 +330,10 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
     }
 
     fn add_entry(&mut self, predicate: &Predicate) -> u32 {
-        for input in predicate.inputs() {
+        for input in read_inputs(predicate) {
             self.columns.hold(input);
         }
-        let (columns, parts, plan) = self.planned(predicate);
+        let (_, parts, plan) = self.planned(predicate);
         let number = self.entries.vacant_key() as u32;
         let postings = self.lookups.add(number, &plan);
         let with_proof = |(part, proven)| PartOfEntry { part, proven };
@@ -341,7 +341,7 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
         self.by_hash.entry(hash).or_insert(number);
         let entry = Entry {
             hash,
-            columns: columns.into(),
+            columns: read_inputs(predicate).filter_map(|input| self.columns.place(input)).collect(),
             parts: parts.into_iter().zip(plan.proven).map(with_proof).collect(),
             postings: postings.into(),
             shapes: Vec::with_capacity(1),
@@ -431,6 +431,12 @@ impl<Id> Member<Id> {
             Some(fields) => fields.iter().any(|field| changed.binary_search(field).is_ok()),
         }
     }
+}
+
+/// The columns that are still read in the normal form.
+fn read_inputs(predicate: &Predicate) -> impl Iterator<Item = &Input> {
+    let is_read = |column: usize| predicate.parts().iter().any(|part| part.reads.binary_search(&column).is_ok());
+    predicate.inputs().iter().enumerate().filter(move |&(column, _)| is_read(column)).map(|(_, input)| input)
 }
 
 fn renumbered(access: Access, columns: &[usize]) -> Access {

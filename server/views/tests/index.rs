@@ -170,6 +170,9 @@ fn equal_conditions_are_one_and_are_evaluated_once() {
     let ids: Vec<u32> = route(&index, None, new, &mut room).iter().map(|routed| routed.id).collect();
     assert_eq!(ids, [1, 2]);
     assert_eq!(index.insert(1, &predicate("paid"), None), Err(IndexError::Present));
+    // A column that does not matter is not one of the condition's.
+    let paid = self::index(&["paid", "paid and (true or price > 1)"]);
+    assert_eq!(paid.condition_count(), 1);
 }
 
 #[test]

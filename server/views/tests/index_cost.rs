@@ -45,6 +45,9 @@ fn a_shape_takes_little_memory_and_gives_all_of_it_back() {
     });
     println!("{bytes} bytes for each of {COUNT} shapes of one equality");
     assert!(bytes <= 2_048);
+    let mut mixed = Index::new();
+    let of_mixed = measure(|| mixed = index(12_000));
+    assert!(of_mixed.bytes_current / 12_000 <= 2_048, "{} bytes for a larger one", of_mixed.bytes_current / 12_000);
     assert_eq!((whole.bytes_current, whole.count_current), (0, 0));
 }
 
