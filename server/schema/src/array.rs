@@ -308,39 +308,112 @@ impl Bounds {
     }
 }
 
+/// The fields of an encoded array.
+struct Parts<'a> {
+    message: &'a [u8],
+    /// Of numbers, which are packed.
+    number: Option<WireType>,
+    packed: &'a [u8],
+    nulls: &'a [u8],
+    layout: Option<&'a [u8]>,
+    count: usize,
+}
+
+impl<'a> Parts<'a> {
+    fn read(element: ScalarKind, message: &'a [u8]) -> Option<Self> {
+        let number = number_wire_type(element);
+        let mut parts = Parts { message, number, packed: b"", nulls: b"", layout: None, count: 0 };
+        for field in Fields::new(message) {
+            let field = field.ok()?;
+            match (field.number, field.wire_type) {
+                (VALUES, WireType::Len) if number.is_none() => parts.count += 1,
+                (VALUES, WireType::Len) if parts.packed.is_empty() => parts.packed = field.value,
+                (NULLS, WireType::Len) if parts.nulls.is_empty() => parts.nulls = field.value,
+                (LAYOUT, WireType::Len) if parts.layout.is_none() => parts.layout = Some(field.value),
+                _ => return None,
+            }
+        }
+        if let Some(wire_type) = number {
+            parts.count = unpacked(parts.packed, wire_type).try_fold(0, |count, field| field.map(|_| count + 1))?;
+        }
+        Some(parts)
+    }
+
+    /// Whether it is the empty array, of which nothing is encoded.
+    fn is_empty(&self) -> Option<bool> {
+        let empty = self.count == 0;
+        (!empty || self.nulls.is_empty() && self.layout.is_none()).then_some(empty)
+    }
+
+    /// Hands out each element in row-major order.
+    fn try_for_each(&self, mut each: impl FnMut(Field<'a>) -> Option<()>) -> Option<()> {
+        match self.number {
+            Some(wire_type) => unpacked(self.packed, wire_type).try_for_each(|field| each(field?)),
+            None => {
+                let mut values =
+                    Fields::new(self.message).filter_map(Result::ok).filter(|field| field.number == VALUES);
+                values.try_for_each(each)
+            }
+        }
+    }
+}
+
+/// The indexes of the elements that are NULL, which come in order.
+struct Nulls<'a>(&'a [u8]);
+
+impl Nulls<'_> {
+    /// Is the element with this index NULL? Asked of each in order.
+    fn take(&mut self, index: usize) -> bool {
+        let found = wire::read_varint(self.0).ok().filter(|&(null, _)| null == index as u64);
+        self.0 = found.map_or(self.0, |(_, len)| &self.0[len..]);
+        found.is_some()
+    }
+}
+
+/// An encoded array, taken apart.
+#[derive(Debug)]
+pub struct EncodedArray<'a> {
+    /// The elements in row-major order; None is NULL.
+    pub elements: Vec<Option<Field<'a>>>,
+    /// The first subscript and the length of each dimension; none where the array is empty.
+    pub dimensions: Vec<(i32, u32)>,
+}
+
+impl<'a> EncodedArray<'a> {
+    /// Of a `tidegate.v1.*Array`; None where the bytes are none.
+    #[must_use]
+    pub fn read(element: ScalarKind, message: &'a [u8]) -> Option<Self> {
+        let parts = Parts::read(element, message)?;
+        let mut elements = Vec::with_capacity(parts.count);
+        if parts.is_empty()? {
+            return Some(EncodedArray { elements, dimensions: Vec::new() });
+        }
+        let shape = Shape::of_layout(parts.layout, parts.count)?;
+        let mut nulls = Nulls(parts.nulls);
+        parts.try_for_each(|field| {
+            let null = nulls.take(elements.len());
+            elements.push((!null).then_some(field));
+            Some(())
+        })?;
+        let dimensions = shape.lower_bounds.iter().copied().zip(shape.lengths).take(shape.dimension_count).collect();
+        nulls.0.is_empty().then_some(EncodedArray { elements, dimensions })
+    }
+}
+
 /// Appends the text of an encoded array; None where it is none, or an element is malformed.
 pub(crate) fn print_array(out: &mut String, element: ScalarKind, delimiter: u8, message: &[u8]) -> Option<()> {
-    let (mut packed, mut nulls, mut layout, mut count) = (&b""[..], &b""[..], None, 0);
-    let wire_type = number_wire_type(element);
-    for field in Fields::new(message) {
-        let field = field.ok()?;
-        match (field.number, field.wire_type) {
-            (VALUES, WireType::Len) if wire_type.is_none() => count += 1,
-            (VALUES, WireType::Len) if packed.is_empty() => packed = field.value,
-            (NULLS, WireType::Len) if nulls.is_empty() => nulls = field.value,
-            (LAYOUT, WireType::Len) if layout.is_none() => layout = Some(field.value),
-            _ => return None,
-        }
-    }
-    if let Some(wire_type) = wire_type {
-        count = unpacked(packed, wire_type).try_fold(0, |count, field| field.map(|_| count + 1))?;
-    }
-    if count == 0 {
+    let parts = Parts::read(element, message)?;
+    if parts.is_empty()? {
         out.push_str("{}");
-        return (nulls.is_empty() && layout.is_none()).then_some(());
+        return Some(());
     }
-    let shape = Shape::of_layout(layout, count)?;
+    let shape = Shape::of_layout(parts.layout, parts.count)?;
     shape.print_bounds(out)?;
+    let nulls = Nulls(parts.nulls);
     let mut printer = Printer { out, element, delimiter, shape, nulls, index: 0, scratch: String::new() };
-    match wire_type {
-        Some(wire_type) => unpacked(packed, wire_type).try_for_each(|field| printer.print(&field?))?,
-        None => {
-            let values = Fields::new(message).filter_map(Result::ok).filter(|field| field.number == VALUES);
-            values.into_iter().try_for_each(|field| printer.print(&field))?;
-        }
-    }
+    parts.try_for_each(|field| printer.print(&field))?;
     (0..shape.dimension_count).for_each(|_| printer.out.push('}'));
-    printer.nulls.is_empty().then_some(())
+    printer.nulls.0.is_empty().then_some(())
 }
 
 /// The values of a packed field, as if each were a field of its own; None, and then the end, where one is cut off.
@@ -367,8 +440,7 @@ struct Printer<'a> {
     element: ScalarKind,
     delimiter: u8,
     shape: Shape,
-    /// The packed indexes that are still to come.
-    nulls: &'a [u8],
+    nulls: Nulls<'a>,
     /// Of the next element.
     index: usize,
     scratch: String,
@@ -377,10 +449,9 @@ struct Printer<'a> {
 impl Printer<'_> {
     fn print(&mut self, field: &Field<'_>) -> Option<()> {
         self.print_braces();
-        let null = wire::read_varint(self.nulls).ok().filter(|&(index, _)| index == self.index as u64);
+        let null = self.nulls.take(self.index);
         self.index += 1;
-        if let Some((_, len)) = null {
-            self.nulls = &self.nulls[len..];
+        if null {
             self.out.push_str("NULL");
             return Some(());
         }

@@ -34,6 +34,7 @@ mod scalar;
 mod timestamp;
 mod value_kind;
 
+pub use array::EncodedArray;
 pub use change::{CUT_BYTES, ChangeParts, Extra, OldKind, Room, push_change, set_ordinal};
 pub use decoder::{DecodeError, RowDecoder, RowText};
 pub use descriptor::{ColumnSpec, RowTypeSpec, is_field_number};

@@ -1,9 +1,13 @@
 //! Numbers: sums, products, and casts, with PostgreSQL's errors (`int.c`, `int8.c`, `float.c`, `numeric.c`).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use super::array::Array;
 use super::evaluate::EvaluationError;
+use super::interval::Interval;
 use super::kind::Kind;
+use super::literal;
 use super::moment::{DATE_INFINITY, DAY, TIME_INFINITY, TIMESTAMP_END_DAY};
 use super::numeric::Numeric;
 use super::syntax::Arithmetic;
@@ -26,16 +30,7 @@ pub(super) fn arithmetic<'v>(op: Arithmetic, kind: Kind, a: &Value<'_>, b: &Valu
             };
             Ok(Value::Numeric(Cow::Owned(result?)))
         }
-        (
-            Value::Null
-            | Value::Bool(_)
-            | Value::Int(_)
-            | Value::Float(_)
-            | Value::Numeric(_)
-            | Value::Text(_)
-            | Value::Bytes(_),
-            _,
-        ) => unreachable!("typing gives both operands one type of numbers"),
+        _ => unreachable!("typing gives both operands one type of numbers"),
     }
 }
 
@@ -51,7 +46,7 @@ fn int_arithmetic<'v>(op: Arithmetic, kind: Kind, a: i64, b: i64) -> Evaluated<'
     int_within(kind, result)
 }
 
-fn int_within<'v>(kind: Kind, value: Option<i64>) -> Evaluated<'v> {
+pub(super) fn int_within<'v>(kind: Kind, value: Option<i64>) -> Evaluated<'v> {
     let range = match kind {
         Kind::Int2 => i64::from(i16::MIN)..=i64::from(i16::MAX),
         Kind::Int4 => i64::from(i32::MIN)..=i64::from(i32::MAX),
@@ -96,18 +91,28 @@ pub(super) fn negate<'v>(value: Value<'_>, kind: Kind) -> Evaluated<'v> {
         Value::Int(value) => int_within(kind, value.checked_neg()),
         Value::Float(value) => Ok(Value::Float(-value)),
         Value::Numeric(value) => Ok(Value::Numeric(Cow::Owned(value.into_owned().negate()))),
-        Value::Null | Value::Bool(_) | Value::Text(_) | Value::Bytes(_) => {
-            unreachable!("typing gives the sign a number")
-        }
+        _ => unreachable!("typing gives the sign a number"),
     }
 }
 
 /// A cast that is written, or that PostgreSQL puts there.
 pub(super) fn cast<'v>(value: Value<'v>, from: Kind, to: Kind, modifiers: &[u32]) -> Evaluated<'v> {
+    if let (Kind::Array(from), Kind::Array(to), Value::Array(array)) = (from, to, &value) {
+        let element = |element: &Value<'static>| match element {
+            Value::Null => Ok(Value::Null),
+            element => cast(element.clone(), *from, *to, modifiers),
+        };
+        let elements = array.elements.iter().map(element).collect::<Result<_, _>>()?;
+        return Ok(Value::Array(Arc::new(Array { elements, dimensions: array.dimensions.clone() })));
+    }
     if to.is_text() {
         return Ok(Value::Text(to_text(value, from, to, modifiers)));
     }
     match value {
+        Value::Text(text) if from.is_text() || to == Kind::Jsonb => {
+            numeric_typmod(literal::of_row(to, &text)?, modifiers)
+        }
+        Value::Interval(interval) if to == Kind::Time => time_of(interval),
         Value::Int(value) => int_cast(value, from, to, modifiers),
         Value::Float(value) => float_cast(value, from, to),
         Value::Bool(value) if to == Kind::Int4 => Ok(Value::Int(value.into())),
@@ -118,8 +123,30 @@ pub(super) fn cast<'v>(value: Value<'v>, from: Kind, to: Kind, modifiers: &[u32]
             Kind::Numeric => numeric(number.into_owned(), modifiers),
             _ => int_within(to, number.to_int()),
         },
-        value @ (Value::Null | Value::Bool(_) | Value::Text(_) | Value::Bytes(_)) => Ok(value),
+        value @ (Value::Null
+        | Value::Bool(_)
+        | Value::Text(_)
+        | Value::Bytes(_)
+        | Value::Interval(_)
+        | Value::Json(_)
+        | Value::Array(_)) => Ok(value),
     }
+}
+
+/// Of what was read, which has no scale yet.
+fn numeric_typmod<'v>(value: Value<'static>, modifiers: &[u32]) -> Evaluated<'v> {
+    match value {
+        Value::Numeric(number) => numeric(number.into_owned(), modifiers),
+        other => Ok(other),
+    }
+}
+
+/// What is above whole days.
+fn time_of<'v>(interval: Interval) -> Evaluated<'v> {
+    if !interval.is_finite() {
+        return Err(EvaluationError::Undecided { what: "an infinite interval" });
+    }
+    Ok(Value::Int(interval.micros.rem_euclid(DAY)))
 }
 
 fn numeric<'v>(number: Numeric, modifiers: &[u32]) -> Evaluated<'v> {
@@ -135,6 +162,10 @@ fn int_cast<'v>(value: i64, from: Kind, to: Kind, modifiers: &[u32]) -> Evaluate
     match (from, to) {
         (Kind::Date, Kind::Timestamp) => date_to_timestamp(value),
         (Kind::Timestamp, Kind::Date) => Ok(Value::Int(timestamp_to_date(value))),
+        // An infinity has none.
+        (Kind::Timestamp, Kind::Time) if value == TIME_INFINITY.0 || value == TIME_INFINITY.1 => Ok(Value::Null),
+        (Kind::Timestamp, Kind::Time) => Ok(Value::Int(value.rem_euclid(DAY))),
+        (Kind::Time, Kind::Interval) => Ok(Value::Interval(Interval::of_micros(value))),
         // The same 32 bits.
         (Kind::Int2 | Kind::Int4, Kind::Oid) => Ok(Value::Int((value as i32).cast_unsigned().into())),
         (Kind::Oid, Kind::Int4) => Ok(Value::Int((value as u32).cast_signed().into())),
@@ -147,7 +178,7 @@ fn int_cast<'v>(value: i64, from: Kind, to: Kind, modifiers: &[u32]) -> Evaluate
     }
 }
 
-fn date_to_timestamp<'v>(day: i64) -> Evaluated<'v> {
+pub(super) fn date_to_timestamp<'v>(day: i64) -> Evaluated<'v> {
     let micros = if day == DATE_INFINITY.0 {
         TIME_INFINITY.0
     } else if day == DATE_INFINITY.1 {
@@ -217,7 +248,8 @@ fn to_text<'v>(value: Value<'v>, from: Kind, to: Kind, modifiers: &[u32]) -> Cow
         Value::Bool(value) => Cow::Borrowed(if value { "true" } else { "false" }),
         Value::Int(value) => Cow::Owned(value.to_string()),
         Value::Numeric(value) => Cow::Owned(value.to_string()),
-        Value::Null | Value::Float(_) | Value::Bytes(_) => {
+        Value::Json(value) => Cow::Owned(value.to_string()),
+        Value::Null | Value::Float(_) | Value::Bytes(_) | Value::Interval(_) | Value::Array(_) => {
             unreachable!("typing casts to text what has one text whatever the settings")
         }
     };

@@ -8,8 +8,11 @@
 use std::borrow::Cow;
 
 use super::arithmetic::{arithmetic, cast, negate};
+use super::comparison::Comparison;
 use super::expression::{Expression, Function, Quantified};
+use super::kind::Kind;
 use super::like;
+use super::signature::Does;
 use super::value::Value;
 
 /// What PostgreSQL would answer with an error.
@@ -30,7 +33,34 @@ pub enum EvaluationError {
     /// More than one character.
     #[error("the escape of LIKE is more than one character")]
     Escape,
+    /// Text that the type's input function does not take.
+    #[error("text that is no {type_name}")]
+    Malformed {
+        /// The type.
+        type_name: &'static str,
+    },
+    /// A function's operand that it does not take.
+    #[error("{what}")]
+    Argument {
+        /// What, and of which function.
+        what: &'static str,
+    },
+    /// A value that grows too large.
+    #[error("a value of more than {max} bytes arises")]
+    TooLarge {
+        /// In bytes.
+        max: usize,
+    },
+    /// Versions or settings of PostgreSQL answer otherwise, or it is not evaluated here. PostgreSQL may have a value.
+    #[error("{what} is not evaluated exactly here")]
+    Undecided {
+        /// What.
+        what: &'static str,
+    },
 }
+
+/// How large a text may grow while a condition is evaluated.
+pub(super) const BYTES_MAX: usize = 64 << 20;
 
 /// A condition's answer for one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +98,11 @@ impl<'v> Evaluator<'v> {
             Expression::IsNull(operand) => Ok(Value::Bool(self.value(operand)? == Value::Null)),
             Expression::Is(truth, operand) => Ok(Value::Bool(self.truth(operand)? == *truth)),
             Expression::Quantified(quantified) => self.quantified(quantified),
+            Expression::QuantifiedArray { all, op, kind, operands } => {
+                let (left, array) = (self.value(&operands[0])?, self.value(&operands[1])?);
+                let Value::Array(array) = array else { return Ok(Value::Null) };
+                Ok(with_each(&left, (*op, *all, *kind), &array.elements))
+            }
             Expression::Case { arms, otherwise } => {
                 for (when, then) in arms {
                     if self.truth(when)? == Some(true) {
@@ -91,27 +126,25 @@ impl<'v> Evaluator<'v> {
 
     fn strict(&mut self, function: &'v Function, operands: &'v [Expression]) -> Result<Value<'v>, EvaluationError> {
         let first = self.value(&operands[0])?;
-        let Some(second) = operands.get(1) else {
-            return match (first, function) {
-                (Value::Null, _) => Ok(Value::Null),
-                (value, Function::Negate(kind)) => negate(value, *kind),
-                (value, Function::Cast { from, to, modifiers }) => cast(value, *from, *to, modifiers),
-                (
-                    value,
-                    Function::Collate(_)
-                    | Function::Compare { .. }
-                    | Function::Arithmetic { .. }
-                    | Function::Concat
-                    | Function::Like { .. }
-                    | Function::LikeEscape,
-                ) => Ok(value),
-            };
-        };
-        let second = self.value(second)?;
-        if first == Value::Null || second == Value::Null {
-            return Ok(Value::Null);
+        match operands {
+            [_] if first == Value::Null => Ok(first),
+            [_] => apply(function, &[first]),
+            [_, second] => {
+                let second = self.value(second)?;
+                if first == Value::Null || second == Value::Null {
+                    Ok(Value::Null)
+                } else {
+                    apply(function, &[first, second])
+                }
+            }
+            more => {
+                let mut values = vec![first];
+                for operand in &more[1..] {
+                    values.push(self.value(operand)?);
+                }
+                if values.contains(&Value::Null) { Ok(Value::Null) } else { apply(function, &values) }
+            }
         }
-        apply(function, first, second)
     }
 
     /// AND (`winner` false) and OR (`winner` true).
@@ -136,23 +169,7 @@ impl<'v> Evaluator<'v> {
 
     fn quantified(&mut self, quantified: &'v Quantified) -> Result<Value<'v>, EvaluationError> {
         let left = self.value(&quantified.left)?;
-        // Of no values at all, every one fits.
-        if quantified.values.is_empty() {
-            return Ok(Value::Bool(quantified.all));
-        }
-        if left == Value::Null {
-            return Ok(Value::Null);
-        }
-        let padded = quantified.kind == super::kind::Kind::Bpchar;
-        let mut null = false;
-        for value in &quantified.values {
-            if *value == Value::Null {
-                null = true;
-            } else if quantified.op.holds(left.compare(value, padded)) != quantified.all {
-                return Ok(Value::Bool(!quantified.all));
-            }
-        }
-        Ok(of_truth((!null).then_some(quantified.all)))
+        Ok(with_each(&left, (quantified.op, quantified.all, quantified.kind), &quantified.values))
     }
 
     fn extreme(
@@ -177,28 +194,59 @@ impl<'v> Evaluator<'v> {
     }
 }
 
-fn apply<'v>(function: &Function, first: Value<'v>, second: Value<'v>) -> Result<Value<'v>, EvaluationError> {
-    match (function, first, second) {
-        (Function::Compare { op, padded }, a, b) => Ok(Value::Bool(op.holds(a.compare(&b, *padded)))),
-        (Function::Arithmetic { op, kind }, a, b) => arithmetic(*op, *kind, &a, &b),
-        (Function::Concat, Value::Text(a), Value::Text(b)) => Ok(Value::Text(Cow::Owned(a.into_owned() + &b))),
-        (Function::Concat, Value::Bytes(a), Value::Bytes(b)) => Ok(Value::Bytes(Cow::Owned([a, b].concat()))),
-        (Function::Like { fold: false }, Value::Text(a), Value::Text(b)) => Ok(Value::Bool(like::matches(&a, &b)?)),
-        (Function::Like { fold: true }, Value::Text(a), Value::Text(b)) => {
-            let (text, pattern) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
+/// `left op ANY (values)`, or ALL.
+fn with_each<'v>(left: &Value<'_>, (op, all, kind): (Comparison, bool, Kind), values: &[Value<'_>]) -> Value<'v> {
+    // Of no values at all, every one fits.
+    if values.is_empty() {
+        return Value::Bool(all);
+    }
+    if *left == Value::Null {
+        return Value::Null;
+    }
+    let padded = kind == Kind::Bpchar;
+    let mut null = false;
+    for value in values {
+        if *value == Value::Null {
+            null = true;
+        } else if op.holds(left.compare(value, padded)) != all {
+            return Value::Bool(!all);
+        }
+    }
+    of_truth((!null).then_some(all))
+}
+
+/// Of operands that are not NULL.
+fn apply<'v>(function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, EvaluationError> {
+    match function {
+        Function::Compare { op, padded } => Ok(Value::Bool(op.holds(of[0].compare(&of[1], *padded)))),
+        Function::Arithmetic { op, kind } => arithmetic(*op, *kind, &of[0], &of[1]),
+        Function::Negate(kind) => negate(of[0].clone(), *kind),
+        Function::Cast { from, to, modifiers } => cast(of[0].clone(), *from, *to, modifiers),
+        Function::Collate(_) => Ok(of[0].clone()),
+        Function::Concat => concat(&of[0], &of[1]),
+        Function::Like { fold: false } => Ok(Value::Bool(like::matches(of[0].as_str(), of[1].as_str())?)),
+        Function::Like { fold: true } => {
+            let [text, pattern] = [&of[0], &of[1]].map(|text| text.as_str().to_ascii_lowercase());
             Ok(Value::Bool(like::matches(&text, &pattern)?))
         }
-        (Function::LikeEscape, Value::Text(a), Value::Text(b)) => Ok(Value::Text(Cow::Owned(like::escaped(&a, &b)?))),
-        (
-            Function::Concat
-            | Function::Like { .. }
-            | Function::LikeEscape
-            | Function::Negate(_)
-            | Function::Cast { .. }
-            | Function::Collate(_),
-            ..,
-        ) => unreachable!("typing gives operators the operands that they take"),
+        Function::LikeEscape => Ok(Value::text(like::escaped(of[0].as_str(), of[1].as_str())?)),
+        Function::Subscript => Ok(of[0].as_array().element(of[1..].iter().map(Value::as_int))),
+        Function::Call { signature, result } => match signature.does {
+            Does::Run(run) => run(*result, of),
+            Does::Refused(_) => unreachable!("typing refuses what is not evaluated"),
+        },
     }
+}
+
+fn concat<'v>(a: &Value<'_>, b: &Value<'_>) -> Result<Value<'v>, EvaluationError> {
+    let fits =
+        |bytes: usize| if bytes > BYTES_MAX { Err(EvaluationError::TooLarge { max: BYTES_MAX }) } else { Ok(()) };
+    if let (Value::Bytes(a), Value::Bytes(b)) = (a, b) {
+        fits(a.len() + b.len())?;
+        return Ok(Value::Bytes(Cow::Owned([&**a, &**b].concat())));
+    }
+    fits(a.as_str().len() + b.as_str().len())?;
+    Ok(Value::text([a.as_str(), b.as_str()].concat()))
 }
 
 /// Of a boolean; NULL otherwise, which typing rules out.

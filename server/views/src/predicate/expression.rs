@@ -5,6 +5,7 @@
 
 use super::comparison::Comparison;
 use super::kind::Kind;
+use super::signature::Signature;
 use super::syntax::Arithmetic;
 use super::value::Value;
 
@@ -24,6 +25,13 @@ pub(super) enum Expression {
     Is(Option<bool>, Box<Expression>),
     /// `left op ANY (values)`, or ALL
     Quantified(Quantified),
+    /// The same with the elements of an array that is not constant, the second operand. `kind` is theirs.
+    QuantifiedArray {
+        all: bool,
+        op: Comparison,
+        kind: Kind,
+        operands: Vec<Expression>,
+    },
     Case {
         arms: Vec<(Expression, Expression)>,
         otherwise: Box<Expression>,
@@ -48,7 +56,7 @@ pub(super) struct Quantified {
 }
 
 /// A function of operands that are not NULL.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub(super) enum Function {
     /// `padded`: both are bpchar.
     Compare {
@@ -74,6 +82,13 @@ pub(super) enum Function {
     },
     /// As SQL.
     Collate(&'static str),
+    /// An array and a subscript for each dimension.
+    Subscript,
+    /// Of a table of functions and operators.
+    Call {
+        signature: &'static Signature,
+        result: Kind,
+    },
 }
 
 impl Expression {
@@ -93,6 +108,7 @@ impl Expression {
             | Expression::And(operands)
             | Expression::Or(operands)
             | Expression::Coalesce(operands)
+            | Expression::QuantifiedArray { operands, .. }
             | Expression::Extreme { operands, .. } => operands.iter().collect(),
             Expression::Not(operand) | Expression::IsNull(operand) | Expression::Is(_, operand) => vec![operand],
             Expression::Quantified(quantified) => vec![&quantified.left],
@@ -104,15 +120,9 @@ impl Expression {
 
     /// Nodes and values; long text counts as several.
     pub(super) fn size(&self) -> usize {
-        let of_value = |value: &Value<'_>| match value {
-            Value::Text(text) => text.len() / 8,
-            Value::Bytes(bytes) => bytes.len() / 8,
-            Value::Numeric(_) => 8,
-            Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) => 0,
-        };
         let own = match self {
-            Expression::Quantified(quantified) => quantified.values.iter().map(|value| 1 + of_value(value)).sum(),
-            Expression::Constant(_, value) => of_value(value),
+            Expression::Quantified(quantified) => quantified.values.iter().map(|value| 1 + weight(value)).sum(),
+            Expression::Constant(_, value) => weight(value),
             _ => 0,
         };
         1 + own + self.below().into_iter().map(Expression::size).sum::<usize>()
@@ -120,5 +130,17 @@ impl Expression {
 
     pub(super) fn has_column(&self) -> bool {
         matches!(self, Expression::Column(_)) || self.below().into_iter().any(Expression::has_column)
+    }
+}
+
+/// How many nodes a value counts as.
+fn weight(value: &Value<'_>) -> usize {
+    match value {
+        Value::Text(text) => text.len() / 8,
+        Value::Bytes(bytes) => bytes.len() / 8,
+        Value::Numeric(_) => 8,
+        Value::Json(json) => json.weight(),
+        Value::Array(array) => array.elements.iter().map(|element| 1 + weight(element)).sum(),
+        Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Interval(_) => 0,
     }
 }

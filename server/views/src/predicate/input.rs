@@ -1,14 +1,18 @@
 //! The values of the columns that a condition reads, straight from the encoded row, each decoded once.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
-use tidegate_schema::ScalarKind;
 use tidegate_schema::wire::{Field, Fields, WireError, WireType, read_varint};
+use tidegate_schema::{EncodedArray, ScalarKind, TypeShape, ValueKind};
 
+use super::array::Array;
+use super::interval::Interval;
+use super::json::Json;
 use super::kind::Kind;
 use super::moment;
 use super::numeric::Numeric;
-use super::table::{TableFacts, scalar_kind};
+use super::table::TableFacts;
 use super::value::Value;
 use tidegate_model::Retry;
 
@@ -42,7 +46,7 @@ impl RowError {
 pub(crate) struct Input {
     pub(crate) field: u32,
     pub(super) kind: Kind,
-    scalar: ScalarKind,
+    codec: ValueKind,
     name: String,
     labels: Vec<String>,
 }
@@ -53,8 +57,9 @@ impl Input {
         let facts = &table.columns[column];
         let kind = table.kind(facts)?;
         let labels = facts.enum_type.as_ref().map(|facts| facts.labels.clone()).unwrap_or_default();
-        let scalar = scalar_kind(kind, facts.type_oid);
-        Some(Input { field: facts.field, kind, scalar, name: facts.name.clone(), labels })
+        let shape = if matches!(kind, Kind::Enum(_)) { TypeShape::Enum } else { TypeShape::Base };
+        let codec = ValueKind::of(facts.type_oid, shape);
+        Some(Input { field: facts.field, kind, codec, name: facts.name.clone(), labels })
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -62,8 +67,24 @@ impl Input {
     }
 
     pub(super) fn value<'a>(&self, field: &Field<'a>) -> Option<Value<'a>> {
+        match self.codec {
+            ValueKind::Scalar(scalar) => self.scalar(self.kind, scalar, field),
+            ValueKind::Array { element, .. } if field.wire_type == WireType::Len => {
+                let array = EncodedArray::read(element, field.value)?;
+                let value = |field: &Option<Field<'a>>| match field {
+                    Some(field) => self.scalar(self.kind.innermost(), element, field).map(Value::into_owned),
+                    None => Some(Value::Null),
+                };
+                let elements = array.elements.iter().map(value).collect::<Option<_>>()?;
+                Some(Value::Array(Arc::new(Array { elements, dimensions: array.dimensions })))
+            }
+            ValueKind::Array { .. } | ValueKind::Range => None,
+        }
+    }
+
+    fn scalar<'a>(&self, kind: Kind, scalar: ScalarKind, field: &Field<'a>) -> Option<Value<'a>> {
         let bytes = field.value;
-        let wire_type = match self.scalar {
+        let wire_type = match scalar {
             ScalarKind::Bool | ScalarKind::Int32 | ScalarKind::Int64 | ScalarKind::Uint32 => WireType::Varint,
             ScalarKind::Float => WireType::Fixed32,
             ScalarKind::Double => WireType::Fixed64,
@@ -73,28 +94,32 @@ impl Input {
             return None;
         }
         let varint = || read_varint(bytes).ok().map(|(value, _)| value);
-        Some(match self.scalar {
+        Some(match scalar {
             ScalarKind::Bool => Value::Bool(varint()? != 0),
             ScalarKind::Int32 | ScalarKind::Int64 | ScalarKind::Uint32 => Value::Int(varint()?.cast_signed()),
             ScalarKind::Float => Value::Float(f32::from_le_bytes(bytes.try_into().ok()?).into()),
             ScalarKind::Double => Value::Float(f64::from_le_bytes(bytes.try_into().ok()?)),
             ScalarKind::Bytes => Value::Bytes(Cow::Borrowed(bytes)),
-            ScalarKind::Text => self.text(str::from_utf8(bytes).ok()?)?,
+            ScalarKind::Text => self.text(kind, str::from_utf8(bytes).ok()?)?,
             ScalarKind::Timestamptz => Value::Int(timestamptz(bytes)?),
         })
     }
 
-    fn text<'a>(&self, text: &'a str) -> Option<Value<'a>> {
-        match self.kind {
-            Kind::Numeric => Numeric::parse(text).map(|number| Value::Numeric(Cow::Owned(number))),
+    fn text<'a>(&self, kind: Kind, text: &'a str) -> Option<Value<'a>> {
+        match kind {
+            Kind::Numeric => Numeric::parse(text).map(Value::numeric),
             Kind::Date => moment::parse_date(text).map(Value::Int),
             Kind::Time => moment::parse_time(text).map(Value::Int),
             Kind::Timestamp => moment::parse_timestamp(text, false).map(Value::Int),
+            Kind::Interval => Interval::parse(text).map(Value::Interval),
+            Kind::Jsonb => Json::parse(text).map(|json| Value::Json(Arc::new(json))),
             Kind::Enum(_) => {
                 let place = self.labels.iter().position(|label| label == text)?;
                 i64::try_from(place).ok().map(Value::Int)
             }
-            Kind::Text | Kind::Varchar | Kind::Bpchar | Kind::Uuid => Some(Value::Text(Cow::Borrowed(text))),
+            Kind::Text | Kind::Varchar | Kind::Bpchar | Kind::Uuid | Kind::Json => {
+                Some(Value::Text(Cow::Borrowed(text)))
+            }
             Kind::Bool
             | Kind::Int2
             | Kind::Int4
@@ -103,7 +128,8 @@ impl Input {
             | Kind::Float4
             | Kind::Float8
             | Kind::Timestamptz
-            | Kind::Bytea => None,
+            | Kind::Bytea
+            | Kind::Array(_) => None,
         }
     }
 }

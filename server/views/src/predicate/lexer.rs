@@ -1,7 +1,7 @@
 //! The words of a condition, as PostgreSQL's scanner reads them with `standard_conforming_strings` on.
 //!
 //! Invariant: what is read here is read alike by PostgreSQL 14 to 18 (`src/backend/parser/scan.l`), whatever its settings.
-//! Where versions or settings differ (`E''`, `U&''`, dollar quotes, hexadecimal numbers, `1_000`), it is refused.
+//! Where versions or settings differ (`\\'` in `E''`, `U&''`, hexadecimal numbers, `1_000`), it is refused.
 
 use std::borrow::Cow;
 
@@ -120,9 +120,10 @@ impl<'a> Lexer<'a> {
             b'"' => self.identifier(),
             b'0'..=b'9' => self.number(),
             b'.' if bytes.get(1).is_some_and(u8::is_ascii_digit) => self.number(),
-            b'$' => self.parameter(),
+            b'$' if bytes.get(1).is_some_and(u8::is_ascii_digit) => self.parameter(),
+            b'$' => self.dollar_quoted(),
             b'(' | b')' | b'[' | b']' | b',' | b'.' | b';' => Ok(self.symbol(1)),
-            b':' if rest.starts_with("::") => Ok(self.symbol(2)),
+            b':' => Ok(self.symbol(if rest.starts_with("::") { 2 } else { 1 })),
             byte if OPERATOR.contains(&byte) => Ok(self.operator()),
             byte if is_word_start(byte) => self.word(),
             _ => {
@@ -157,8 +158,18 @@ impl<'a> Lexer<'a> {
         let at = self.at;
         let word = self.take_while(|byte| is_word_start(byte) || byte.is_ascii_digit() || byte == b'$');
         let next = self.rest();
-        if next.starts_with('\'') && matches!(word, "e" | "E" | "b" | "B" | "x" | "X" | "n" | "N") {
-            return self.refuse(at, "a string with a letter before it", "write the string as '…', with '' for a quote");
+        if next.starts_with('\'') && matches!(word, "e" | "E") {
+            return Ok(Token::Text(super::escape::read(self.rest(), at).map(|(text, len)| {
+                self.at += len;
+                text
+            })?));
+        }
+        if next.starts_with('\'') && matches!(word, "b" | "B" | "x" | "X" | "n" | "N") {
+            return self.refuse(
+                at,
+                "a string with this letter before it",
+                "write the string as '…', with '' for a quote",
+            );
         }
         if matches!(word, "u" | "U") && (next.starts_with("&'") || next.starts_with("&\"")) {
             return self.refuse(at, "U& with escapes", "write the characters themselves");
@@ -233,6 +244,25 @@ impl<'a> Lexer<'a> {
             Some(number) if !self.rest().bytes().next().is_some_and(is_word_start) => Ok(Token::Parameter(number)),
             _ => self.refuse(at, "such a $", "write parameters as $1 and strings as '…'"),
         }
+    }
+
+    /// `$$…$$` or `$tag$…$tag$`
+    fn dollar_quoted(&mut self) -> Result<Token<'a>, Refusal> {
+        let (at, rest) = (self.at, self.rest());
+        let tag_len = rest[1..].find('$').map_or(0, |len| len + 2);
+        let tag = &rest[..tag_len];
+        let name = tag.trim_matches('$').as_bytes();
+        let is_name = name.iter().all(|&byte| is_word_start(byte) || byte.is_ascii_digit());
+        if tag.is_empty() || !is_name || name.first().is_some_and(u8::is_ascii_digit) {
+            return self.refuse(at, "such a $", "write parameters as $1 and strings as '…'");
+        }
+        let body = &rest[tag_len..];
+        let Some(len) = body.find(tag) else { return Err(Refusal::at(at, Reason::Unclosed { what: "string" })) };
+        self.at += tag_len + len + tag_len;
+        if body[..len].contains('\0') {
+            return self.refuse(at, "the character with the code zero", "PostgreSQL's text never holds it");
+        }
+        Ok(Token::Text(body[..len].to_owned()))
     }
 }
 

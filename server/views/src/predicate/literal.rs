@@ -2,7 +2,12 @@
 //! [`super::print`].
 
 use std::borrow::Cow;
+use std::sync::Arc;
 
+use super::array::Array;
+use super::evaluate::EvaluationError;
+use super::interval::Interval;
+use super::json::Json;
 use super::kind::Kind;
 use super::moment;
 use super::numeric::Numeric;
@@ -16,6 +21,23 @@ const WHOLE: Instead = "write decimal digits within the type's range";
 
 /// Reads the text as the type's input function does.
 pub(super) fn constant(table: &TableFacts, kind: Kind, text: &str) -> Result<Value<'static>, Instead> {
+    let Kind::Enum(column) = kind else { return shipped(kind, text) };
+    let labels = table.enum_facts(column).map_or(&[][..], |facts| &facts.labels);
+    let place = labels.iter().position(|label| label == text);
+    place.map(|place| Value::Int(place as i64)).ok_or("write one of its labels")
+}
+
+/// The same for text that comes out of a row. What some versions take and others do not has no value here.
+pub(super) fn of_row(kind: Kind, text: &str) -> Result<Value<'static>, EvaluationError> {
+    let has_letters = || text.bytes().any(|byte| byte.is_ascii_alphabetic() || byte == b'_');
+    shipped(kind, text).map_err(|_| match kind {
+        Kind::Bool => EvaluationError::Malformed { type_name: kind.name() },
+        number if number.is_number() && !has_letters() => EvaluationError::Malformed { type_name: number.name() },
+        _ => EvaluationError::Undecided { what: "text that not every version of PostgreSQL reads alike" },
+    })
+}
+
+fn shipped(kind: Kind, text: &str) -> Result<Value<'static>, Instead> {
     let trimmed = text.trim_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let int = |value: Option<i64>, instead| value.map(Value::Int).ok_or(instead);
     match kind {
@@ -44,11 +66,26 @@ pub(super) fn constant(table: &TableFacts, kind: Kind, text: &str) -> Result<Val
             int(moment::parse_timestamp(trimmed, true), instead)
         }
         Kind::Bytea => bytes(text).ok_or("write it in hexadecimal, as \\x00ff"),
-        Kind::Enum(column) => {
-            let labels = table.enum_facts(column).map_or(&[][..], |facts| &facts.labels);
-            let place = labels.iter().position(|label| label == text);
-            int(place.map(|place| place as i64), "write one of its labels")
+        Kind::Interval => {
+            let instead =
+                "write it as 1 year 2 mons 3 days 04:05:06.789, with a sign for each part where one is below zero";
+            Interval::parse(trimmed).map(Value::Interval).ok_or(instead)
         }
+        Kind::Json => {
+            let text = Json::parse(text).map(|_| Value::text(text.to_owned()));
+            text.ok_or("write JSON")
+        }
+        Kind::Jsonb => {
+            let json = Json::parse(text).map(|json| Value::Json(Arc::new(json)));
+            json.ok_or("write JSON, without \\u0000 and with exponents up to 1000")
+        }
+        Kind::Array(element) => {
+            let texts = elements(text).ok_or("write it as {1,2,NULL}, of one dimension")?;
+            let read = |text: Option<String>| text.map_or(Ok(Value::Null), |text| shipped(*element, &text));
+            let elements = texts.into_iter().map(read).collect::<Result<_, _>>()?;
+            Ok(Value::Array(Arc::new(Array::of(elements))))
+        }
+        Kind::Enum(_) => Err("write one of its labels"),
     }
 }
 

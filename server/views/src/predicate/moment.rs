@@ -31,7 +31,7 @@ pub(super) fn parse_date(text: &str) -> Option<i64> {
     let mut reader = Reader(text.as_bytes());
     let day = reader.date(before_christ)?;
     reader.end()?;
-    (FIRST_DAY..DATE_END).contains(&day).then_some(day)
+    valid_date(day)
 }
 
 /// Microseconds since midnight.
@@ -60,9 +60,7 @@ pub(super) fn parse_timestamp(text: &str, zoned: bool) -> Option<i64> {
     };
     let offset = if zoned { reader.offset()? } else { 0 };
     reader.end()?;
-    let micros = i128::from(day) * i128::from(DAY) + i128::from(time - offset);
-    let range = i128::from(FIRST_DAY) * i128::from(DAY)..i128::from(TIMESTAMP_END_DAY) * i128::from(DAY);
-    range.contains(&micros).then(|| i64::try_from(micros).ok())?
+    valid_timestamp(i128::from(day) * i128::from(DAY) + i128::from(time - offset))
 }
 
 pub(super) fn print_date(day: i64) -> String {
@@ -112,27 +110,42 @@ fn before_christ(text: &str) -> (&str, bool) {
 }
 
 /// Days from 2000-01-01 of a date in the proleptic Gregorian calendar (Howard Hinnant, chrono-compatible algorithms).
-fn days(year: i64, month: i64, day: i64) -> i64 {
+pub(super) fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 730_425
 }
 
-/// The way back: the date, and ` BC` where it applies.
+/// The date, and ` BC` where it applies.
 fn calendar(day: i64) -> (String, &'static str) {
+    let (year, month, day) = civil(day);
+    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
+    (format!("{year:04}-{month:02}-{day:02}"), era)
+}
+
+/// The way back: year, 0 being 1 BC, month and day.
+pub(super) fn civil(day: i64) -> (i64, i64, i64) {
     let day = day + 730_425;
     let (era, day_of_era) = (day.div_euclid(146_097), day.rem_euclid(146_097));
     let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted = (5 * day_of_year + 2) / 153;
     let (day, month) = (day_of_year - (153 * shifted + 2) / 5 + 1, (shifted + 2) % 12 + 1);
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
-    (format!("{year:04}-{month:02}-{day:02}"), era)
+    (year_of_era + era * 400 + i64::from(month <= 2), month, day)
 }
 
-fn days_in_month(year: i64, month: i64) -> i64 {
+/// A timestamp, if PostgreSQL has it.
+pub(super) fn valid_timestamp(micros: i128) -> Option<i64> {
+    let range = i128::from(FIRST_DAY) * i128::from(DAY)..i128::from(TIMESTAMP_END_DAY) * i128::from(DAY);
+    range.contains(&micros).then(|| i64::try_from(micros).ok())?
+}
+
+pub(super) fn valid_date(day: i64) -> Option<i64> {
+    (FIRST_DAY..DATE_END).contains(&day).then_some(day)
+}
+
+pub(super) fn days_in_month(year: i64, month: i64) -> i64 {
     match month {
         2 if year % 4 == 0 && (year % 100 != 0 || year % 400 == 0) => 29,
         2 => 28,

@@ -23,6 +23,8 @@ const WHOLE_DIGITS_MAX: i64 = 131_072;
 /// What a division has at least (`NUMERIC_MIN_SIG_DIGITS`), and at most behind the point (`NUMERIC_MAX_DISPLAY_SCALE`).
 const SIGNIFICANT_MIN: i64 = 16;
 const DIVISION_SCALE_MAX: i64 = 1_000;
+/// What `round` and `trunc` are asked for at most (`NUMERIC_MAX_RESULT_SCALE`).
+const ROUNDING_SCALE_MAX: i64 = 2_000;
 
 fn power_of_ten(exponent: u32) -> BigInt {
     BigInt::from(10).pow(exponent)
@@ -31,6 +33,11 @@ fn power_of_ten(exponent: u32) -> BigInt {
 impl Numeric {
     pub(super) fn of_int(value: i64) -> Self {
         Numeric::Finite { digits: BigInt::from(value), scale: 0 }
+    }
+
+    /// The digits with a point before the last `scale` of them.
+    pub(super) fn decimal(digits: i64, scale: u32) -> Self {
+        Numeric::Finite { digits: BigInt::from(digits), scale }
     }
 
     /// Reads decimal digits with a point and an exponent, or `NaN` and the infinities as PostgreSQL writes them.
@@ -192,6 +199,58 @@ impl Numeric {
         }
     }
 
+    /// With so many digits behind the point, or with as many zeros before it where that is below zero.
+    pub(super) fn rounded_at(self, scale: i64) -> Self {
+        let scale = scale.clamp(-ROUNDING_SCALE_MAX, ROUNDING_SCALE_MAX);
+        match (u32::try_from(scale), self) {
+            (Ok(scale), number) => number.rounded(scale),
+            (Err(_), Numeric::Finite { digits, scale: old }) => {
+                let zeros = u32::try_from(-scale).unwrap_or(0);
+                let digits = rounded_quotient(&digits, &power_of_ten(old + zeros)) * power_of_ten(zeros);
+                Numeric::Finite { digits, scale: 0 }
+            }
+            (Err(_), special) => special,
+        }
+    }
+
+    /// The same towards zero.
+    pub(super) fn truncated_at(&self, scale: i64) -> Self {
+        let Numeric::Finite { digits, scale: old } = self else { return self.clone() };
+        let scale = scale.clamp(-ROUNDING_SCALE_MAX, ROUNDING_SCALE_MAX);
+        let cut = u32::try_from(i64::from(*old) - scale).unwrap_or(0);
+        let whole = digits / power_of_ten(cut) * power_of_ten(cut);
+        Numeric::Finite { digits: whole, scale: *old }.rounded(u32::try_from(scale).unwrap_or(0))
+    }
+
+    pub(super) fn abs(&self) -> Self {
+        if self.sign() == Sign::Minus { self.clone().negate() } else { self.clone() }
+    }
+
+    /// -1, 0, 1, or NaN.
+    pub(super) fn signum(&self) -> Self {
+        match (self, self.sign()) {
+            (Numeric::NaN, _) => Numeric::NaN,
+            (_, Sign::Minus) => Numeric::of_int(-1),
+            (_, Sign::NoSign) => Numeric::of_int(0),
+            (_, Sign::Plus) => Numeric::of_int(1),
+        }
+    }
+
+    pub(super) fn floor(&self) -> Self {
+        match self.truncated_at(0) {
+            Numeric::Finite { digits, scale }
+                if self.compare(&Numeric::Finite { digits: digits.clone(), scale }).is_lt() =>
+            {
+                Numeric::Finite { digits: digits - 1, scale }
+            }
+            whole => whole,
+        }
+    }
+
+    pub(super) fn ceil(&self) -> Self {
+        self.clone().negate().floor().negate()
+    }
+
     /// As `numeric(precision, scale)`.
     pub(super) fn fitted(self, precision: u32, scale: u32) -> Result<Self, EvaluationError> {
         match self.rounded(scale) {
@@ -293,6 +352,21 @@ mod tests {
         }
         assert_eq!(of("1.5e3").to_string(), "1500");
         assert_eq!(of("1.5e-3").to_string(), "0.0015");
+    }
+
+    #[test]
+    fn numbers_are_rounded_towards_where_they_should_be() {
+        for (text, scale, rounded, truncated) in [
+            ("1.25", 1, "1.3", "1.2"),
+            ("-1.25", 1, "-1.3", "-1.2"),
+            ("1250", -2, "1300", "1200"),
+            ("1", 2, "1.00", "1.00"),
+        ] {
+            assert_eq!(of(text).rounded_at(scale).to_string(), rounded);
+            assert_eq!(of(text).truncated_at(scale).to_string(), truncated);
+        }
+        assert_eq!((of("-1.5").floor(), of("-1.5").ceil()), (of("-2"), of("-1")));
+        assert_eq!((of("1.0").floor(), of("1.5").ceil()), (of("1"), of("2")));
     }
 
     #[test]

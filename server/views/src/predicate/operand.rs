@@ -8,6 +8,11 @@ use super::syntax::{Syntax, TypeName, What};
 /// Names of types that are more than one word, or come with words behind them.
 const TIME_TYPES: [&str; 2] = ["time", "timestamp"];
 
+/// Functions without parentheses.
+const CLOCK: [&str; 5] = ["current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"];
+
+pub(super) const NOT_IMMUTABLE: &str = "its value changes while the row stays as it is; give the value as a parameter, and define the condition again later";
+
 impl Parser<'_> {
     /// An operand without operators.
     pub(super) fn operand(&mut self) -> Result<Syntax, Refusal> {
@@ -26,7 +31,7 @@ impl Parser<'_> {
                     return Self::unsupported(at, "a row of values", "compare each, with AND between them");
                 }
                 self.expect_symbol(")")?;
-                return Ok(tree);
+                return self.subscripts(tree);
             }
             Token::Word(word) => match word.as_ref() {
                 "null" => What::Null,
@@ -38,7 +43,30 @@ impl Parser<'_> {
             Token::Symbol(_) | Token::End => return self.unexpected("a column, a constant or a parameter"),
         };
         self.advance();
-        self.leaf(at, what)
+        let is_parameter = matches!(what, What::Parameter(_));
+        let leaf = self.leaf(at, what)?;
+        if is_parameter { self.subscripts(leaf) } else { Ok(leaf) }
+    }
+
+    /// `[1][2]` behind an operand.
+    fn subscripts(&mut self, operand: Syntax) -> Result<Syntax, Refusal> {
+        let at = self.at();
+        let mut subscripts = Vec::new();
+        while self.take_symbol("[") {
+            if self.is_symbol(":") {
+                return Self::unsupported(at, "a slice of an array", "compare elements, as in a[1]");
+            }
+            subscripts.push(self.expression(0)?);
+            if self.is_symbol(":") {
+                return Self::unsupported(at, "a slice of an array", "compare elements, as in a[1]");
+            }
+            self.expect_symbol("]")?;
+        }
+        if subscripts.is_empty() {
+            return Ok(operand);
+        }
+        let depth = Syntax::depth_over(subscripts.iter().chain([&operand]));
+        bounded(at, depth, What::Subscript(Box::new(operand), subscripts))
     }
 
     fn word(&mut self, at: usize, word: &str) -> Result<Syntax, Refusal> {
@@ -49,6 +77,12 @@ impl Parser<'_> {
             "coalesce" | "greatest" | "least" | "nullif" if call => self.conditional(at, word),
             "array" => self.array(at),
             "exists" if call => Self::unsupported(at, "a query within a condition", "write the values, or a parameter"),
+            "left" | "right" if call => {
+                self.advance();
+                self.call(at, vec![word.to_owned()])
+            }
+            "position" | "substring" | "trim" | "extract" | "overlay" if call => self.worded_call(at, word),
+            _ if CLOCK.contains(&word) => Self::unsupported(at, word.to_uppercase(), NOT_IMMUTABLE),
             "row" if call => Self::unsupported(at, "a row of values", "compare each, with AND between them"),
             _ if self.is_typed_literal() => {
                 let type_name = self.type_name()?;
@@ -76,13 +110,112 @@ impl Parser<'_> {
     fn column(&mut self, at: usize) -> Result<Syntax, Refusal> {
         let name = self.any_name()?;
         if self.is_symbol("(") {
-            let instead = "compare the column itself";
-            return Self::unsupported(at, format!("the function {}", name.join(".")), instead);
+            return self.call(at, name);
         }
-        if self.is_symbol("[") {
-            return Self::unsupported(self.at(), "an element of an array", "compare another column");
+        let column = self.leaf(at, What::Column(name))?;
+        self.subscripts(column)
+    }
+
+    /// What stands behind a function's name.
+    fn call(&mut self, at: usize, name: Vec<String>) -> Result<Syntax, Refusal> {
+        self.expect_symbol("(")?;
+        if self.is_symbol("*") || self.is_word("distinct") || self.is_word("all") || self.is_word("variadic") {
+            return self.unexpected("the function's operands");
         }
-        self.leaf(at, What::Column(name))
+        let operands = if self.take_symbol(")") { Vec::new() } else { self.list(")")? };
+        bounded(at, Syntax::depth_over(&operands), What::Call(name, operands))
+    }
+
+    /// Functions whose operands have words between them.
+    fn worded_call(&mut self, at: usize, word: &str) -> Result<Syntax, Refusal> {
+        self.advance();
+        self.expect_symbol("(")?;
+        let (name, operands) = match word {
+            "position" => {
+                let part = self.bound()?;
+                self.expect_word("in")?;
+                let whole = self.bound()?;
+                self.expect_symbol(")")?;
+                ("position", vec![whole, part])
+            }
+            "extract" => {
+                let field_at = self.at();
+                let field = match self.peek().clone() {
+                    Token::Text(field) => field,
+                    _ => self.name_part(false)?,
+                };
+                if matches!(self.peek(), Token::Text(_)) {
+                    self.advance();
+                }
+                self.expect_word("from")?;
+                let field = self.leaf(field_at, What::Text(field))?;
+                let name = TypeName {
+                    at: field_at,
+                    name: vec!["text".to_owned()],
+                    quoted: false,
+                    modifiers: Vec::new(),
+                    array: false,
+                };
+                ("extract", vec![cast(field_at, field, name)?, self.last_operand()?])
+            }
+            "substring" => ("substring", self.substring()?),
+            "trim" => self.trim()?,
+            _ => return Self::unsupported(at, "overlay", "compare with substring (… from … for …)"),
+        };
+        bounded(at, Syntax::depth_over(&operands), What::Call(vec![name.to_owned()], operands))
+    }
+
+    fn last_operand(&mut self) -> Result<Syntax, Refusal> {
+        let operand = self.expression(0)?;
+        self.expect_symbol(")")?;
+        Ok(operand)
+    }
+
+    /// `a from b for c`, `a for c`, or with commas.
+    fn substring(&mut self) -> Result<Vec<Syntax>, Refusal> {
+        let mut operands = vec![self.expression(0)?];
+        if self.take_symbol(",") {
+            operands.extend(self.list(")")?);
+            return Ok(operands);
+        }
+        if self.take_word("from") {
+            operands.push(self.expression(0)?);
+        } else if self.is_word("for") {
+            operands.push(self.leaf(operands[0].at, What::Number("1".to_owned()))?);
+        } else {
+            return self.unexpected("FROM, FOR or a comma");
+        }
+        if self.take_word("for") {
+            operands.push(self.expression(0)?);
+        }
+        self.expect_symbol(")")?;
+        Ok(operands)
+    }
+
+    /// `both a from b`, `from b`, or with a comma.
+    fn trim(&mut self) -> Result<(&'static str, Vec<Syntax>), Refusal> {
+        let name = match (self.take_word("leading"), self.take_word("trailing")) {
+            (true, _) => "ltrim",
+            (_, true) => "rtrim",
+            _ => "btrim",
+        };
+        self.take_word("both");
+        if self.take_word("from") {
+            return Ok((name, self.list(")")?));
+        }
+        let first = self.expression(0)?;
+        if !self.take_word("from") {
+            let mut operands = vec![first];
+            if self.take_symbol(",") {
+                operands.extend(self.list(")")?);
+            } else {
+                self.expect_symbol(")")?;
+            }
+            return Ok((name, operands));
+        }
+        let mut operands = self.list(")")?;
+        operands.push(first);
+        Ok((name, operands))
     }
 
     fn case(&mut self, at: usize) -> Result<Syntax, Refusal> {
@@ -99,9 +232,9 @@ impl Parser<'_> {
         }
         let otherwise = if self.take_word("else") { Some(Box::new(self.expression(0)?)) } else { None };
         self.expect_word("end")?;
-        let below = arms.iter().flat_map(|(when, then)| [when.depth, then.depth]);
-        let below = below.chain(operand.iter().chain(&otherwise).map(|tree| tree.depth)).max();
-        bounded(at, 1 + below.unwrap_or(0), What::Case { operand, arms, otherwise })
+        let below = arms.iter().flat_map(|(when, then)| [when, then]);
+        let depth = Syntax::depth_over(below.chain(operand.as_deref()).chain(otherwise.as_deref()));
+        bounded(at, depth, What::Case { operand, arms, otherwise })
     }
 
     fn cast_call(&mut self, at: usize) -> Result<Syntax, Refusal> {
@@ -125,7 +258,7 @@ impl Parser<'_> {
             return pair(at, left, right, What::Nullif);
         }
         let operands = self.list(")")?;
-        let depth = 1 + operands.iter().map(|operand| operand.depth).max().unwrap_or(0);
+        let depth = Syntax::depth_over(&operands);
         let what = match word {
             "coalesce" => What::Coalesce(operands),
             _ => What::Extreme { greatest: word == "greatest", operands },
@@ -137,8 +270,7 @@ impl Parser<'_> {
         self.advance();
         self.expect_symbol("[")?;
         let values = if self.take_symbol("]") { Vec::new() } else { self.list("]")? };
-        let depth = 1 + values.iter().map(|value| value.depth).max().unwrap_or(0);
-        bounded(at, depth, What::Array(values))
+        bounded(at, Syntax::depth_over(&values), What::Array(values))
     }
 
     /// The name of a type, with what belongs to it.

@@ -8,6 +8,7 @@ use super::kind::Kind;
 use super::literal;
 use super::refusal::{Reason, Refusal};
 use super::resolution;
+use super::signature;
 use super::syntax::{Arithmetic, Syntax, What};
 use super::typing::{Collation, Typed, Typing, constant};
 use super::value::Value;
@@ -66,19 +67,38 @@ impl Typing<'_> {
 
     fn compare_coerced(&mut self, at: usize, op: Comparison, left: Typed, right: Typed) -> Result<Typed, Refusal> {
         self.charge(at, 1)?;
-        if left.kind.is_some_and(Kind::is_text) {
-            let collation = self.merged(at, left.collation, &right.collation)?;
-            let what = if op.orders() { "the order of text" } else { "equality of text" };
-            self.check_collation(at, &collation, op.orders(), what)?;
-        }
-        let padded = left.kind == Some(Kind::Bpchar);
+        let kind = left.kind.unwrap_or(Kind::Text);
+        let collation = self.merged(at, left.collation, &right.collation)?;
+        self.check_comparable(at, kind, &collation, op.orders())?;
+        let padded = kind.innermost() == Kind::Bpchar;
         let tree = Expression::Strict(Function::Compare { op, padded }, vec![left.tree, right.tree]);
         self.folded(Typed::known(at, Kind::Bool, tree))
+    }
+
+    /// Refuses what cannot be compared exactly, or not in this way.
+    fn check_comparable(&self, at: usize, kind: Kind, collation: &Collation, orders: bool) -> Result<(), Refusal> {
+        if kind.is_collatable() {
+            let what = if orders { "the order of text" } else { "equality of text" };
+            self.check_collation(at, collation, orders, what)?;
+        }
+        let refused = match kind.innermost() {
+            Kind::Json => "comparing json",
+            Kind::Jsonb if orders => "the order of jsonb",
+            _ => return Ok(()),
+        };
+        let instead = "cast json to jsonb, and compare that for equality, or a part of it as text";
+        self.refuse(at, Reason::Unsupported { what: refused.to_owned(), instead })
     }
 
     pub(super) fn arithmetic(&mut self, at: usize, op: Arithmetic, operands: &[Syntax; 2]) -> Result<Typed, Refusal> {
         let left = self.typed(&operands[0])?;
         let right = self.typed(&operands[1])?;
+        if [left.kind, right.kind].into_iter().flatten().any(|kind| !kind.is_number()) {
+            let candidates = signature::named(op.symbol(), true);
+            if !candidates.is_empty() {
+                return self.chosen(at, candidates, vec![left, right]);
+            }
+        }
         let Some(kind) = resolution::arithmetic(op, left.kind, right.kind) else {
             let (left, right) = (self.name(left.kind), self.name(right.kind));
             return self.refuse(at, Reason::NoOperator { operator: op.symbol(), left, right });
@@ -142,7 +162,9 @@ impl Typing<'_> {
         let is_constant = |value: &Typed| !value.tree.has_column();
         let kinds = others.iter().filter(|value| is_constant(value)).map(|value| value.kind);
         let kind = resolution::common(std::iter::once(operand.kind).chain(kinds));
+        // There are no arrays of arrays.
         if let Ok(kind) = kind
+            && kind.element().is_none()
             && others.iter().filter(|value| is_constant(value)).count() > 1
         {
             let (constants, rest) = others.into_iter().partition::<Vec<_>, _>(is_constant);
@@ -172,6 +194,9 @@ impl Typing<'_> {
         (op, all): (Comparison, bool),
         (kind, values): (Kind, Vec<Typed>),
     ) -> Result<Typed, Refusal> {
+        if kind.element().is_some() {
+            return self.no_such_array(at);
+        }
         let Some((left_kind, right_kind)) = resolution::comparison(left.kind, Some(kind)) else {
             let (left, right) = (self.name(left.kind), self.name(Some(kind)));
             return self.refuse(at, Reason::NoOperator { operator: op.symbol(), left, right });
@@ -184,24 +209,9 @@ impl Typing<'_> {
             let value = self.coerced(value, right_kind, "the comparison")?;
             constants.push(self.constant_of(value)?);
         }
-        if left_kind.is_text() {
-            let what = if op.orders() { "the order of text" } else { "equality of text" };
-            self.check_collation(at, &collation, op.orders(), what)?;
-        }
+        self.check_comparable(at, left_kind, &collation, op.orders())?;
         let quantified = Quantified { all, op, kind: right_kind, left: Box::new(left.tree), values: constants };
         Ok(Typed::known(at, Kind::Bool, Expression::Quantified(quantified)))
-    }
-
-    fn constant_of(&self, typed: Typed) -> Result<Value<'static>, Refusal> {
-        if typed.tree.has_column() {
-            let what = "a column within an array".to_owned();
-            return self.refuse(typed.at, Reason::Unsupported { what, instead: "write IN (…)" });
-        }
-        let mut evaluator = super::evaluate::Evaluator { inputs: &[], hides_error: false };
-        match evaluator.value(&typed.tree) {
-            Ok(value) => Ok(value.into_owned()),
-            Err(error) => self.refuse(typed.at, Reason::AlwaysFails { error }),
-        }
     }
 
     pub(super) fn between(
@@ -270,37 +280,54 @@ impl Typing<'_> {
         all: bool,
     ) -> Result<Typed, Refusal> {
         let left = self.typed(&operands[0])?;
-        let (kind, values) = self.array(&operands[1], left.kind)?;
-        self.with_each(at, left, (op, all), (kind, values))
+        if let Some((kind, values)) = self.written_array(&operands[1], left.kind)? {
+            return self.with_each(at, left, (op, all), (kind, values));
+        }
+        let array = self.typed(&operands[1])?;
+        let Some(element) = array.kind.and_then(Kind::element) else {
+            let (found, expected) = (self.name(array.kind), "an array".to_owned());
+            return self.refuse(array.at, Reason::WrongType { what: "ANY and ALL", found, expected });
+        };
+        if let Expression::Constant(_, Value::Array(constants)) = &array.tree {
+            self.charge(at, constants.elements.len())?;
+            let known =
+                |value: &Value<'static>| constant(array.at, element, value.clone()).with(array.collation.clone());
+            let values = constants.elements.iter().map(known).collect();
+            return self.with_each(at, left, (op, all), (element, values));
+        }
+        let Some((left_kind, right_kind)) = resolution::comparison(left.kind, Some(element)) else {
+            let (left, right) = (self.name(left.kind), self.name(Some(element)));
+            return self.refuse(at, Reason::NoOperator { operator: op.symbol(), left, right });
+        };
+        let left = self.coerced(left, left_kind, "the comparison")?;
+        let collation = self.merged(at, left.collation.clone(), &array.collation)?;
+        self.check_comparable(at, left_kind, &collation, op.orders())?;
+        let array = match right_kind.array().filter(|_| right_kind != element) {
+            Some(to) => self.coerced(array, to, "ANY and ALL")?,
+            None => array,
+        };
+        let tree = Expression::QuantifiedArray { all, op, kind: right_kind, operands: vec![left.tree, array.tree] };
+        self.folded(Typed::known(at, Kind::Bool, tree))
     }
 
-    /// The elements of a constant array, and their type.
-    fn array(&mut self, syntax: &Syntax, beside: Option<Kind>) -> Result<(Kind, Vec<Typed>), Refusal> {
-        let (declared, syntax) = match &syntax.what {
+    /// The elements of an array whose type follows from what is compared with it, and their type; None of any other.
+    fn written_array(&mut self, syntax: &Syntax, beside: Option<Kind>) -> Result<Option<(Kind, Vec<Typed>)>, Refusal> {
+        let (declared, inner) = match &syntax.what {
             What::Cast(operand, name) if name.array => (Some(self.type_named(name)?.0), &**operand),
             _ => (None, syntax),
         };
-        let at = syntax.at;
+        let at = inner.at;
         let like_left = || resolution::comparison(beside, None).map_or(Kind::Text, |(_, right)| right);
-        match &syntax.what {
-            What::Array(values) => {
-                if values.is_empty() && declared.is_none() {
-                    let what = "an empty array without a type".to_owned();
-                    return self.refuse(at, Reason::Unsupported { what, instead: "write '{}'" });
+        Ok(Some(match &inner.what {
+            What::Array(values) => match declared {
+                None => self.array_values(at, values)?,
+                Some(kind) => {
+                    let values = values.iter().map(|value| self.typed(value)).collect::<Result<Vec<_>, _>>()?;
+                    let values = values.into_iter().map(|value| self.cast_typed(value, kind, Vec::new()));
+                    (kind, values.collect::<Result<_, _>>()?)
                 }
-                let values = values.iter().map(|value| self.typed(value)).collect::<Result<Vec<_>, _>>()?;
-                let kind = match declared.map_or_else(|| resolution::common(values.iter().map(|value| value.kind)), Ok)
-                {
-                    Ok(kind) => kind,
-                    Err((one, other)) => {
-                        let (found, expected) = (self.name(Some(other)), self.name(Some(one)));
-                        return self.refuse(at, Reason::WrongType { what: "the array", found, expected });
-                    }
-                };
-                let values = values.into_iter().map(|value| self.coerced(value, kind, "the array"));
-                Ok((kind, values.collect::<Result<_, _>>()?))
-            }
-            What::Text(text) => self.elements(at, text, declared.unwrap_or_else(like_left)),
+            },
+            What::Text(text) => self.elements(at, text, declared.unwrap_or_else(like_left))?,
             What::Parameter(number) => {
                 let given_count = self.parameters.len();
                 let Some(given) = self.parameters.get_mut(number - 1) else {
@@ -309,6 +336,7 @@ impl Typing<'_> {
                 let kind = match (given.array, given.kind) {
                     (true, Some(kind)) if declared.is_none_or(|declared| declared == kind) => kind,
                     (false, None) if !given.used => declared.unwrap_or_else(like_left),
+                    (false, Some(Kind::Array(_))) => return Ok(None),
                     _ => {
                         let (what, instead) = ("a parameter of another type".to_owned(), "declare it as an array");
                         return self.refuse(at, Reason::Unsupported { what, instead });
@@ -316,19 +344,15 @@ impl Typing<'_> {
                 };
                 (given.used, given.array, given.kind) = (true, true, Some(kind));
                 match given.text.clone() {
-                    Some(text) => self.elements(at, &text, kind),
-                    None => self.refuse(
-                        at,
-                        Reason::Unsupported { what: "NULL as an array".into(), instead: "give an array, such as {}" },
-                    ),
+                    Some(text) => self.elements(at, &text, kind)?,
+                    None => {
+                        let what = "NULL as an array".to_owned();
+                        return self.refuse(at, Reason::Unsupported { what, instead: "give an array, such as {}" });
+                    }
                 }
             }
-            _ => {
-                let what = "this as an array".to_owned();
-                let instead = "write ARRAY[…], '{…}' or a parameter; columns that are arrays cannot be compared yet";
-                self.refuse(at, Reason::Unsupported { what, instead })
-            }
-        }
+            _ => return Ok(None),
+        }))
     }
 
     fn elements(&mut self, at: usize, text: &str, kind: Kind) -> Result<(Kind, Vec<Typed>), Refusal> {
@@ -422,11 +446,9 @@ impl Typing<'_> {
         let operands = operands.iter().map(|operand| self.typed(operand)).collect::<Result<Vec<_>, _>>()?;
         let (kind, operands) = self.common(at, operands, "GREATEST and LEAST")?;
         let collation = self.common_collation(at, &operands)?;
-        if kind.is_text() {
-            self.check_collation(at, &collation, true, "the order of text")?;
-        }
+        self.check_comparable(at, kind, &collation, true)?;
         let operands = operands.into_iter().map(|operand| operand.tree).collect();
-        let tree = Expression::Extreme { greatest, padded: kind == Kind::Bpchar, operands };
+        let tree = Expression::Extreme { greatest, padded: kind.innermost() == Kind::Bpchar, operands };
         Ok(Typed::known(at, kind, tree).with(collation))
     }
 

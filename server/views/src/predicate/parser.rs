@@ -159,6 +159,11 @@ impl<'a> Parser<'a> {
         tree
     }
 
+    /// An operand where the grammar has fewer operators.
+    pub(super) fn bound(&mut self) -> Result<Syntax, Refusal> {
+        self.nested(|parser| parser.operators(0, true))
+    }
+
     /// `bound`: it stands between BETWEEN and AND, where the grammar has fewer operators (`b_expr`).
     fn operators(&mut self, tightness: u8, bound: bool) -> Result<Syntax, Refusal> {
         let mut left = self.prefix(bound)?;
@@ -185,7 +190,7 @@ impl<'a> Parser<'a> {
             Token::Symbol("*" | "/" | "%") => PRODUCT,
             Token::Symbol("+" | "-") => SUM,
             Token::Symbol(symbol) if Comparison::of(symbol).is_some() => COMPARISON,
-            Token::Symbol("(" | ")" | "[" | "]" | "," | "." | ";") => return None,
+            Token::Symbol("(" | ")" | "[" | "]" | "," | "." | ";" | ":") => return None,
             Token::Symbol(_) => OTHER,
             Token::Word(word) if bound => match word.as_ref() {
                 "is" => IS,
@@ -233,31 +238,31 @@ impl<'a> Parser<'a> {
         while self.take_word(word) {
             operands.push(self.expression(binds + 1)?);
         }
-        let depth = 1 + operands.iter().map(|operand| operand.depth).max().unwrap_or(0);
-        bounded(at, depth, if binds == OR { What::Or(operands) } else { What::And(operands) })
+        bounded(at, Syntax::depth_over(&operands), if binds == OR { What::Or(operands) } else { What::And(operands) })
     }
 
     fn binary(&mut self, left: Syntax, binds: u8, bound: bool) -> Result<Syntax, Refusal> {
         let at = self.at();
         let Token::Symbol(symbol) = *self.peek() else { return self.unexpected("an operator") };
+        self.advance();
+        if self.is_word("any") || self.is_word("all") || self.is_word("some") {
+            let instead = "write it for each element, with OR or AND between them; = < and so on take ANY (…)";
+            return Self::unsupported(at, format!("{symbol} with ANY or ALL"), instead);
+        }
+        let right = self.nested(|parser| parser.operators(binds + 1, bound))?;
         let arithmetic = match symbol {
-            "+" => Some(Arithmetic::Add),
-            "-" => Some(Arithmetic::Subtract),
-            "*" => Some(Arithmetic::Multiply),
-            "/" => Some(Arithmetic::Divide),
-            "%" => Some(Arithmetic::Remainder),
-            "||" => None,
-            _ => {
-                let instead = "the operators are = <> < <= > >= + - * / % || and those that are words";
-                return Self::unsupported(at, format!("the operator {symbol}"), instead);
+            "+" => Arithmetic::Add,
+            "-" => Arithmetic::Subtract,
+            "*" => Arithmetic::Multiply,
+            "/" => Arithmetic::Divide,
+            "%" => Arithmetic::Remainder,
+            "||" => return pair(at, left, right, What::Concat),
+            other => {
+                let operands = vec![left, right];
+                return bounded(at, Syntax::depth_over(&operands), What::Operator(other.to_owned(), operands));
             }
         };
-        self.advance();
-        let right = self.nested(|parser| parser.operators(binds + 1, bound))?;
-        pair(at, left, right, |operands| match arithmetic {
-            Some(arithmetic) => What::Arithmetic(arithmetic, operands),
-            None => What::Concat(operands),
-        })
+        pair(at, left, right, |operands| What::Arithmetic(arithmetic, operands))
     }
 
     fn comparison(&mut self, left: Syntax, bound: bool) -> Result<Taken, Refusal> {
@@ -338,7 +343,7 @@ impl<'a> Parser<'a> {
             return Self::unsupported(self.at(), "a query within a condition", "write the values, or a parameter");
         }
         let values = self.list(")")?;
-        let depth = 1 + values.iter().map(|value| value.depth).max().unwrap_or(0).max(left.depth);
+        let depth = Syntax::depth_over(values.iter().chain([&left]));
         bounded(at, depth, What::In(Box::new(left), values, negated))
     }
 
@@ -357,7 +362,7 @@ impl<'a> Parser<'a> {
         if !symmetric {
             self.take_word("asymmetric");
         }
-        let low = self.nested(|parser| parser.operators(0, true))?;
+        let low = self.bound()?;
         self.expect_word("and")?;
         let high = self.expression(LIKE + 1)?;
         let depth = 1 + operand.depth.max(low.depth).max(high.depth);
@@ -382,6 +387,11 @@ impl<'a> Parser<'a> {
         let sign = match self.peek() {
             Token::Symbol("-") => Sign::Minus,
             Token::Symbol("+") => Sign::Plus,
+            Token::Symbol("~") => {
+                self.advance();
+                let operand = self.nested(|parser| parser.operators(OTHER + 1, bound))?;
+                return bounded(at, operand.depth + 1, What::Operator("~".to_owned(), vec![operand]));
+            }
             Token::Word(word) if word == "not" && !bound => {
                 self.advance();
                 let operand = self.expression(NOT)?;

@@ -11,6 +11,7 @@ use super::comparison::Comparison;
 use super::expression::{Expression, Function, Quantified};
 use super::kind::Kind;
 use super::moment;
+use super::signature::Signature;
 use super::table::TableFacts;
 use super::value::Value;
 
@@ -47,6 +48,11 @@ impl Printer<'_> {
                 self.around(out, "(", operand, test);
             }
             Expression::Quantified(quantified) => self.quantified(out, quantified),
+            Expression::QuantifiedArray { all, op, operands, .. } => {
+                self.around(out, "(", &operands[0], " OPERATOR(pg_catalog.");
+                out.push_str(op.symbol());
+                self.around(out, if *all { ") ALL (" } else { ") ANY (" }, &operands[1], "))");
+            }
             Expression::Case { arms, otherwise } => {
                 out.push_str("(CASE");
                 for (when, then) in arms {
@@ -121,6 +127,12 @@ impl Printer<'_> {
                 return;
             }
             Function::Negate(_) => return self.around(out, "(OPERATOR(pg_catalog.-) ", &operands[0], ")"),
+            Function::Subscript => {
+                self.around(out, "((", &operands[0], ")");
+                operands[1..].iter().for_each(|subscript| self.around(out, "[", subscript, "]"));
+                return out.push(')');
+            }
+            Function::Call { signature, .. } => return self.signature(out, signature, operands),
             Function::LikeEscape => return self.call(out, "pg_catalog.like_escape", operands),
             Function::Compare { op, .. } => return self.compare(out, *op, operands),
             Function::Arithmetic { op, .. } => op.symbol(),
@@ -129,6 +141,20 @@ impl Printer<'_> {
             Function::Like { fold: true } => "~~*",
         };
         self.binary(out, &self.sql(&operands[0]), operator, &self.sql(&operands[1]));
+    }
+
+    fn signature(&self, out: &mut String, signature: &Signature, operands: &[Expression]) {
+        match operands {
+            [left, right] if signature.is_operator => {
+                self.binary(out, &self.sql(left), signature.name, &self.sql(right));
+            }
+            [operand] if signature.is_operator => {
+                out.push_str("(OPERATOR(pg_catalog.");
+                out.push_str(signature.name);
+                self.around(out, ") ", operand, ")");
+            }
+            operands => self.call(out, &format!("pg_catalog.\"{}\"", signature.name), operands),
+        }
     }
 
     fn compare(&self, out: &mut String, op: Comparison, operands: &[Expression]) {
@@ -175,8 +201,18 @@ impl Printer<'_> {
 
     /// The value as a string in quotes, which the type's input function reads.
     fn value(&self, kind: Kind, value: &Value<'_>) -> String {
-        let text = match value {
-            Value::Null => return "NULL".to_owned(),
+        let mut out = String::new();
+        match self.text(kind, value) {
+            Some(text) => quote_text(&mut out, &text),
+            None => out.push_str("NULL"),
+        }
+        out
+    }
+
+    /// As the type's input function reads it; None of NULL.
+    fn text(&self, kind: Kind, value: &Value<'_>) -> Option<String> {
+        Some(match value {
+            Value::Null => return None,
             Value::Bool(value) => value.to_string(),
             Value::Int(value) => self.int(kind, *value),
             Value::Numeric(value) => value.to_string(),
@@ -186,10 +222,16 @@ impl Printer<'_> {
                 let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
                 format!("\\x{hex}")
             }
-        };
-        let mut out = String::new();
-        quote_text(&mut out, &text);
-        out
+            Value::Interval(value) => value.to_string(),
+            Value::Json(value) => value.to_string(),
+            Value::Array(array) => {
+                let element = |element| match self.text(kind.innermost(), element) {
+                    Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
+                    None => "NULL".to_owned(),
+                };
+                format!("{{{}}}", array.elements.iter().map(element).collect::<Vec<_>>().join(","))
+            }
+        })
     }
 
     fn int(&self, kind: Kind, value: i64) -> String {
@@ -203,19 +245,7 @@ impl Printer<'_> {
                 let label = usize::try_from(value).ok().and_then(|place| labels?.get(place));
                 label.cloned().expect("a label's place came from the labels")
             }
-            Kind::Bool
-            | Kind::Int2
-            | Kind::Int4
-            | Kind::Int8
-            | Kind::Oid
-            | Kind::Numeric
-            | Kind::Float4
-            | Kind::Float8
-            | Kind::Text
-            | Kind::Varchar
-            | Kind::Bpchar
-            | Kind::Uuid
-            | Kind::Bytea => value.to_string(),
+            _ => value.to_string(),
         }
     }
 

@@ -107,6 +107,14 @@ pub enum Reason {
         /// The right operand's type.
         right: String,
     },
+    /// PostgreSQL has no such function, or cannot choose one, or it is one that is not evaluated here.
+    #[error("there is no {name}({}) here, or more than one; cast an operand, as in x::text", operands.join(", "))]
+    NoFunction {
+        /// The function.
+        name: &'static str,
+        /// The operands' types.
+        operands: Vec<String>,
+    },
     /// An operand has another type than is asked for.
     #[error("this has the type {found}, and {what} takes {expected}; cast it, or compare it with something")]
     WrongType {

@@ -14,6 +14,8 @@ pub(super) fn comparison(left: Option<Kind>, right: Option<Kind>) -> Option<(Kin
         (Some(left), Some(right)) => (left, right),
     };
     match (left, right) {
+        // json cannot be compared.
+        (left, _) if left.innermost() == Kind::Json => None,
         // varchar has no operators of its own.
         (Kind::Varchar, Kind::Varchar) => both(Kind::Text),
         (left, right) if left == right => both(left),
@@ -22,7 +24,7 @@ pub(super) fn comparison(left: Option<Kind>, right: Option<Kind>) -> Option<(Kin
             both(if left == Kind::Text || right == Kind::Text { Kind::Text } else { Kind::Bpchar })
         }
         (Kind::Oid, other) | (other, Kind::Oid) if other.int_width().is_some() => both(Kind::Oid),
-        (left, right) if is_number(left) && is_number(right) => match (left.is_float(), right.is_float()) {
+        (left, right) if left.is_number() && right.is_number() => match (left.is_float(), right.is_float()) {
             (true, true) => Some((left, right)),
             (true, false) => Some((left, Kind::Float8)),
             (false, true) => Some((Kind::Float8, right)),
@@ -39,7 +41,7 @@ pub(super) fn arithmetic(op: Arithmetic, left: Option<Kind>, right: Option<Kind>
         (Some(kind), None) | (None, Some(kind)) => (kind, kind),
         (Some(left), Some(right)) => (left, right),
     };
-    if !is_number(left) || !is_number(right) {
+    if !left.is_number() || !right.is_number() {
         return None;
     }
     match (left.int_width(), right.int_width()) {
@@ -72,11 +74,6 @@ pub(super) fn common(kinds: impl IntoIterator<Item = Option<Kind>>) -> Result<Ki
         }
     }
     Ok(chosen.unwrap_or(Kind::Text))
-}
-
-/// With arithmetic of its own.
-fn is_number(kind: Kind) -> bool {
-    kind.int_width().is_some() || kind.is_float() || kind == Kind::Numeric
 }
 
 #[cfg(test)]

@@ -55,6 +55,11 @@ pub(super) enum What {
         all: bool,
     },
     Array(Vec<Syntax>),
+    Subscript(Box<Syntax>, Vec<Syntax>),
+    /// A function by its name, with those before it.
+    Call(Vec<String>, Vec<Syntax>),
+    /// An operator that has no node of its own, before one operand or between two.
+    Operator(String, Vec<Syntax>),
     Case {
         operand: Option<Box<Syntax>>,
         arms: Vec<(Syntax, Syntax)>,
@@ -114,6 +119,11 @@ pub(super) struct TypeName {
 }
 
 impl Syntax {
+    /// How deep a node over these is.
+    pub(super) fn depth_over<'s>(below: impl IntoIterator<Item = &'s Syntax>) -> usize {
+        1 + below.into_iter().map(|syntax| syntax.depth).max().unwrap_or(0)
+    }
+
     pub(super) fn leaf(at: usize, what: What) -> Self {
         Syntax { at, depth: 1, what }
     }

@@ -1,7 +1,5 @@
 //! What typing has to know of a table. The catalog fills it in; nothing here asks for it.
 
-use tidegate_schema::{ScalarKind, TypeShape, ValueKind};
-
 use super::kind::Kind;
 
 /// A table that conditions are about.
@@ -74,14 +72,5 @@ impl TableFacts {
             Kind::Enum(column) => self.enum_facts(column).map_or_else(String::new, |facts| facts.name.clone()),
             shipped => shipped.name().to_owned(),
         }
-    }
-}
-
-/// How the row holds values of a type.
-pub(super) fn scalar_kind(kind: Kind, type_oid: u32) -> ScalarKind {
-    let shape = if matches!(kind, Kind::Enum(_)) { TypeShape::Enum } else { TypeShape::Base };
-    match ValueKind::of(type_oid, shape) {
-        ValueKind::Scalar(scalar) => scalar,
-        ValueKind::Array { .. } | ValueKind::Range => ScalarKind::Text,
     }
 }

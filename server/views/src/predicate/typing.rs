@@ -14,6 +14,7 @@ use super::kind::Kind;
 use super::literal;
 use super::numeric::Numeric;
 use super::refusal::{Reason, Refusal};
+use super::signature;
 use super::syntax::{Sign, Syntax, TypeName, What};
 use super::table::{CollationFacts, TableFacts};
 use super::value::Value;
@@ -136,13 +137,13 @@ impl Typing<'_> {
                 self.like(at, operands, escape.as_deref(), (*fold, *negated))
             }
             What::Quantified { operands, op, all } => self.quantified(at, operands, *op, *all),
-            What::Array(_) => self.refuse(
-                at,
-                Reason::Unsupported {
-                    what: "an array here".into(),
-                    instead: "arrays stand within ANY (…) and ALL (…) only",
-                },
-            ),
+            What::Array(values) => {
+                let (kind, values) = self.array_values(at, values)?;
+                self.constant_array(at, kind, values)
+            }
+            What::Subscript(operand, subscripts) => self.subscript(at, operand, subscripts),
+            What::Call(name, operands) => self.call(at, name, operands),
+            What::Operator(symbol, operands) => self.operator(at, symbol, operands),
             What::Case { operand, arms, otherwise } => self.case(at, operand.as_deref(), arms, otherwise.as_deref()),
             What::Coalesce(operands) => self.coalesce(at, operands),
             What::Nullif(operands) => self.nullif(at, operands),
@@ -181,8 +182,9 @@ impl Typing<'_> {
         given.used = true;
         let (kind, array, text) = (given.kind, given.array, given.text.clone());
         if array {
-            let instead = "use it as in x = ANY ($1)";
-            return self.refuse(at, Reason::Unsupported { what: "an array here".to_owned(), instead });
+            let Some(kind) = kind.and_then(Kind::array) else { return self.no_such_array(at) };
+            let unknown = self.unknown(at, text.as_deref());
+            return self.of_text(unknown, kind);
         }
         let unknown = Typed { parameter: Some(number - 1), ..self.unknown(at, text.as_deref()) };
         match kind {
@@ -223,7 +225,7 @@ impl Typing<'_> {
     }
 
     /// An unknown constant with this type.
-    fn of_text(&mut self, unknown: Typed, kind: Kind) -> Result<Typed, Refusal> {
+    pub(super) fn of_text(&mut self, unknown: Typed, kind: Kind) -> Result<Typed, Refusal> {
         let value = match &unknown.tree {
             Expression::Constant(_, Value::Text(text)) => match literal::constant(self.table, kind, text) {
                 Ok(value) => value,
@@ -234,6 +236,9 @@ impl Typing<'_> {
             },
             _ => Value::Null,
         };
+        if matches!(value, Value::Json(_) | Value::Array(_)) {
+            self.charge(unknown.at, Expression::Constant(kind, value.clone()).size())?;
+        }
         if let Some(number) = unknown.parameter {
             let first = *self.parameters[number].kind.get_or_insert(kind);
             if first != kind {
@@ -266,18 +271,31 @@ impl Typing<'_> {
 
     fn cast_over(&mut self, typed: Typed, from: Kind, to: Kind, modifiers: Vec<u32>) -> Result<Typed, Refusal> {
         self.charge(typed.at, 1)?;
-        let collation = if from.is_text() && to.is_text() { typed.collation } else { Collation::Default };
+        let collation = if from.is_collatable() && to.is_collatable() { typed.collation } else { Collation::Default };
         let tree = Expression::Strict(Function::Cast { from, to, modifiers }, vec![typed.tree]);
         Ok(self.folded(Typed::known(typed.at, to, tree))?.with(collation))
     }
 
     fn cast(&mut self, operand: &Syntax, name: &TypeName) -> Result<Typed, Refusal> {
         let (to, modifiers) = self.type_named(name)?;
-        if name.array {
-            let instead = "arrays stand within ANY (…) and ALL (…) only";
-            return self.refuse(name.at, Reason::Unsupported { what: "an array here".to_owned(), instead });
+        if !name.array {
+            let operand = self.typed(operand)?;
+            return self.cast_typed(operand, to, modifiers);
+        }
+        let Some(array) = to.array() else { return self.no_such_array(name.at) };
+        if let What::Array(values) = &operand.what {
+            let cast = |value: &Syntax| {
+                let value = self.typed(value)?;
+                self.cast_typed(value, to, Vec::new())
+            };
+            let values = values.iter().map(cast).collect::<Result<_, _>>()?;
+            return self.constant_array(operand.at, to, values);
         }
         let operand = self.typed(operand)?;
+        self.cast_typed(operand, array, modifiers)
+    }
+
+    pub(super) fn cast_typed(&mut self, operand: Typed, to: Kind, modifiers: Vec<u32>) -> Result<Typed, Refusal> {
         let typed = match operand.kind {
             None => self.of_text(operand, to)?,
             Some(from) if from == to => operand,
@@ -337,9 +355,10 @@ impl Typing<'_> {
             return self.number(at, &format!("-{digits}"));
         }
         let operand = self.typed(operand)?;
-        let number =
-            operand.kind.filter(|kind| kind.int_width().is_some() || kind.is_float() || *kind == Kind::Numeric);
-        let Some(kind) = number else {
+        if operand.kind == Some(Kind::Interval) && sign == Sign::Minus {
+            return self.chosen(at, signature::named("-", true), vec![operand]);
+        }
+        let Some(kind) = operand.kind.filter(|kind| kind.is_number()) else {
             let (what, found) = ("a sign", self.name(operand.kind));
             return self.refuse(at, Reason::WrongType { what, found, expected: "a number".to_owned() });
         };

@@ -1,0 +1,379 @@
+//! Random conditions on the columns of the test's table.
+
+use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
+
+use super::{COLUMNS, quoted, words};
+
+/// What a random expression is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    Number,
+    Text,
+    /// One of the other columns, by index.
+    Column(usize),
+}
+
+pub(crate) struct Writer<'r>(pub(crate) &'r mut StdRng);
+
+impl Writer<'_> {
+    fn pick<'p>(&mut self, choices: &[&'p str]) -> &'p str {
+        choices.choose(self.0).copied().unwrap_or_default()
+    }
+
+    fn column_among(&mut self, names: &[&str]) -> String {
+        let name = self.pick(names).to_owned();
+        match self.0.random_range(0..6) {
+            0 => format!("rows.{name}"),
+            1 => format!("\"{name}\""),
+            _ => name,
+        }
+    }
+
+    fn about(&mut self) -> About {
+        match self.0.random_range(0..5) {
+            0 | 1 => About::Number,
+            2 => About::Text,
+            _ => About::Column([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 24][self.0.random_range(0..14)]),
+        }
+    }
+
+    fn value(&mut self, about: About, depth: usize) -> String {
+        if depth > 0 && self.0.random_ratio(1, 6) {
+            let (a, b) = (self.value(about, depth - 1), self.value(about, depth - 1));
+            return match self.0.random_range(0..5) {
+                0 => format!("case when {} then {a} else {b} end", self.condition(depth - 1)),
+                1 => format!("coalesce({a}, {b})"),
+                2 => format!("nullif({a}, {b})"),
+                3 => format!("greatest({a}, {b})"),
+                _ => format!("least({a}, {b}, {a})"),
+            };
+        }
+        match about {
+            About::Number => self.number(depth),
+            About::Text => self.text(depth),
+            About::Column(index) => {
+                let (name, _, _, pool) = COLUMNS[index];
+                if self.0.random_ratio(1, 2) {
+                    return self.column_among(&[name]);
+                }
+                words(pool).choose(self.0).map(|word| quoted(word)).unwrap_or_default()
+            }
+        }
+    }
+
+    fn array(&mut self) -> String {
+        self.pick(&[
+            "ia",
+            "ia",
+            "ta",
+            "ta",
+            "da",
+            "'{1,2}'",
+            "'{a}'",
+            "'{}'",
+            "array[1,2]",
+            "array['a', null]",
+            "array[1.5, 2]::int[]",
+            "'{2024-02-29}'::date[]",
+            "null::int[]",
+            "array[]::text[]",
+            "'{\"a b\", NULL}'::text[]",
+        ])
+        .to_owned()
+    }
+
+    fn of_array(&mut self, depth: usize) -> String {
+        let (a, b) = (self.array(), self.array());
+        let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "@>", "<@", "&&", "@>", "&&"]);
+        let comparison = self.pick(&["=", "<>", "<", ">="]);
+        let quantifier = self.pick(&["any", "all"]);
+        match self.0.random_range(0..7) {
+            0..=2 => format!("{a} {op} {b}"),
+            3 => {
+                let (name, element) = [("ia", self.number(depth)), ("ta", self.text(depth)), ("da", "dt".to_owned())]
+                    .choose(self.0)
+                    .cloned()
+                    .unwrap_or_default();
+                format!("{element} {comparison} {quantifier} ({name})")
+            }
+            4 => format!("ia[{}] {comparison} {}", self.pick(&["1", "0", "2", "-1", "s", "1][2"]), self.number(0)),
+            5 => format!("ta[{}] {comparison} {}", self.pick(&["1", "2", "s"]), self.text(depth)),
+            _ => {
+                let function = self.pick(&["array_length", "array_upper", "array_lower"]);
+                format!(
+                    "{function}({a}, {}) {comparison} {}",
+                    self.pick(&["1", "2", "0"]),
+                    self.pick(&["1", "2", "null"])
+                )
+            }
+        }
+    }
+
+    fn json(&mut self, depth: usize) -> String {
+        if depth == 0 || self.0.random_ratio(1, 3) {
+            return self
+                .pick(&["j", "j", "j", "'{\"a\": 1}'::jsonb", "'[1, \"a\"]'::jsonb", "js::jsonb", "'1'::jsonb"])
+                .to_owned();
+        }
+        let json = self.json(depth - 1);
+        match self.0.random_range(0..3) {
+            0 => format!("({json} -> {})", self.pick(&["'a'", "'b'", "'c'", "t"])),
+            1 => format!("({json} -> {})", self.pick(&["0", "1", "-1", "2", "s"])),
+            _ => format!(
+                "({json} #> {})",
+                self.pick(&["'{a}'", "'{b,a,-1}'", "'{}'", "'{1,NULL}'", "ta", "'{2,0}'", "'{a, 0}'"])
+            ),
+        }
+    }
+
+    fn json_text(&mut self, depth: usize) -> String {
+        match self.0.random_range(0..4) {
+            0 => format!("({} ->> {})", self.json(depth), self.pick(&["'a'", "'b'", "'bb'", "0", "-1", "1", "3"])),
+            1 => format!("({} #>> {})", self.json(depth), self.pick(&["'{a}'", "'{b,a}'", "'{}'", "ta", "'{a,1}'"])),
+            2 => format!(
+                "(js{} ->> {})",
+                self.pick(&["", " -> 'b'", " -> 2"]),
+                self.pick(&["'a'", "'b'", "0", "-1", "2"])
+            ),
+            _ => format!("jsonb_typeof({})", self.json(depth)),
+        }
+    }
+
+    fn of_json(&mut self, depth: usize) -> String {
+        let json = self.json(depth);
+        let part = self.pick(&[
+            "'{}'",
+            "'[]'",
+            "'1'",
+            "'\"a\"'",
+            "'{\"a\": 1}'",
+            "'[1]'",
+            "'[[2]]'",
+            "'{\"b\": {\"a\": [2]}}'",
+            "j",
+            "'{\"a\": [\"a\"]}'",
+            "'null'",
+        ]);
+        match self.0.random_range(0..8) {
+            0 | 1 => format!("{json} {} {part}", self.pick(&["@>", "<@", "=", "<>", "is distinct from"])),
+            2 => format!("{json} ? {}", self.pick(&["'a'", "'b'", "'x'", "t"])),
+            3 => format!(
+                "{json} {} {}",
+                self.pick(&["?|", "?&"]),
+                self.pick(&["array['a','b']", "ta", "'{}'", "'{a,NULL}'"])
+            ),
+            4 => format!(
+                "({})::{} {} {}",
+                self.json_text(depth),
+                self.pick(&["int", "numeric", "float8", "bigint"]),
+                self.pick(&["=", ">", "<="]),
+                self.number(0)
+            ),
+            5 => format!("({})::bool", self.json_text(depth)),
+            6 => format!("jsonb_array_length({json}) > {}", self.pick(&["0", "1", "2"])),
+            _ => format!("{} {} {}", self.json_text(depth), self.pick(&["=", "<>", "<", "like"]), self.text(0)),
+        }
+    }
+
+    fn moment(&mut self, depth: usize) -> String {
+        if depth == 0 || self.0.random_ratio(1, 2) {
+            return self
+                .pick(&[
+                    "dt",
+                    "ts",
+                    "dt",
+                    "ts",
+                    "iv",
+                    "tm",
+                    "tz",
+                    "'2024-02-29'::date",
+                    "timestamp '2000-01-01 12:00'",
+                    "interval '1 mon'",
+                    "i",
+                    "'1 day 02:00'::interval",
+                    "s",
+                    "time '23:00'",
+                ])
+                .to_owned();
+        }
+        let (a, b) = (self.moment(depth - 1), self.moment(depth - 1));
+        match self.0.random_range(0..8) {
+            0..=2 => format!("({a} + {b})"),
+            3..=4 => format!("({a} - {b})"),
+            5 => format!(
+                "date_trunc('{}', ({a})::timestamp)",
+                self.pick(&["month", "week", "quarter", "day", "hour", "year", "second"])
+            ),
+            6 => format!("({a})::{}", self.pick(&["date", "timestamp", "time", "interval"])),
+            _ => format!("-({a})"),
+        }
+    }
+
+    fn of_moment(&mut self, depth: usize) -> String {
+        let (a, b) = (self.moment(depth + 1), self.moment(depth + 1));
+        let op = self.pick(&["=", "<>", "<", ">="]);
+        let field = self.pick(&[
+            "year",
+            "month",
+            "day",
+            "hour",
+            "minute",
+            "second",
+            "epoch",
+            "dow",
+            "isodow",
+            "doy",
+            "week",
+            "isoyear",
+            "quarter",
+            "milliseconds",
+            "microseconds",
+        ]);
+        match self.0.random_range(0..4) {
+            0 | 1 => format!("{a} {op} {b}"),
+            2 => format!("extract({field} from {a}) {op} {}", self.number(0)),
+            _ => format!("date_part('{field}', {a}) {op} {}", self.pick(&["12", "2", "2024", "0.5", "59.789", "i"])),
+        }
+    }
+
+    fn number_function(&mut self, depth: usize) -> String {
+        let (a, b) = (self.number(depth), self.number(depth));
+        match self.0.random_range(0..12) {
+            0 => format!("{}({})", self.pick(&["length", "char_length", "octet_length", "ascii"]), self.text(depth)),
+            1 => format!("strpos({}, {})", self.text(depth), self.text(0)),
+            2 => format!("position({} in {})", self.text(0), self.text(0)),
+            3..=5 => format!("{}({a})", self.pick(&["abs", "ceil", "floor", "round", "trunc", "sign"])),
+            6 => format!("{}({a}, {})", self.pick(&["round", "trunc"]), self.pick(&["1", "0", "-1", "3"])),
+            7 => format!("mod({a}, {b})"),
+            8 => format!("cardinality({})", self.array()),
+            9 => format!("(~{})", self.pick(&["i", "s", "l", "1"])),
+            _ => format!(
+                "({} {} {})",
+                self.pick(&["i", "s", "l", "42"]),
+                self.pick(&["&", "|", "#", "<<", ">>"]),
+                self.pick(&["i", "s", "3", "33", "l", "-1"])
+            ),
+        }
+    }
+
+    fn text_function(&mut self, depth: usize) -> String {
+        let (a, b) = (self.text(depth), self.text(0));
+        let place = self.pick(&["0", "1", "2", "-1", "3", "i"]);
+        match self.0.random_range(0..12) {
+            0 => format!("{}({a})", self.pick(&["lower", "upper", "reverse", "md5", "btrim", "ltrim", "rtrim"])),
+            1 => format!("trim({} {b} from {a})", self.pick(&["both", "leading", "trailing", ""])),
+            2 => format!("substring({a} from {place}{})", self.pick(&["", " for 1", " for 2", " for 0"])),
+            3 => format!("substr({a}, {place}, {})", self.pick(&["0", "1", "2147483647", "s"])),
+            4 | 5 => format!("{}({a}, {place})", self.pick(&["left", "right"])),
+            6 => format!("replace({a}, {b}, {})", self.text(0)),
+            7 => format!("translate({a}, {b}, {})", self.pick(&["'xy'", "''", "'é'"])),
+            8 => format!("split_part({a}, {b}, {place})"),
+            9 => self.json_text(1),
+            10 => self.pick(&["E'a\\u00e9'", "$$a'b$$", "E'\\x41\\\\'", "$q$a$$b$q$"]).to_owned(),
+            _ => format!("trim({a})"),
+        }
+    }
+
+    fn number(&mut self, depth: usize) -> String {
+        if depth > 0 && self.0.random_ratio(1, 4) {
+            return self.number_function(depth - 1);
+        }
+        let choice = self.0.random_range(0..if depth > 0 { 9 } else { 5 });
+        match choice {
+            0 | 1 => self.column_among(&["s", "i", "l", "n", "m", "r", "d"]),
+            2 => self.pick(&["0", "1", "-1", "42", "2147483648", "-2147483648", "9223372036854775808"]).to_owned(),
+            3 => self.pick(&["0.1", "1.50", "1e3", "-0.0", "0.30000000000000004", "1e-30"]).to_owned(),
+            4 => self.pick(&["'42'", "'1'", "null", "'NaN'::numeric", "'-0'::float8", "'Infinity'::real"]).to_owned(),
+            5..=7 => {
+                let op = self.pick(&["+", "-", "*", "/", "%"]);
+                let open = self.0.random_ratio(1, 2);
+                let (a, b) = (self.number(depth - 1), self.number(depth - 1));
+                if open { format!("({a} {op} {b})") } else { format!("{a} {op} {b}") }
+            }
+            _ => {
+                let kind = self.pick(&["int2", "int", "bigint", "numeric", "real", "float8", "numeric(6,1)"]);
+                let operand = self.number(depth - 1);
+                match self.0.random_range(0..3) {
+                    0 => format!("-({operand})"),
+                    1 => format!("cast({operand} as {kind})"),
+                    _ => format!("({operand})::{kind}"),
+                }
+            }
+        }
+    }
+
+    fn text(&mut self, depth: usize) -> String {
+        if depth > 0 && self.0.random_ratio(1, 3) {
+            return self.text_function(depth - 1);
+        }
+        match self.0.random_range(0..if depth > 0 { 7 } else { 4 }) {
+            0..=1 => self.column_among(&["t", "v", "c"]),
+            2..=3 => {
+                self.pick(&["''", "'a'", "'a '", "'ab'", "'é'", "'A'", "'42'", "'O''x'", "'a\\c'", "null"]).to_owned()
+            }
+            4 => format!("{} || {}", self.text(depth - 1), self.text(depth - 1)),
+            5 => {
+                let kind = self.pick(&["text", "varchar", "char(3)", "varchar(1)", "bpchar"]);
+                format!("({})::{kind}", self.text(depth - 1))
+            }
+            _ => {
+                let column = self.column_among(&["s", "i", "l", "n", "b", "u"]);
+                format!("{column}::text")
+            }
+        }
+    }
+
+    pub(crate) fn condition(&mut self, depth: usize) -> String {
+        let below = depth.saturating_sub(1);
+        if depth > 0 && self.0.random_ratio(1, 3) {
+            let (a, b) = (self.condition(below), self.condition(below));
+            let word = self.pick(&["and", "or"]);
+            return match self.0.random_range(0..4) {
+                0 => format!("not {a}"),
+                1 => format!("({a}) {word} {b}"),
+                2 => format!("{a} {word} ({b})"),
+                _ => format!("({a}) is {}", self.pick(&["true", "not false", "unknown", "not null", "not true"])),
+            };
+        }
+        let about = self.about();
+        let not = self.pick(&["", "not "]);
+        let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
+        let a = self.value(about, below);
+        let (b, c) = (self.value(about, below), self.value(about, below));
+        match self.0.random_range(0..15) {
+            9 | 10 => self.of_array(below),
+            11 | 12 => self.of_json(below),
+            13 | 14 => self.of_moment(below),
+            0..=2 => format!("{a} {op} {b}"),
+            3 => format!("{a} is {not}distinct from {b}"),
+            4 => format!("{a} {not}in ({b}, {c}, {})", self.value(about, 0)),
+            5 => format!("{a} {not}between {}({b}) and {c}", self.pick(&["", "symmetric "])),
+            6 => format!("{a} is {not}null"),
+            7 => self.pattern(not),
+            _ => {
+                let list: Vec<String> = (0..3).map(|_| self.constant(about)).collect();
+                format!("{a} {op} {}(array[{}])", self.pick(&["any", "all"]), list.join(", "))
+            }
+        }
+    }
+
+    fn constant(&mut self, about: About) -> String {
+        match about {
+            About::Number => self.pick(&["0", "1", "42", "1.5", "0.1", "-1", "null", "2147483648"]).to_owned(),
+            About::Text => self.pick(&["'a'", "'ab'::text", "'é'", "null", "'a '::char(3)"]).to_owned(),
+            About::Column(index) => {
+                let (_, kind, _, pool) = COLUMNS[index];
+                words(pool).choose(self.0).map(|word| format!("{}::{kind}", quoted(word))).unwrap_or_default()
+            }
+        }
+    }
+
+    fn pattern(&mut self, not: &str) -> String {
+        let text = self.text(1);
+        let like = self.pick(&["like", "ilike"]);
+        let pattern =
+            self.pick(&["'a%'", "'%c'", "'_'", "'a_c'", "'a\\%c'", "'%\\'", "'A%'", "'é%'", "''", "t", "v", "'a!_c'"]);
+        let escape = self.pick(&["", "", " escape '!'", " escape ''", " escape '\\'"]);
+        format!("{text} {not}{like} {pattern}{escape}")
+    }
+}

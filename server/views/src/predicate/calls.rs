@@ -1,0 +1,192 @@
+//! Typing of functions, of the operators that stand in tables, and of arrays.
+
+use std::sync::Arc;
+
+use super::array::Array;
+use super::evaluate::Evaluator;
+use super::expression::{Expression, Function};
+use super::kind::Kind;
+use super::moment_parts::is_field;
+use super::operand::NOT_IMMUTABLE;
+use super::refusal::{Reason, Refusal};
+use super::resolution;
+use super::signature::{self, Chosen, Does, Needs, Signature};
+use super::syntax::Syntax;
+use super::typing::{Collation, Typed, Typing, constant};
+use super::value::Value;
+
+/// Functions whose results change by themselves.
+const CHANGING: [&str; 11] = [
+    "now",
+    "clock_timestamp",
+    "statement_timestamp",
+    "transaction_timestamp",
+    "timeofday",
+    "random",
+    "gen_random_uuid",
+    "nextval",
+    "currval",
+    "age",
+    "pg_sleep",
+];
+
+const KNOWN: &str = "conditions know the functions and operators that their documentation lists";
+
+impl Typing<'_> {
+    pub(super) fn call(&mut self, at: usize, name: &[String], operands: &[Syntax]) -> Result<Typed, Refusal> {
+        let (last, schema) = name.split_last().expect("a name has a part");
+        let shipped = schema.is_empty() || schema == ["pg_catalog"];
+        let candidates = if shipped { signature::named(last, false) } else { Vec::new() };
+        if candidates.is_empty() {
+            let what = format!("the function {}", name.join("."));
+            let instead = if CHANGING.contains(&last.as_str()) { NOT_IMMUTABLE } else { KNOWN };
+            return self.refuse(at, Reason::Unsupported { what, instead });
+        }
+        let operands = operands.iter().map(|operand| self.typed(operand)).collect::<Result<Vec<_>, _>>()?;
+        self.chosen(at, candidates, operands)
+    }
+
+    pub(super) fn operator(&mut self, at: usize, symbol: &str, operands: &[Syntax]) -> Result<Typed, Refusal> {
+        let candidates = signature::named(symbol, true);
+        if candidates.is_empty() {
+            return self.refuse(at, Reason::Unsupported { what: format!("the operator {symbol}"), instead: KNOWN });
+        }
+        let operands = operands.iter().map(|operand| self.typed(operand)).collect::<Result<Vec<_>, _>>()?;
+        self.chosen(at, candidates, operands)
+    }
+
+    /// The function or operator among those of one name that PostgreSQL chooses for these operands.
+    pub(super) fn chosen(
+        &mut self,
+        at: usize,
+        candidates: Vec<&'static Signature>,
+        operands: Vec<Typed>,
+    ) -> Result<Typed, Refusal> {
+        let given: Vec<_> = operands.iter().map(|operand| operand.kind).collect();
+        let Some(Chosen { signature, operands: kinds, result }) = signature::choose(&candidates, &given) else {
+            let name = candidates[0].name;
+            let mut names: Vec<String> = given.iter().map(|&kind| self.name(kind)).collect();
+            return self.refuse(
+                at,
+                match (candidates[0].is_operator, names.pop(), names.pop()) {
+                    (true, Some(right), Some(left)) => Reason::NoOperator { operator: name, left, right },
+                    _ => {
+                        let operands = given.iter().map(|&kind| self.name(kind)).collect();
+                        Reason::NoFunction { name, operands }
+                    }
+                },
+            );
+        };
+        if let Does::Refused(instead) = signature.does {
+            let kinds: Vec<_> = kinds.iter().map(|&kind| self.table.kind_name(kind)).collect();
+            let what = match kinds.as_slice() {
+                [left, right] if signature.is_operator => format!("{left} {} {right}", signature.name),
+                kinds => format!("{}({})", signature.name, kinds.join(", ")),
+            };
+            return self.refuse(at, Reason::Unsupported { what, instead });
+        }
+        let (mut collation, mut trees) = (Collation::Default, Vec::with_capacity(operands.len()));
+        for (operand, &kind) in operands.into_iter().zip(&kinds) {
+            let operand = self.coerced(operand, kind, "this")?;
+            if kind.is_collatable() {
+                collation = self.merged(at, collation, &operand.collation)?;
+            }
+            trees.push(operand.tree);
+        }
+        self.check_needs(at, signature, &collation, &kinds)?;
+        self.check_field(at, signature.name, &trees)?;
+        let tree = Expression::Strict(Function::Call { signature, result }, trees);
+        let typed = self.folded(Typed::known(at, result, tree))?;
+        Ok(if result.is_collatable() { typed.with(collation) } else { typed })
+    }
+
+    fn check_needs(
+        &self,
+        at: usize,
+        signature: &Signature,
+        collation: &Collation,
+        kinds: &[Kind],
+    ) -> Result<(), Refusal> {
+        if signature.needs == Needs::Nothing || !kinds.iter().any(|kind| kind.is_collatable()) {
+            return Ok(());
+        }
+        self.check_collation(at, collation, signature.needs == Needs::Bytes, signature.name)
+    }
+
+    /// A field that is not known is refused here, where it is constant.
+    fn check_field(&self, at: usize, name: &'static str, operands: &[Expression]) -> Result<(), Refusal> {
+        if !matches!(name, "extract" | "date_part" | "date_trunc") {
+            return Ok(());
+        }
+        match operands.first() {
+            Some(Expression::Constant(_, Value::Text(field))) if !is_field(name, field) => {
+                let what = format!("the field {field} of {name}");
+                let instead =
+                    "write year, quarter, month, week, day, hour, minute or second, or another that is documented";
+                self.refuse(at, Reason::Unsupported { what, instead })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn subscript(&mut self, at: usize, operand: &Syntax, subscripts: &[Syntax]) -> Result<Typed, Refusal> {
+        let operand = self.typed(operand)?;
+        let Some(element) = operand.kind.and_then(Kind::element) else {
+            let (found, expected) = (self.name(operand.kind), "an array".to_owned());
+            return self.refuse(at, Reason::WrongType { what: "a subscript", found, expected });
+        };
+        let mut trees = vec![operand.tree];
+        for subscript in subscripts {
+            let subscript = self.typed(subscript)?;
+            trees.push(self.coerced(subscript, Kind::Int4, "a subscript")?.tree);
+        }
+        let tree = Expression::Strict(Function::Subscript, trees);
+        Ok(self.folded(Typed::known(at, element, tree))?.with(operand.collation))
+    }
+
+    /// The values of ARRAY[…], brought to one type.
+    pub(super) fn array_values(&mut self, at: usize, values: &[Syntax]) -> Result<(Kind, Vec<Typed>), Refusal> {
+        if values.is_empty() {
+            let what = "an empty array without a type".to_owned();
+            return self.refuse(at, Reason::Unsupported { what, instead: "write '{}'" });
+        }
+        let values = values.iter().map(|value| self.typed(value)).collect::<Result<Vec<_>, _>>()?;
+        let kind = match resolution::common(values.iter().map(|value| value.kind)) {
+            Ok(kind) => kind,
+            Err((one, other)) => {
+                let (found, expected) = (self.name(Some(other)), self.name(Some(one)));
+                return self.refuse(at, Reason::WrongType { what: "the array", found, expected });
+            }
+        };
+        let values = values.into_iter().map(|value| self.coerced(value, kind, "the array"));
+        Ok((kind, values.collect::<Result<_, _>>()?))
+    }
+
+    /// An array of elements of this type, of one dimension.
+    pub(super) fn constant_array(&mut self, at: usize, kind: Kind, values: Vec<Typed>) -> Result<Typed, Refusal> {
+        let Some(array) = kind.array() else { return self.no_such_array(at) };
+        let (mut collation, mut elements) = (Collation::Default, Vec::with_capacity(values.len()));
+        for value in values {
+            collation = self.merged(value.at, collation, &value.collation)?;
+            elements.push(self.constant_of(value)?);
+        }
+        Ok(constant(at, array, Value::Array(Arc::new(Array::of(elements)))).with(collation))
+    }
+
+    pub(super) fn constant_of(&self, typed: Typed) -> Result<Value<'static>, Refusal> {
+        if typed.tree.has_column() {
+            let what = "a column within an array".to_owned();
+            return self.refuse(typed.at, Reason::Unsupported { what, instead: "write IN (…)" });
+        }
+        let mut evaluator = Evaluator { inputs: &[], hides_error: false };
+        match evaluator.value(&typed.tree) {
+            Ok(value) => Ok(value.into_owned()),
+            Err(error) => self.refuse(typed.at, Reason::AlwaysFails { error }),
+        }
+    }
+
+    pub(super) fn no_such_array<T>(&self, at: usize) -> Result<T, Refusal> {
+        let instead = "arrays of enums stand within ANY (…) and ALL (…) only, and arrays have one dimension";
+        self.refuse(at, Reason::Unsupported { what: "such an array here".to_owned(), instead })
+    }
+}

@@ -1,0 +1,168 @@
+//! Functions of text, in characters unless it is said otherwise (`varlena.c`, `oracle_compat.c`, `text.c` of
+//! `src/backend/utils/adt`).
+
+use md5::{Digest, Md5};
+
+use super::evaluate::{BYTES_MAX, EvaluationError};
+use super::kind::Kind;
+use super::signature::{Evaluated, Needs, Signature, Slot, function, operator};
+use super::value::Value;
+
+const TEXT: Slot = Slot::Of(Kind::Text);
+const BPCHAR: Slot = Slot::Of(Kind::Bpchar);
+const BYTEA: Slot = Slot::Of(Kind::Bytea);
+const INT: Slot = Slot::Of(Kind::Int4);
+const BOOL: Slot = Slot::Of(Kind::Bool);
+const SETTINGS: &str = "its result depends on settings of the session; use ||";
+const PATTERN: &str = "its pattern is a regular expression; give places as numbers";
+
+pub(super) static SIGNATURES: &[Signature] = &[
+    function("length", &[TEXT], INT, length),
+    function("length", &[BPCHAR], INT, |_, of| count(of[0].as_str().trim_end_matches(' ').chars().count())),
+    function("length", &[BYTEA], INT, |_, of| count(of[0].as_bytes().len())),
+    function("char_length", &[TEXT], INT, length),
+    function("char_length", &[BPCHAR], INT, |_, of| count(of[0].as_str().trim_end_matches(' ').chars().count())),
+    function("character_length", &[TEXT], INT, length),
+    function("character_length", &[BPCHAR], INT, |_, of| count(of[0].as_str().trim_end_matches(' ').chars().count())),
+    function("octet_length", &[TEXT], INT, |_, of| count(of[0].as_str().len())),
+    function("octet_length", &[BPCHAR], INT, |_, of| count(of[0].as_str().len())),
+    function("octet_length", &[BYTEA], INT, |_, of| count(of[0].as_bytes().len())),
+    function("lower", &[TEXT], TEXT, |_, of| text(of[0].as_str().to_ascii_lowercase())).needing(Needs::Bytes),
+    function("upper", &[TEXT], TEXT, |_, of| text(of[0].as_str().to_ascii_uppercase())).needing(Needs::Bytes),
+    function("btrim", &[TEXT], TEXT, |_, of| trim(of[0].as_str(), " ", true, true)),
+    function("btrim", &[TEXT, TEXT], TEXT, |_, of| trim(of[0].as_str(), of[1].as_str(), true, true)),
+    function("ltrim", &[TEXT], TEXT, |_, of| trim(of[0].as_str(), " ", true, false)),
+    function("ltrim", &[TEXT, TEXT], TEXT, |_, of| trim(of[0].as_str(), of[1].as_str(), true, false)),
+    function("rtrim", &[TEXT], TEXT, |_, of| trim(of[0].as_str(), " ", false, true)),
+    function("rtrim", &[TEXT, TEXT], TEXT, |_, of| trim(of[0].as_str(), of[1].as_str(), false, true)),
+    function("substr", &[TEXT, INT], TEXT, |_, of| substring(of, None)),
+    function("substr", &[TEXT, INT, INT], TEXT, |_, of| substring(of, Some(of[2].as_int()))),
+    function("substring", &[TEXT, INT], TEXT, |_, of| substring(of, None)),
+    function("substring", &[TEXT, INT, INT], TEXT, |_, of| substring(of, Some(of[2].as_int()))),
+    function("substring", &[TEXT, TEXT], TEXT, |_, _| Ok(Value::Null)).refused(PATTERN),
+    function("substring", &[TEXT, TEXT, TEXT], TEXT, |_, _| Ok(Value::Null)).refused(PATTERN),
+    function("left", &[TEXT, INT], TEXT, |_, of| left(of[0].as_str(), of[1].as_int())),
+    function("right", &[TEXT, INT], TEXT, |_, of| right(of[0].as_str(), of[1].as_int())),
+    function("reverse", &[TEXT], TEXT, |_, of| text(of[0].as_str().chars().rev().collect())),
+    function("replace", &[TEXT, TEXT, TEXT], TEXT, |_, of| replace(of[0].as_str(), of[1].as_str(), of[2].as_str()))
+        .needing(Needs::Deterministic),
+    function("translate", &[TEXT, TEXT, TEXT], TEXT, |_, of| translate(of[0].as_str(), of[1].as_str(), of[2].as_str())),
+    function("strpos", &[TEXT, TEXT], INT, position).needing(Needs::Deterministic),
+    function("position", &[TEXT, TEXT], INT, position).needing(Needs::Deterministic),
+    function("starts_with", &[TEXT, TEXT], BOOL, starts_with).needing(Needs::Deterministic),
+    operator("^@", &[TEXT, TEXT], BOOL, starts_with).needing(Needs::Deterministic),
+    function("split_part", &[TEXT, TEXT, INT], TEXT, |_, of| {
+        split_part(of[0].as_str(), of[1].as_str(), of[2].as_int())
+    })
+    .needing(Needs::Deterministic),
+    function("ascii", &[TEXT], INT, |_, of| {
+        Ok(Value::Int(of[0].as_str().chars().next().map_or(0, |char| u32::from(char).into())))
+    }),
+    function("md5", &[TEXT], TEXT, |_, of| text(md5(of[0].as_str().as_bytes()))),
+    function("md5", &[BYTEA], TEXT, |_, of| text(md5(of[0].as_bytes()))),
+    function("concat", &[TEXT], TEXT, |_, _| Ok(Value::Null)).refused(SETTINGS),
+    function("concat", &[TEXT, TEXT], TEXT, |_, _| Ok(Value::Null)).refused(SETTINGS),
+    function("concat", &[TEXT, TEXT, TEXT], TEXT, |_, _| Ok(Value::Null)).refused(SETTINGS),
+];
+
+fn text<'v>(text: String) -> Evaluated<'v> {
+    Ok(Value::text(text))
+}
+
+/// PostgreSQL's values have less than 1 GiB.
+fn count<'v>(count: usize) -> Evaluated<'v> {
+    Ok(Value::Int(count as i64))
+}
+
+fn length<'v>(_: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
+    count(of[0].as_str().chars().count())
+}
+
+fn md5(bytes: &[u8]) -> String {
+    Md5::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn trim<'v>(value: &str, set: &str, start: bool, end: bool) -> Evaluated<'v> {
+    let within = |char: char| set.contains(char);
+    let value = if start { value.trim_start_matches(within) } else { value };
+    text(if end { value.trim_end_matches(within) } else { value }.to_owned())
+}
+
+/// From a place that may lie before the first character (`text_substring`).
+fn substring<'v>(of: &[Value<'_>], length: Option<i64>) -> Evaluated<'v> {
+    let start = of[1].as_int();
+    let end = match length {
+        Some(length) if length < 0 => {
+            return Err(EvaluationError::Argument { what: "a length below zero in substring" });
+        }
+        Some(length) => start.saturating_add(length),
+        None => i64::MAX,
+    };
+    let skipped = usize::try_from(start - 1).unwrap_or(0);
+    let taken = usize::try_from(end.saturating_sub(start.max(1))).unwrap_or(0);
+    text(of[0].as_str().chars().skip(skipped).take(taken).collect())
+}
+
+/// A number below zero leaves out so many at the other end.
+fn left<'v>(value: &str, count: i64) -> Evaluated<'v> {
+    let taken = if count >= 0 { count } else { (value.chars().count() as i64 + count).max(0) };
+    text(value.chars().take(usize::try_from(taken).unwrap_or(0)).collect())
+}
+
+fn right<'v>(value: &str, count: i64) -> Evaluated<'v> {
+    // PostgreSQL turns the sign in 32 bits.
+    if count == i64::from(i32::MIN) {
+        return Err(EvaluationError::Undecided { what: "right of the least int4" });
+    }
+    let skipped = if count >= 0 { (value.chars().count() as i64 - count).max(0) } else { -count };
+    text(value.chars().skip(usize::try_from(skipped).unwrap_or(0)).collect())
+}
+
+fn replace<'v>(value: &str, from: &str, to: &str) -> Evaluated<'v> {
+    if from.is_empty() {
+        return text(value.to_owned());
+    }
+    let grown = value.matches(from).count().saturating_mul(to.len()).saturating_add(value.len());
+    if grown > BYTES_MAX {
+        return Err(EvaluationError::TooLarge { max: BYTES_MAX });
+    }
+    text(value.replace(from, to))
+}
+
+/// Characters without a counterpart are left out.
+fn translate<'v>(value: &str, from: &str, to: &str) -> Evaluated<'v> {
+    let from: Vec<char> = from.chars().collect();
+    let to: Vec<char> = to.chars().collect();
+    let other = |char: char| match from.iter().position(|&other| other == char) {
+        Some(at) => to.get(at).copied(),
+        None => Some(char),
+    };
+    text(value.chars().filter_map(other).collect())
+}
+
+/// From 1; 0 where it is not there.
+fn position<'v>(_: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
+    let value = of[0].as_str();
+    match value.find(of[1].as_str()) {
+        Some(at) => count(value[..at].chars().count() + 1),
+        None => Ok(Value::Int(0)),
+    }
+}
+
+fn starts_with<'v>(_: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
+    Ok(Value::Bool(of[0].as_str().starts_with(of[1].as_str())))
+}
+
+/// From the end where the place is below zero.
+fn split_part<'v>(value: &str, separator: &str, place: i64) -> Evaluated<'v> {
+    if place == 0 {
+        return Err(EvaluationError::Argument { what: "the place 0 in split_part" });
+    }
+    let parts: Vec<&str> = match (value, separator) {
+        ("", _) => Vec::new(),
+        (value, "") => vec![value],
+        (value, separator) => value.split(separator).collect(),
+    };
+    let at = if place > 0 { place - 1 } else { parts.len() as i64 + place };
+    text(usize::try_from(at).ok().and_then(|at| parts.get(at)).copied().unwrap_or_default().to_owned())
+}
