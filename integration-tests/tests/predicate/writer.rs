@@ -357,6 +357,55 @@ impl Writer<'_> {
         }
     }
 
+    fn regex(&mut self, text: &str, not: &str) -> String {
+        if self.0.random_ratio(1, 3) {
+            let pattern = self.pick(&[
+                "'a%'",
+                "'(a|é)_?'",
+                "'%[a-c]'",
+                "'[^a]+'",
+                "'a!%c'",
+                "'a.c'",
+                "''",
+                "'_{2}'",
+                "null",
+                "'a\\%c'",
+            ]);
+            return format!("{text} {not}similar to {pattern}{}", self.pick(&["", "", " escape '!'", " escape ''"]));
+        }
+        let op = self.pick(&["~", "~*", "!~", "!~*"]);
+        let atoms = [
+            "a",
+            "A",
+            ".",
+            "[a-c]",
+            "[^a-z]",
+            "(a|b)",
+            "(?:é|)",
+            "\\d",
+            "\\W",
+            "\\.",
+            "[[:alpha:]_]",
+            "[]%-]",
+            "b",
+            " ",
+            "\\s",
+            "'' ",
+            "[A-Z\\d]",
+            "$",
+            "^",
+            "\\m",
+            "\\y",
+        ];
+        let mut pattern = self.pick(&["", "^", ""]).to_owned();
+        for _ in 0..self.0.random_range(0..4) {
+            pattern += atoms.choose(self.0).copied().unwrap_or_default();
+            pattern += self.pick(&["", "", "*", "+", "?", "{2}", "{1,}?", "{0,3}"]);
+        }
+        pattern += self.pick(&["", "$", "|b", ""]);
+        format!("{text} {op} '{pattern}'")
+    }
+
     fn constant(&mut self, about: About) -> String {
         match about {
             About::Number => self.pick(&["0", "1", "42", "1.5", "0.1", "-1", "null", "2147483648"]).to_owned(),
@@ -370,6 +419,9 @@ impl Writer<'_> {
 
     fn pattern(&mut self, not: &str) -> String {
         let text = self.text(1);
+        if self.0.random_ratio(1, 2) {
+            return self.regex(&text, not);
+        }
         let like = self.pick(&["like", "ilike"]);
         let pattern =
             self.pick(&["'a%'", "'%c'", "'_'", "'a_c'", "'a\\%c'", "'%\\'", "'A%'", "'é%'", "''", "t", "v", "'a!_c'"]);

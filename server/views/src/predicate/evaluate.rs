@@ -229,6 +229,7 @@ fn apply<'v>(function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, Evaluat
             let [text, pattern] = [&of[0], &of[1]].map(|text| text.as_str().to_ascii_lowercase());
             Ok(Value::Bool(like::matches(&text, &pattern)?))
         }
+        Function::Regex { compiled, .. } => Ok(Value::Bool(compiled.is_match(of[0].as_str()))),
         Function::LikeEscape => Ok(Value::text(like::escaped(of[0].as_str(), of[1].as_str())?)),
         Function::Subscript => Ok(of[0].as_array().element(of[1..].iter().map(Value::as_int))),
         Function::Call { signature, result } => match signature.does {

@@ -73,6 +73,11 @@ pub(super) enum Function {
     Like {
         fold: bool,
     },
+    /// The second operand is the pattern, as PostgreSQL reads it.
+    Regex {
+        compiled: regex::Regex,
+        fold: bool,
+    },
     /// A pattern and an escape become a pattern with backslashes.
     LikeEscape,
     Cast {

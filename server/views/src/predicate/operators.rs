@@ -244,34 +244,6 @@ impl Typing<'_> {
         Ok(Typed::known(at, Kind::Bool, tree))
     }
 
-    pub(super) fn like(
-        &mut self,
-        at: usize,
-        operands: &[Syntax; 2],
-        escape: Option<&Syntax>,
-        (fold, negated): (bool, bool),
-    ) -> Result<Typed, Refusal> {
-        let text = self.typed(&operands[0])?;
-        let mut pattern = self.typed(&operands[1])?;
-        // A character's padding counts, on the left only.
-        let left_kind = if text.kind == Some(Kind::Bpchar) { Kind::Bpchar } else { Kind::Text };
-        let mut collation = self.merged(at, text.collation.clone(), &pattern.collation)?;
-        let text = self.coerced(text, left_kind, "LIKE")?;
-        pattern = self.coerced(pattern, Kind::Text, "LIKE")?;
-        if let Some(escape) = escape {
-            let escape = self.typed(escape)?;
-            collation = self.merged(at, collation, &escape.collation)?;
-            let escape = self.coerced(escape, Kind::Text, "ESCAPE")?;
-            let tree = Expression::Strict(Function::LikeEscape, vec![pattern.tree, escape.tree]);
-            pattern = self.folded(Typed::known(pattern.at, Kind::Text, tree))?;
-        }
-        self.check_collation(at, &collation, fold, if fold { "ILIKE" } else { "LIKE" })?;
-        let tree = Expression::Strict(Function::Like { fold }, vec![text.tree, pattern.tree]);
-        let typed = self.folded(Typed::known(at, Kind::Bool, tree))?;
-        let tree = if negated { Expression::Not(Box::new(typed.tree)) } else { typed.tree };
-        Ok(Typed::known(at, Kind::Bool, tree))
-    }
-
     pub(super) fn quantified(
         &mut self,
         at: usize,

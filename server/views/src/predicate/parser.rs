@@ -250,6 +250,9 @@ impl<'a> Parser<'a> {
             return Self::unsupported(at, format!("{symbol} with ANY or ALL"), instead);
         }
         let right = self.nested(|parser| parser.operators(binds + 1, bound))?;
+        if let Some((fold, negated)) = regex_operator(symbol) {
+            return pair(at, left, right, |operands| What::Regex { operands, similar: None, fold, negated });
+        }
         let arithmetic = match symbol {
             "+" => Arithmetic::Add,
             "-" => Arithmetic::Subtract,
@@ -331,10 +334,11 @@ impl<'a> Parser<'a> {
         if self.take_word("like") || self.take_word("ilike") {
             return Ok(Taken::Ends(self.like(at, left, fold, negated)?));
         }
-        if self.is_word("similar") {
-            return Self::unsupported(at, "SIMILAR TO", "use LIKE");
+        if self.take_word("similar") {
+            self.expect_word("to")?;
+            return Ok(Taken::Ends(self.similar(at, left, negated)?));
         }
-        self.unexpected("BETWEEN, IN, LIKE or ILIKE")
+        self.unexpected("BETWEEN, IN, LIKE, ILIKE or SIMILAR TO")
     }
 
     fn in_list(&mut self, at: usize, left: Syntax, negated: Negated) -> Result<Syntax, Refusal> {
@@ -379,6 +383,14 @@ impl<'a> Parser<'a> {
         let depth = 1 + left.depth.max(pattern.depth).max(escape.as_ref().map_or(0, |escape| escape.depth));
         let operands = Box::new([left, pattern]);
         bounded(at, depth, What::Like { operands, escape, fold, negated })
+    }
+
+    fn similar(&mut self, at: usize, left: Syntax, negated: Negated) -> Result<Syntax, Refusal> {
+        let pattern = self.expression(LIKE + 1)?;
+        let escape = if self.take_word("escape") { Some(Box::new(self.expression(LIKE + 1)?)) } else { None };
+        let depth = Syntax::depth_over([&left, &pattern].into_iter().chain(escape.as_deref()));
+        let operands = Box::new([left, pattern]);
+        bounded(at, depth, What::Regex { operands, similar: Some(escape), fold: false, negated })
     }
 
     /// An operand with what stands before it.
@@ -433,6 +445,17 @@ impl<'a> Parser<'a> {
         };
         self.advance();
         Ok(name)
+    }
+}
+
+/// Does case not count, and is it negated?
+fn regex_operator(symbol: &str) -> Option<(bool, Negated)> {
+    match symbol {
+        "~" => Some((false, false)),
+        "~*" => Some((true, false)),
+        "!~" => Some((false, true)),
+        "!~*" => Some((true, true)),
+        _ => None,
     }
 }
 

@@ -137,6 +137,8 @@ impl Printer<'_> {
             Function::Compare { op, .. } => return self.compare(out, *op, operands),
             Function::Arithmetic { op, .. } => op.symbol(),
             Function::Concat => "||",
+            Function::Regex { fold: false, .. } => "~",
+            Function::Regex { fold: true, .. } => "~*",
             Function::Like { fold: false } => "~~",
             Function::Like { fold: true } => "~~*",
         };

@@ -97,6 +97,14 @@ pub enum Reason {
         /// What there is.
         columns: Vec<String>,
     },
+    /// A regular expression, or what SIMILAR TO takes.
+    #[error("the pattern's character {character}: {instead}")]
+    Regex {
+        /// From 1.
+        character: usize,
+        /// Why, and what to do.
+        instead: &'static str,
+    },
     /// PostgreSQL has no such operator, or cannot choose one.
     #[error("there is no {left} {operator} {right}, or more than one; cast an operand, as in x::numeric")]
     NoOperator {

@@ -48,6 +48,13 @@ pub(super) enum What {
         fold: bool,
         negated: Negated,
     },
+    /// `~`, `~*` and `SIMILAR TO`
+    Regex {
+        operands: Box<[Syntax; 2]>,
+        similar: Option<Escape>,
+        fold: bool,
+        negated: Negated,
+    },
     /// `left op ANY (array)`
     Quantified {
         operands: Box<[Syntax; 2]>,
@@ -72,6 +79,9 @@ pub(super) enum What {
         operands: Vec<Syntax>,
     },
 }
+
+/// Of `SIMILAR TO`: none, or as it was written.
+pub(super) type Escape = Option<Box<Syntax>>;
 
 /// Stands `NOT` before it?
 pub(super) type Negated = bool;

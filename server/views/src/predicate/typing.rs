@@ -136,6 +136,9 @@ impl Typing<'_> {
             What::Like { operands, escape, fold, negated } => {
                 self.like(at, operands, escape.as_deref(), (*fold, *negated))
             }
+            What::Regex { operands, similar, fold, negated } => {
+                self.regex(at, operands, similar.as_ref(), (*fold, *negated))
+            }
             What::Quantified { operands, op, all } => self.quantified(at, operands, *op, *all),
             What::Array(values) => {
                 let (kind, values) = self.array_values(at, values)?;
@@ -427,6 +430,17 @@ impl Typing<'_> {
         }
     }
 
+    fn facts<'c>(&'c self, collation: &'c Collation) -> &'c CollationFacts {
+        match collation {
+            Collation::Default => &self.table.default_collation,
+            Collation::Column(facts) | Collation::Written(facts) => facts,
+        }
+    }
+
+    pub(super) fn is_c(&self, collation: &Collation) -> bool {
+        self.facts(collation).is_c
+    }
+
     /// Refuses what depends on more than bytes. `orders`: equality is not enough.
     pub(super) fn check_collation(
         &self,
@@ -435,10 +449,7 @@ impl Typing<'_> {
         orders: bool,
         what: &'static str,
     ) -> Result<(), Refusal> {
-        let facts = match collation {
-            Collation::Default => &self.table.default_collation,
-            Collation::Column(facts) | Collation::Written(facts) => facts,
-        };
+        let facts = self.facts(collation);
         if facts.deterministic && (facts.is_c || !orders) {
             return Ok(());
         }

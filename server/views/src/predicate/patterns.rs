@@ -1,0 +1,102 @@
+//! Typing of LIKE, of regular expressions, and of SIMILAR TO, which is one.
+
+use super::expression::{Expression, Function};
+use super::kind::Kind;
+use super::refusal::{Reason, Refusal};
+use super::regex;
+use super::syntax::{Escape, Syntax};
+use super::typing::{Collation, Typed, Typing, constant};
+use super::value::Value;
+
+impl Typing<'_> {
+    /// Both operands, and their collation. Padding counts, on the left only.
+    fn with_pattern(
+        &mut self,
+        operands: &[Syntax; 2],
+        what: &'static str,
+    ) -> Result<(Typed, Typed, Collation), Refusal> {
+        let text = self.typed(&operands[0])?;
+        let pattern = self.typed(&operands[1])?;
+        let left_kind = if text.kind == Some(Kind::Bpchar) { Kind::Bpchar } else { Kind::Text };
+        let collation = self.merged(pattern.at, text.collation.clone(), &pattern.collation)?;
+        Ok((self.coerced(text, left_kind, what)?, self.coerced(pattern, Kind::Text, what)?, collation))
+    }
+
+    pub(super) fn like(
+        &mut self,
+        at: usize,
+        operands: &[Syntax; 2],
+        escape: Option<&Syntax>,
+        (fold, negated): (bool, bool),
+    ) -> Result<Typed, Refusal> {
+        let (text, mut pattern, mut collation) = self.with_pattern(operands, "LIKE")?;
+        if let Some(escape) = escape {
+            let escape = self.typed(escape)?;
+            collation = self.merged(at, collation, &escape.collation)?;
+            let escape = self.coerced(escape, Kind::Text, "ESCAPE")?;
+            let tree = Expression::Strict(Function::LikeEscape, vec![pattern.tree, escape.tree]);
+            pattern = self.folded(Typed::known(pattern.at, Kind::Text, tree))?;
+        }
+        self.check_collation(at, &collation, fold, if fold { "ILIKE" } else { "LIKE" })?;
+        self.matched(at, Function::Like { fold }, [text, pattern], negated)
+    }
+
+    /// The pattern is compiled here, and therefore constant.
+    pub(super) fn regex(
+        &mut self,
+        at: usize,
+        operands: &[Syntax; 2],
+        similar: Option<&Escape>,
+        (fold, negated): (bool, bool),
+    ) -> Result<Typed, Refusal> {
+        let (text, mut pattern, collation) = self.with_pattern(operands, "a regular expression")?;
+        self.check_collation(at, &collation, fold, "a regular expression")?;
+        let written = match &pattern.tree {
+            Expression::Constant(_, Value::Text(written)) => written.clone().into_owned(),
+            Expression::Constant(..) => return Ok(constant(at, Kind::Bool, Value::Null)),
+            _ => {
+                let what = "a pattern that is not constant".to_owned();
+                return self.refuse(pattern.at, Reason::Unsupported { what, instead: "write it as a string" });
+            }
+        };
+        let refused = |(place, instead): regex::Refused| {
+            let character = 1 + written.get(..place).unwrap_or_default().chars().count();
+            Refusal::at(pattern.at, Reason::Regex { character, instead })
+        };
+        let expression = match similar {
+            Some(escape) => {
+                let escape = self.similar_escape(escape.as_deref())?;
+                regex::of_similar(&written, escape).map_err(refused)?
+            }
+            None => written.clone(),
+        };
+        let compiled = regex::compile(&expression, fold, self.is_c(&collation)).map_err(refused)?;
+        pattern.tree = Expression::Constant(Kind::Text, Value::text(expression));
+        self.matched(at, Function::Regex { compiled, fold }, [text, pattern], negated)
+    }
+
+    /// A backslash, unless another is written, or none at all.
+    fn similar_escape(&mut self, escape: Option<&Syntax>) -> Result<Option<char>, Refusal> {
+        let Some(syntax) = escape else { return Ok(Some('\\')) };
+        let escape = self.typed(syntax)?;
+        let escape = self.coerced(escape, Kind::Text, "ESCAPE")?;
+        let mut chars = match &escape.tree {
+            Expression::Constant(_, Value::Text(text)) => text.chars(),
+            _ => "  ".chars(),
+        };
+        match (chars.next(), chars.next()) {
+            (first, None) => Ok(first),
+            _ => {
+                let what = "such an escape".to_owned();
+                self.refuse(syntax.at, Reason::Unsupported { what, instead: "write one character, as in ESCAPE '!'" })
+            }
+        }
+    }
+
+    fn matched(&mut self, at: usize, function: Function, of: [Typed; 2], negated: bool) -> Result<Typed, Refusal> {
+        let operands = of.into_iter().map(|operand| operand.tree).collect();
+        let typed = self.folded(Typed::known(at, Kind::Bool, Expression::Strict(function, operands)))?;
+        let tree = if negated { Expression::Not(Box::new(typed.tree)) } else { typed.tree };
+        Ok(Typed::known(at, Kind::Bool, tree))
+    }
+}
