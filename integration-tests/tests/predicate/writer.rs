@@ -197,12 +197,24 @@ impl Writer<'_> {
                 .to_owned();
         }
         let (a, b) = (self.moment(depth - 1), self.moment(depth - 1));
-        match self.0.random_range(0..8) {
+        match self.0.random_range(0..9) {
             0..=2 => format!("({a} + {b})"),
             3..=4 => format!("({a} - {b})"),
             5 => format!(
                 "date_trunc('{}', ({a})::timestamp)",
                 self.pick(&["month", "week", "quarter", "day", "hour", "year", "second"])
+            ),
+            7 => format!(
+                "({} at time zone '{}')",
+                self.pick(&[
+                    "ts",
+                    "tz",
+                    "timestamp '2024-03-31 02:30'",
+                    "timestamptz '2024-10-27 00:30:00+00'",
+                    "timestamp '2050-10-30 02:30'",
+                    "timestamp '1999-12-31 23:59:59'"
+                ]),
+                self.pick(&["UTC", "Europe/Berlin", "America/New_York", "asia/kolkata", "Australia/Lord_Howe"])
             ),
             6 => format!("({a})::{}", self.pick(&["date", "timestamp", "time", "interval"])),
             _ => format!("-({a})"),

@@ -55,6 +55,7 @@ mod table;
 mod text_functions;
 mod typing;
 mod value;
+mod zone;
 
 pub use evaluate::{EvaluationError, Outcome};
 pub use input::RowError;

@@ -14,6 +14,7 @@ use super::signature::{self, Chosen, Does, Needs, Signature};
 use super::syntax::Syntax;
 use super::typing::{Collation, Typed, Typing, constant};
 use super::value::Value;
+use super::zone::is_zone;
 
 /// Functions whose results change by themselves.
 const CHANGING: [&str; 11] = [
@@ -113,12 +114,17 @@ impl Typing<'_> {
         self.check_collation(at, collation, signature.needs == Needs::Bytes, signature.name)
     }
 
-    /// A field that is not known is refused here, where it is constant.
+    /// A field or a zone that is not known is refused here, where it is constant.
     fn check_field(&self, at: usize, name: &'static str, operands: &[Expression]) -> Result<(), Refusal> {
-        if !matches!(name, "extract" | "date_part" | "date_trunc") {
+        if !matches!(name, "extract" | "date_part" | "date_trunc" | "timezone") {
             return Ok(());
         }
         match operands.first() {
+            Some(Expression::Constant(_, Value::Text(zone))) if name == "timezone" => {
+                let what = format!("the zone {zone}");
+                let instead = "write a name such as Europe/Berlin, or UTC; abbreviations depend on settings";
+                if is_zone(zone) { Ok(()) } else { self.refuse(at, Reason::Unsupported { what, instead }) }
+            }
             Some(Expression::Constant(_, Value::Text(field))) if !is_field(name, field) => {
                 let what = format!("the field {field} of {name}");
                 let instead =

@@ -11,6 +11,7 @@ use super::moment::{self, DATE_INFINITY, DAY, TIME_INFINITY};
 use super::moment_parts::{date_part, extract, truncated};
 use super::signature::{Evaluated, Signature, Slot, function, operator};
 use super::value::Value;
+use super::zone::{to_instant, to_local};
 
 const DATE: Slot = Slot::Of(Kind::Date);
 const TIME: Slot = Slot::Of(Kind::Time);
@@ -26,6 +27,7 @@ const ZONE: &str =
     "it depends on the session's TimeZone; use columns of the type timestamp, or compare with a constant";
 const AS_TIMESTAMP: &str =
     "it takes a date as timestamptz, which depends on the session's TimeZone; cast it to timestamp";
+const NAMED: &str = "write the zone's name, as in AT TIME ZONE 'Europe/Berlin'";
 const FACTOR: &str = "its fractions are rounded otherwise by other versions; write the interval that is meant";
 
 pub(super) static SIGNATURES: &[Signature] = &[
@@ -70,6 +72,10 @@ pub(super) static SIGNATURES: &[Signature] = &[
     function("date_part", &[TEXT, TIMESTAMP], FLOAT8, |_, of| date_part(&of[0], Kind::Timestamp, &of[1])),
     function("date_part", &[TEXT, TIMESTAMPTZ], FLOAT8, |_, _| Ok(Value::Null)).refused(ZONE),
     function("date_part", &[TEXT, INTERVAL], FLOAT8, |_, of| date_part(&of[0], Kind::Interval, &of[1])),
+    function("timezone", &[TEXT, TIMESTAMP], TIMESTAMPTZ, |_, of| to_instant(&of[0], of[1].as_int())),
+    function("timezone", &[TEXT, TIMESTAMPTZ], TIMESTAMP, |_, of| to_local(&of[0], of[1].as_int())),
+    function("timezone", &[INTERVAL, TIMESTAMP], TIMESTAMPTZ, |_, _| Ok(Value::Null)).refused(NAMED),
+    function("timezone", &[INTERVAL, TIMESTAMPTZ], TIMESTAMP, |_, _| Ok(Value::Null)).refused(NAMED),
     function("date_trunc", &[TEXT, TIMESTAMP], TIMESTAMP, |_, of| truncated(&of[0], of[1].as_int())),
     function("date_trunc", &[TEXT, TIMESTAMPTZ], TIMESTAMPTZ, |_, _| Ok(Value::Null)).refused(AS_TIMESTAMP),
     function("date_trunc", &[TEXT, TIMESTAMPTZ, TEXT], TIMESTAMPTZ, |_, _| Ok(Value::Null)).refused(ZONE),

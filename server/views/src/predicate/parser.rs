@@ -28,6 +28,7 @@ const LIKE: u8 = 6;
 const OTHER: u8 = 8;
 const SUM: u8 = 9;
 const PRODUCT: u8 = 10;
+const AT: u8 = 12;
 const COLLATE: u8 = 13;
 const SIGN: u8 = 14;
 const CAST: u8 = 17;
@@ -202,6 +203,7 @@ impl<'a> Parser<'a> {
                 "is" | "isnull" | "notnull" => IS,
                 "between" | "in" | "like" | "ilike" | "similar" | "not" => LIKE,
                 "collate" => COLLATE,
+                "at" => AT,
                 _ => return None,
             },
             Token::Quoted(_) | Token::Text(_) | Token::Number(_) | Token::Parameter(_) | Token::End => return None,
@@ -216,6 +218,19 @@ impl<'a> Parser<'a> {
             IS => return self.is(left, bound),
             COMPARISON => return self.comparison(left, bound),
             LIKE => return self.matching(left),
+            AT => {
+                self.advance();
+                for word in ["time", "zone"] {
+                    self.expect_word(word)?;
+                }
+                let zone = self.nested(|parser| parser.operators(AT + 1, bound))?;
+                let operands = vec![zone, left];
+                Taken::Chains(bounded(
+                    at,
+                    Syntax::depth_over(&operands),
+                    What::Call(vec!["timezone".to_owned()], operands),
+                )?)
+            }
             COLLATE => {
                 self.advance();
                 let name = self.any_name()?;
