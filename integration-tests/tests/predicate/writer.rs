@@ -352,7 +352,16 @@ impl Writer<'_> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
         let a = self.value(about, below);
         let (b, c) = (self.value(about, below), self.value(about, below));
-        match self.0.random_range(0..15) {
+        match self.0.random_range(0..17) {
+            15 => {
+                let (x, y, z) = (self.value(about, 0), self.number(0), self.number(0));
+                let row = self.pick(&["", "row "]);
+                format!("{row}({a}, {y}, tz) {op} ({x}, {z}, tz)")
+            }
+            16 => {
+                let (x, y) = (self.number(0), self.text(0));
+                format!("({a}, {x}) {not}in (({b}, {x}), ({c}, 1), (null, 42)) or ({y}, {x}) < (t, i)")
+            }
             9 | 10 => self.of_array(below),
             11 | 12 => self.of_json(below),
             13 | 14 => self.of_moment(below),

@@ -141,9 +141,9 @@ fn clock(word: &str) -> Option<i64> {
     let mut parts = unsigned.split(':');
     let digits = |part: &str, max: i64| {
         let all = !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        part.parse::<i32>().ok().map(i64::from).filter(|&value| all && value <= max)
+        part.parse::<i64>().ok().filter(|&value| all && value <= max)
     };
-    let hours = digits(parts.next()?, i64::from(i32::MAX))?;
+    let hours = digits(parts.next()?, i64::MAX / 3_600_000_000)?;
     let minutes = digits(parts.next()?, 59)?;
     let seconds = match parts.next() {
         Some(part) => seconds(part).filter(|&micros| (0..60_000_000).contains(&micros))?,

@@ -27,8 +27,10 @@ impl Parser<'_> {
                     return Self::unsupported(at, "a query within a condition", "write the values, or a parameter");
                 }
                 let tree = self.expression(0)?;
-                if self.is_symbol(",") {
-                    return Self::unsupported(at, "a row of values", "compare each, with AND between them");
+                if self.take_symbol(",") {
+                    let mut values = vec![tree];
+                    values.extend(self.list(")")?);
+                    return bounded(at, Syntax::depth_over(&values), What::Row(values));
                 }
                 self.expect_symbol(")")?;
                 return self.subscripts(tree);
@@ -83,7 +85,12 @@ impl Parser<'_> {
             }
             "position" | "substring" | "trim" | "extract" | "overlay" if call => self.worded_call(at, word),
             _ if CLOCK.contains(&word) => Self::unsupported(at, word.to_uppercase(), NOT_IMMUTABLE),
-            "row" if call => Self::unsupported(at, "a row of values", "compare each, with AND between them"),
+            "row" if call => {
+                self.advance();
+                self.expect_symbol("(")?;
+                let values = self.list(")")?;
+                bounded(at, Syntax::depth_over(&values), What::Row(values))
+            }
             _ if self.is_typed_literal() => {
                 let type_name = self.type_name()?;
                 let literal_at = self.at();

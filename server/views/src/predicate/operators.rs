@@ -46,12 +46,23 @@ impl Typing<'_> {
         op: Comparison,
         operands: &[Syntax; 2],
     ) -> Result<Typed, Refusal> {
+        if let [What::Row(left), What::Row(right)] = [&operands[0].what, &operands[1].what] {
+            return self.compare_rows(at, op, left, right);
+        }
         let left = self.typed(&operands[0])?;
         let right = self.typed(&operands[1])?;
         self.compare(at, op, left, right)
     }
 
-    fn compare(&mut self, at: usize, op: Comparison, left: Typed, right: Typed) -> Result<Typed, Refusal> {
+    pub(super) fn compare(&mut self, at: usize, op: Comparison, left: Typed, right: Typed) -> Result<Typed, Refusal> {
+        let is_mixed = matches!(
+            (left.kind, right.kind),
+            (Some(Kind::Date), Some(Kind::Timestamp)) | (Some(Kind::Timestamp), Some(Kind::Date))
+        );
+        // A date is compared with a timestamp as it is: not every date has a timestamp.
+        if is_mixed {
+            return self.chosen(at, signature::named(op.symbol(), true), vec![left, right]);
+        }
         let [left, right] = self.comparable(at, op, left, right)?;
         self.compare_coerced(at, op, left, right)
     }
@@ -156,6 +167,9 @@ impl Typing<'_> {
         negated: bool,
     ) -> Result<Typed, Refusal> {
         let op = if negated { Comparison::NotEqual } else { Comparison::Equal };
+        if let What::Row(left) = &operand.what {
+            return self.rows_in_list(at, left, values, (op, negated));
+        }
         let operand = self.typed(operand)?;
         let mut others = values.iter().map(|value| self.typed(value)).collect::<Result<Vec<_>, _>>()?;
         let mut parts = Vec::new();

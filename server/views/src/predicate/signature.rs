@@ -7,7 +7,10 @@
 use super::evaluate::EvaluationError;
 use super::kind::{Category, Kind};
 use super::value::Value;
-use super::{array_functions, bit_functions, json_functions, moment_functions, number_functions, text_functions};
+use super::{
+    array_functions, bit_functions, json_functions, moment_comparisons, moment_functions, number_functions,
+    text_functions,
+};
 
 pub(super) type Evaluated<'v> = Result<Value<'v>, EvaluationError>;
 
@@ -79,6 +82,7 @@ fn all() -> impl Iterator<Item = &'static Signature> {
         array_functions::SIGNATURES,
         json_functions::SIGNATURES,
         moment_functions::SIGNATURES,
+        moment_comparisons::SIGNATURES,
     ];
     tables.into_iter().flatten()
 }

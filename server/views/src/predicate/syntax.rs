@@ -62,6 +62,8 @@ pub(super) enum What {
         all: bool,
     },
     Array(Vec<Syntax>),
+    /// `(a, b)`, of two values or more
+    Row(Vec<Syntax>),
     Subscript(Box<Syntax>, Vec<Syntax>),
     /// A function by its name, with those before it.
     Call(Vec<String>, Vec<Syntax>),

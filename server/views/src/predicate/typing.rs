@@ -144,6 +144,7 @@ impl Typing<'_> {
                 let (kind, values) = self.array_values(at, values)?;
                 self.constant_array(at, kind, values)
             }
+            What::Row(_) => self.no_such_row(at),
             What::Subscript(operand, subscripts) => self.subscript(at, operand, subscripts),
             What::Call(name, operands) => self.call(at, name, operands),
             What::Operator(symbol, operands) => self.operator(at, symbol, operands),
