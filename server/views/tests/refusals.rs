@@ -235,6 +235,8 @@ fn hostile_conditions_are_refused_at_once() {
         format!("t ~ '{}'", "a{255}".repeat(9_000)),
         format!("t ~ '{}a{}'", "(".repeat(40), "{200})".repeat(40)),
         format!("t similar to '{}'", "(%".repeat(20_000)),
+        vec!["t ~ '.{250}.{250}'"; 900].join(" or "),
+        vec!["t ~ 'a'"; 900].join(" or "),
         "'".repeat(65_535),
         "/*".repeat(32_000),
         "\"".repeat(65_535),
@@ -244,6 +246,24 @@ fn hostile_conditions_are_refused_at_once() {
         let refusal = Predicate::new(&condition, &[], &table()).expect_err("refused");
         assert!(start.elapsed() < Duration::from_secs(5), "{refusal}");
     }
+}
+
+#[test]
+fn parameters_are_arrays_and_json_where_their_place_says_so() {
+    let sql = |text: &str, type_name: Option<&str>, value: &str| {
+        let parameter = Parameter { type_name: type_name.map(str::to_owned), value: Some(value.to_owned()) };
+        Predicate::new(text, &[parameter], &table()).map(|predicate| predicate.sql().to_owned())
+    };
+    let contains = r#"("ia" OPERATOR(pg_catalog.@>) ('{"1","2"}'::pg_catalog.int4[]))"#;
+    assert_eq!(sql("ia @> $1", None, "{1,2}").as_deref(), Ok(contains));
+    assert_eq!(sql("ia @> $1", Some("int4[]"), "{1,2}").as_deref(), Ok(contains));
+    assert!(sql("ia @> $1", Some("int8[]"), "{1,2}").is_err());
+    assert!(sql("ia @> $1 and i = any ($1)", None, "{1,2}").is_ok());
+    assert!(sql("i = any ($1) and ia @> $1", None, "{1,2}").is_ok());
+    assert!(sql("j @> $1", None, "{\"a\": 1}").is_ok());
+    assert!(sql("j ->> $1 = 'a'", None, "k").is_ok());
+    assert!(sql("j @> $1", None, "{a}").is_err());
+    assert!(sql("i = any (ia) and iv < $1", None, "1 day").is_ok());
 }
 
 #[test]

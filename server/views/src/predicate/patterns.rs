@@ -70,7 +70,8 @@ impl Typing<'_> {
             }
             None => written.clone(),
         };
-        let compiled = regex::compile(&expression, fold, self.is_c(&collation)).map_err(refused)?;
+        let (compiled, nodes) = regex::compile(&expression, fold, self.is_c(&collation)).map_err(refused)?;
+        self.charge(at, nodes)?;
         pattern.tree = Expression::Constant(Kind::Text, Value::text(expression));
         self.matched(at, Function::Regex { compiled, fold }, [text, pattern], negated)
     }

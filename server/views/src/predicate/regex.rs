@@ -8,8 +8,8 @@ use std::fmt::Write;
 /// What is refused, at which byte of the pattern, and what to do.
 pub(super) type Refused = (usize, &'static str);
 
-/// Bytes of a compiled pattern.
-const SIZE_MAX: usize = 256 * 1024;
+/// Bytes of a compiled pattern, and how many nodes of a condition it counts as.
+const SIZES: [(usize, usize); 3] = [(16 * 1024, 50), (64 * 1024, 200), (256 * 1024, 800)];
 /// PostgreSQL's `DUPMAX`.
 const REPEATED_MAX: u32 = 255;
 /// Parentheses within each other.
@@ -18,15 +18,19 @@ const DEPTH_MAX: usize = 50;
 const CLASS: &str =
     "classes of characters follow the collation; write COLLATE \"C\" behind the operand, or a set such as [0-9]";
 
-/// Compiles the pattern. `is_c`: classes and cases are those of ASCII, and known; `fold`: case does not count.
-pub(super) fn compile(pattern: &str, fold: bool, is_c: bool) -> Result<regex::Regex, Refused> {
+/// Compiles the pattern, and says how many nodes it counts as. `is_c`: classes and cases are those of ASCII, and known;
+/// `fold`: case does not count.
+pub(super) fn compile(pattern: &str, fold: bool, is_c: bool) -> Result<(regex::Regex, usize), Refused> {
     let mut translator = Translator { pattern, at: 0, fold, is_c, out: String::from("(?s)"), depth: 0 };
     translator.branches()?;
     if translator.at < pattern.len() {
         return translator.refuse("a parenthesis closes that was not opened; write \\)");
     }
-    let built = regex::RegexBuilder::new(&translator.out).size_limit(SIZE_MAX).dfa_size_limit(SIZE_MAX).build();
-    built.map_err(|_| (0, "it is too large; write fewer repetitions"))
+    let built = |(bytes, nodes): &(usize, usize)| {
+        let built = regex::RegexBuilder::new(&translator.out).size_limit(*bytes).dfa_size_limit(*bytes).build();
+        built.ok().map(|compiled| (compiled, *nodes))
+    };
+    SIZES.iter().find_map(built).ok_or((0, "it is too large; write fewer repetitions"))
 }
 
 struct Translator<'p> {
@@ -374,7 +378,7 @@ mod tests {
             ("x", "a|", false, true),
             ("foo bar", r"\mbar\M", false, true),
         ] {
-            let compiled = compile(pattern, fold, true).expect("supported");
+            let (compiled, _) = compile(pattern, fold, true).expect("supported");
             assert_eq!(compiled.is_match(text), matched, "{text} ~ {pattern}");
         }
         for pattern in [
@@ -389,7 +393,7 @@ mod tests {
     #[test]
     fn what_grows_is_refused_and_what_backtracks_elsewhere_is_linear() {
         assert!(compile("((a{200}){200}){200}", false, true).is_err());
-        let compiled = compile("^(a*)*(a|a)*b$", false, true).expect("supported");
+        let (compiled, _) = compile("^(a*)*(a|a)*b$", false, true).expect("supported");
         assert!(!compiled.is_match(&"a".repeat(100_000)));
     }
 
