@@ -109,6 +109,33 @@ impl Writer<'_> {
         }
     }
 
+    fn of_range(&mut self, depth: usize) -> String {
+        let ranges = [
+            "ir",
+            "nr",
+            "dr",
+            "sr",
+            "'[1,3]'::int4range",
+            "'(0.1,)'::numrange",
+            "'[2000-01-01,2024-02-29)'",
+            "'empty'",
+            "'[1,42)'",
+            "tsrange '(2000-01-01 00:00,]'",
+        ];
+        let (a, b) = (self.pick(&ranges), self.pick(&ranges));
+        let element = self.pick(&["i", "n", "dt", "ts", "42", "1.0", "s", "null", "'2024-02-29'::date"]);
+        let comparison = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
+        match self.0.random_range(0..6) {
+            0 | 1 => {
+                format!("{a} {} {b}", self.pick(&["@>", "<@", "&&", "<<", ">>", "=", "<", ">=", "is distinct from"]))
+            }
+            2 => format!("{a} @> {element}"),
+            3 => format!("{element} <@ {a}"),
+            4 => format!("{}({a}) {comparison} {}", self.pick(&["lower", "upper"]), self.value(About::Number, depth)),
+            _ => format!("{}({a})", self.pick(&["isempty", "lower_inc", "upper_inc"])),
+        }
+    }
+
     fn json(&mut self, depth: usize) -> String {
         if depth == 0 || self.0.random_ratio(1, 3) {
             return self
@@ -352,7 +379,8 @@ impl Writer<'_> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
         let a = self.value(about, below);
         let (b, c) = (self.value(about, below), self.value(about, below));
-        match self.0.random_range(0..17) {
+        match self.0.random_range(0..19) {
+            17 | 18 => self.of_range(below),
             15 => {
                 let (x, y, z) = (self.value(about, 0), self.number(0), self.number(0));
                 let row = self.pick(&["", "row "]);

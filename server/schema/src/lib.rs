@@ -42,5 +42,6 @@ pub use descriptors::Descriptors;
 pub use encoder::{EncodeError, RowEncoder, Value};
 pub use event::{BeginParts, event_body, push_begin, push_commit, put_change};
 pub use name::message_name;
+pub use range::Range;
 pub use row_type::{FieldSet, RowType, SchemaError, same_rows};
 pub use value_kind::{ScalarKind, TypeShape, ValueKind};

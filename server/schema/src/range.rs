@@ -16,10 +16,12 @@ const UPPER: u32 = 2;
 const BOUNDS: u32 = 3;
 const EMPTY: u32 = 4;
 
-/// A range as it stands in the text.
+/// A range by its bounds, which are text.
 #[derive(Debug, PartialEq, Eq)]
-enum Range<'a> {
+pub enum Range<'a> {
+    /// It holds no value.
     Empty,
+    /// It holds what is between the bounds.
     Bounded {
         /// Absent: infinite.
         lower: Option<Cow<'a, str>>,
@@ -51,7 +53,9 @@ pub(crate) fn put_range(out: &mut BytesMut, field: u32, text: &[u8]) -> Option<(
 }
 
 impl<'a> Range<'a> {
-    fn parse(text: &'a str) -> Option<Self> {
+    /// Reads PostgreSQL's text.
+    #[must_use]
+    pub fn parse(text: &'a str) -> Option<Self> {
         if text == "empty" {
             return Some(Range::Empty);
         }
@@ -64,6 +68,33 @@ impl<'a> Range<'a> {
             _ => return None,
         };
         Some(Range::Bounded { lower, upper, brackets: [opening, closing] })
+    }
+
+    /// Reads an encoded `tidegate.v1.Range`; None where the bytes are none.
+    #[must_use]
+    pub fn read(message: &'a [u8]) -> Option<Self> {
+        let (mut lower, mut upper, mut brackets, mut empty) = (None, None, None, None);
+        for field in Fields::new(message) {
+            let field = field.ok()?;
+            let part = match (field.number, field.wire_type) {
+                (LOWER, WireType::Len) => &mut lower,
+                (UPPER, WireType::Len) => &mut upper,
+                (BOUNDS, WireType::Len) => &mut brackets,
+                (EMPTY, WireType::Varint) if field.value == [1] => &mut empty,
+                _ => return None,
+            };
+            if part.replace(str::from_utf8(field.value).ok()?).is_some() {
+                return None;
+            }
+        }
+        let [lower, upper] = [lower, upper].map(|bound| bound.map(Cow::Borrowed));
+        match (empty, lower, upper, brackets.map(str::as_bytes)) {
+            (Some(_), None, None, None) => Some(Range::Empty),
+            (None, lower, upper, Some(&[opening @ (b'[' | b'('), closing @ (b']' | b')')])) => {
+                Some(Range::Bounded { lower, upper, brackets: [opening, closing] })
+            }
+            _ => None,
+        }
     }
 }
 
@@ -95,30 +126,15 @@ fn read_bound(text: &str) -> Option<(Option<Cow<'_, str>>, &str)> {
 
 /// Appends the text of an encoded `Range`; None where it is none.
 pub(crate) fn print_range(out: &mut String, message: &[u8]) -> Option<()> {
-    let (mut lower, mut upper, mut brackets, mut empty) = (None, None, None, None);
-    for field in Fields::new(message) {
-        let field = field.ok()?;
-        let part = match (field.number, field.wire_type) {
-            (LOWER, WireType::Len) => &mut lower,
-            (UPPER, WireType::Len) => &mut upper,
-            (BOUNDS, WireType::Len) => &mut brackets,
-            (EMPTY, WireType::Varint) if field.value == [1] => &mut empty,
-            _ => return None,
-        };
-        if part.replace(str::from_utf8(field.value).ok()?).is_some() {
-            return None;
-        }
-    }
-    match (empty, lower, upper, brackets.map(str::as_bytes)) {
-        (Some(_), None, None, None) => out.push_str("empty"),
-        (None, lower, upper, Some([opening @ (b'[' | b'('), closing @ (b']' | b')')])) => {
-            out.push(char::from(*opening));
-            print_bound(out, lower);
+    match Range::read(message)? {
+        Range::Empty => out.push_str("empty"),
+        Range::Bounded { lower, upper, brackets: [opening, closing] } => {
+            out.push(char::from(opening));
+            print_bound(out, lower.as_deref());
             out.push(',');
-            print_bound(out, upper);
-            out.push(char::from(*closing));
+            print_bound(out, upper.as_deref());
+            out.push(char::from(closing));
         }
-        _ => return None,
     }
     Some(())
 }

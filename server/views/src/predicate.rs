@@ -45,6 +45,8 @@ mod operators;
 mod parser;
 mod patterns;
 mod print;
+mod range;
+mod range_functions;
 mod refusal;
 mod regex;
 mod region;

@@ -119,6 +119,11 @@ const CONDITIONS: &[&str] = &[
     "extract(century from dt) = 21",
     "extract(year from z) = 2024",
     "date_part('hour', z) = 1",
+    "ir = '[2,1]'",
+    "ir @> '1'",
+    "ir @> s",
+    "daterange(dt, dt) @> dt",
+    "ir -|- ir",
     "iv = 'P1D'",
     "iv = '1.5 days'",
     "iv * 2 = iv",
@@ -156,6 +161,7 @@ fn table() -> TableFacts {
         ("ia", 1007, None),
         ("ta", 1009, Some(collation("default", true))),
         ("iv", 1186, None),
+        ("ir", 3904, None),
     ];
     let column = |(field, (name, type_oid, collation)): (u32, (&str, u32, Option<CollationFacts>))| ColumnFacts {
         name: name.to_owned(),

@@ -129,7 +129,8 @@ pub(super) fn cast<'v>(value: Value<'v>, from: Kind, to: Kind, modifiers: &[u32]
         | Value::Bytes(_)
         | Value::Interval(_)
         | Value::Json(_)
-        | Value::Array(_)) => Ok(value),
+        | Value::Array(_)
+        | Value::Range(_)) => Ok(value),
     }
 }
 
@@ -249,7 +250,7 @@ fn to_text<'v>(value: Value<'v>, from: Kind, to: Kind, modifiers: &[u32]) -> Cow
         Value::Int(value) => Cow::Owned(value.to_string()),
         Value::Numeric(value) => Cow::Owned(value.to_string()),
         Value::Json(value) => Cow::Owned(value.to_string()),
-        Value::Null | Value::Float(_) | Value::Bytes(_) | Value::Interval(_) | Value::Array(_) => {
+        Value::Null | Value::Float(_) | Value::Bytes(_) | Value::Interval(_) | Value::Array(_) | Value::Range(_) => {
             unreachable!("typing casts to text what has one text whatever the settings")
         }
     };

@@ -147,5 +147,6 @@ fn weight(value: &Value<'_>) -> usize {
         Value::Json(json) => json.weight(),
         Value::Array(array) => array.elements.iter().map(|element| 1 + weight(element)).sum(),
         Value::Null | Value::Bool(_) | Value::Int(_) | Value::Float(_) | Value::Interval(_) => 0,
+        Value::Range(_) => 16,
     }
 }

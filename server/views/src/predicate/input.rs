@@ -4,12 +4,13 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use tidegate_schema::wire::{Field, Fields, WireError, WireType, read_varint};
-use tidegate_schema::{EncodedArray, ScalarKind, TypeShape, ValueKind};
+use tidegate_schema::{EncodedArray, Range, ScalarKind, TypeShape, ValueKind};
 
 use super::array::Array;
 use super::interval::Interval;
 use super::json::Json;
 use super::kind::Kind;
+use super::literal;
 use super::moment;
 use super::numeric::Numeric;
 use super::table::TableFacts;
@@ -78,6 +79,9 @@ impl Input {
                 let elements = array.elements.iter().map(value).collect::<Option<_>>()?;
                 Some(Value::Array(Arc::new(Array { elements, dimensions: array.dimensions })))
             }
+            ValueKind::Range if field.wire_type == WireType::Len => {
+                literal::range_of(self.kind.subtype()?, Range::read(field.value)?)
+            }
             ValueKind::Array { .. } | ValueKind::Range => None,
         }
     }
@@ -129,7 +133,8 @@ impl Input {
             | Kind::Float8
             | Kind::Timestamptz
             | Kind::Bytea
-            | Kind::Array(_) => None,
+            | Kind::Array(_)
+            | Kind::Range(_) => None,
         }
     }
 }

@@ -26,6 +26,8 @@ pub(super) enum Kind {
     Enum(usize),
     /// Of one of the others but an enum; the element stands in [`SHIPPED`].
     Array(&'static Kind),
+    /// Of what stands in [`RANGES`].
+    Range(&'static Kind),
 }
 
 /// `pg_type.typcategory`
@@ -37,6 +39,7 @@ pub(super) enum Category {
     DateTime,
     Timespan,
     Array,
+    Range,
     Other,
 }
 
@@ -94,6 +97,16 @@ static SHIPPED: &[Shipped] = shipped! {
     Jsonb 3802 3807 "jsonb" [], Other false;
 };
 
+/// What ranges are of, with the range's OID and name.
+static RANGES: [(Kind, u32, &str); 6] = [
+    (Kind::Int4, 3904, "int4range"),
+    (Kind::Int8, 3926, "int8range"),
+    (Kind::Numeric, 3906, "numrange"),
+    (Kind::Date, 3912, "daterange"),
+    (Kind::Timestamp, 3908, "tsrange"),
+    (Kind::Timestamptz, 3910, "tstzrange"),
+];
+
 impl Kind {
     fn shipped(self) -> Option<&'static Shipped> {
         SHIPPED.iter().find(|shipped| shipped.kind == self)
@@ -101,12 +114,18 @@ impl Kind {
 
     /// By `pg_type.oid`; None where it is not among those.
     pub(super) fn of_oid(oid: u32) -> Option<Self> {
+        if let Some((subtype, ..)) = RANGES.iter().find(|(_, range_oid, _)| *range_oid == oid) {
+            return Some(Kind::Range(subtype));
+        }
         let found = SHIPPED.iter().find(|shipped| shipped.oid == oid || shipped.array_oid == oid)?;
         if found.oid == oid { Some(found.kind) } else { Some(Kind::Array(&found.kind)) }
     }
 
     /// By a name that SQL has for it.
     pub(super) fn of_name(name: &str) -> Option<Self> {
+        if let Some((subtype, ..)) = RANGES.iter().find(|(.., range_name)| *range_name == name) {
+            return Some(Kind::Range(subtype));
+        }
         let found = SHIPPED.iter().find(|shipped| shipped.name == name || shipped.names.contains(&name))?;
         Some(found.kind)
     }
@@ -115,6 +134,7 @@ impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::Array(element) => element.shipped().map_or("", |shipped| shipped.array_name),
+            Kind::Range(subtype) => RANGES.iter().find(|(of, ..)| of == subtype).map_or("", |(.., name)| name),
             scalar => scalar.shipped().map_or("", |shipped| shipped.name),
         }
     }
@@ -122,6 +142,7 @@ impl Kind {
     pub(super) fn category(self) -> Category {
         match self {
             Kind::Array(_) => Category::Array,
+            Kind::Range(_) => Category::Range,
             scalar => scalar.shipped().map_or(Category::Other, |shipped| shipped.category),
         }
     }
@@ -137,6 +158,11 @@ impl Kind {
 
     pub(super) fn element(self) -> Option<Self> {
         if let Kind::Array(element) = self { Some(*element) } else { None }
+    }
+
+    /// What a range is of.
+    pub(super) fn subtype(self) -> Option<Self> {
+        if let Kind::Range(subtype) = self { Some(*subtype) } else { None }
     }
 
     /// Of the element, where it is an array.

@@ -4,6 +4,8 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use tidegate_schema as schema;
+
 use super::array::Array;
 use super::evaluate::EvaluationError;
 use super::interval::Interval;
@@ -11,6 +13,7 @@ use super::json::Json;
 use super::kind::Kind;
 use super::moment;
 use super::numeric::Numeric;
+use super::range::{Bound, Range};
 use super::table::TableFacts;
 use super::value::Value;
 
@@ -85,8 +88,27 @@ fn shipped(kind: Kind, text: &str) -> Result<Value<'static>, Instead> {
             let elements = texts.into_iter().map(read).collect::<Result<_, _>>()?;
             Ok(Value::Array(Arc::new(Array::of(elements))))
         }
+        Kind::Range(subtype) => {
+            let instead = "write it as [1,10), (,5] or empty, with bounds as their type is written, in \"…\" where they have spaces";
+            let range = schema::Range::parse(trimmed).ok_or(instead)?;
+            range_of(*subtype, range).ok_or(instead)
+        }
         Kind::Enum(_) => Err("write one of its labels"),
     }
+}
+
+/// A range whose bounds are text.
+pub(super) fn range_of(subtype: Kind, range: schema::Range<'_>) -> Option<Value<'static>> {
+    let (lower, upper, brackets) = match range {
+        schema::Range::Empty => return Some(Value::Range(Arc::new(Range::Empty))),
+        schema::Range::Bounded { lower, upper, brackets } => (lower, upper, brackets),
+    };
+    let bound = |text: Option<Cow<'_, str>>, inclusive| match text {
+        Some(text) => shipped(subtype, &text).ok().map(|value| Some(Bound { value, inclusive })),
+        None => Some(None),
+    };
+    let (lower, upper) = (bound(lower, brackets[0] == b'[')?, bound(upper, brackets[1] == b']')?);
+    Range::of(subtype, lower, upper).map(|range| Value::Range(Arc::new(range)))
 }
 
 fn whole<T: std::str::FromStr + Into<i64>>(text: &str) -> Option<i64> {

@@ -11,6 +11,7 @@ use super::comparison::Comparison;
 use super::expression::{Expression, Function, Quantified};
 use super::kind::Kind;
 use super::moment;
+use super::range::{Bound, Range};
 use super::signature::Signature;
 use super::table::TableFacts;
 use super::value::Value;
@@ -226,6 +227,7 @@ impl Printer<'_> {
             }
             Value::Interval(value) => value.to_string(),
             Value::Json(value) => value.to_string(),
+            Value::Range(range) => self.range(kind, range),
             Value::Array(array) => {
                 let element = |element| match self.text(kind.innermost(), element) {
                     Some(text) => format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")),
@@ -234,6 +236,20 @@ impl Printer<'_> {
                 format!("{{{}}}", array.elements.iter().map(element).collect::<Vec<_>>().join(","))
             }
         })
+    }
+
+    fn range(&self, kind: Kind, range: &Range) -> String {
+        let Range::Bounded { lower, upper } = range else { return "empty".to_owned() };
+        let (subtype, mut out) = (kind.subtype().unwrap_or(kind), String::new());
+        let text = |bound: &Option<Bound>| {
+            let value = bound.as_ref().and_then(|bound| self.text(subtype, &bound.value));
+            value.map_or_else(String::new, |text| format!("\"{text}\""))
+        };
+        let inclusive = |bound: &Option<Bound>| bound.as_ref().is_some_and(|bound| bound.inclusive);
+        out.push(if inclusive(lower) { '[' } else { '(' });
+        out.push_str(&format!("{},{}", text(lower), text(upper)));
+        out.push(if inclusive(upper) { ']' } else { ')' });
+        out
     }
 
     fn int(&self, kind: Kind, value: i64) -> String {

@@ -9,7 +9,7 @@ use super::kind::{Category, Kind};
 use super::value::Value;
 use super::{
     array_functions, bit_functions, json_functions, moment_comparisons, moment_functions, number_functions,
-    text_functions,
+    range_functions, text_functions,
 };
 
 pub(super) type Evaluated<'v> = Result<Value<'v>, EvaluationError>;
@@ -34,7 +34,8 @@ pub(super) enum Slot {
     Of(Kind),
     /// All of these in a signature are of one type.
     AnyArray,
-    /// The type of the elements of `AnyArray`.
+    AnyRange,
+    /// The type of the elements of `AnyArray`, or what `AnyRange` is of.
     AnyElement,
 }
 
@@ -80,6 +81,7 @@ fn all() -> impl Iterator<Item = &'static Signature> {
         number_functions::SIGNATURES,
         bit_functions::SIGNATURES,
         array_functions::SIGNATURES,
+        range_functions::SIGNATURES,
         json_functions::SIGNATURES,
         moment_functions::SIGNATURES,
         moment_comparisons::SIGNATURES,
@@ -107,11 +109,16 @@ pub(super) fn choose(candidates: &[&'static Signature], given: &[Option<Kind>]) 
         .copied()
         .filter(|signature| signature.operands.len() == given.len())
         .filter(|signature| signature.operands.iter().zip(given).all(|(&slot, &kind)| fits(slot, kind)))
+        .filter(|signature| agrees(signature, given))
         .collect();
     // An operator with one operand of a known type is looked for with that type for both first.
     if let ([Some(kind), None] | [None, Some(kind)], true) = (given, candidates.iter().any(|found| found.is_operator)) {
         let both = [Slot::Of(*kind); 2];
-        let array = kind.element().map(|_| [Slot::AnyArray; 2]);
+        let array = match kind {
+            Kind::Array(_) => Some([Slot::AnyArray; 2]),
+            Kind::Range(_) => Some([Slot::AnyRange; 2]),
+            _ => None,
+        };
         if let Some(found) =
             left.iter().find(|found| found.operands == both || array.is_some_and(|array| found.operands == array))
         {
@@ -176,21 +183,34 @@ fn by_unknown(left: Vec<&'static Signature>, given: &[Option<Kind>]) -> Vec<&'st
     narrowed.into_iter().filter(|signature| unknown.iter().all(|&at| signature.operands[at].takes(first))).collect()
 }
 
-fn chosen(signature: &'static Signature, given: &[Option<Kind>]) -> Option<Chosen> {
-    let arrays = signature.operands.iter().zip(given).filter(|(slot, _)| **slot == Slot::AnyArray);
-    let array = arrays.filter_map(|(_, kind)| *kind).next();
-    let concrete = |slot: Slot| match slot {
+/// The array or range by which the types of the other operands are known.
+fn leading(signature: &Signature, given: &[Option<Kind>]) -> Option<Kind> {
+    let leads = |slot: Slot| matches!(slot, Slot::AnyArray | Slot::AnyRange);
+    signature.operands.iter().zip(given).filter(|(slot, _)| leads(**slot)).find_map(|(_, kind)| *kind)
+}
+
+/// The slot's type, where an array or range leads.
+fn concrete(slot: Slot, leading: Option<Kind>) -> Option<Kind> {
+    match slot {
         Slot::Of(kind) => Some(kind),
-        Slot::AnyArray => array,
-        Slot::AnyElement => array.and_then(Kind::element),
-    };
-    let operands = signature.operands.iter().map(|&slot| concrete(slot)).collect::<Option<Vec<_>>>()?;
-    // Arrays are not brought to one type.
-    let agrees = |(&slot, (kind, given)): (&Slot, (&Kind, &Option<Kind>))| {
-        matches!(slot, Slot::Of(_)) || given.is_none_or(|given| given == *kind)
-    };
-    let all_agree = signature.operands.iter().zip(operands.iter().zip(given)).all(agrees);
-    all_agree.then(|| Some(Chosen { signature, result: concrete(signature.result)?, operands }))?
+        Slot::AnyArray | Slot::AnyRange => leading,
+        Slot::AnyElement => leading.and_then(|leading| leading.element().or(leading.subtype())),
+    }
+}
+
+/// Arrays, ranges and what they are of are not brought to one type.
+fn agrees(signature: &Signature, given: &[Option<Kind>]) -> bool {
+    let leading = leading(signature, given);
+    signature.operands.iter().zip(given).all(|(&slot, given)| match (slot, given, concrete(slot, leading)) {
+        (Slot::Of(_), ..) | (_, None, _) | (_, _, None) => true,
+        (_, Some(given), Some(kind)) => *given == kind,
+    })
+}
+
+fn chosen(signature: &'static Signature, given: &[Option<Kind>]) -> Option<Chosen> {
+    let leading = leading(signature, given);
+    let operands = signature.operands.iter().map(|&slot| concrete(slot, leading)).collect::<Option<Vec<_>>>()?;
+    Some(Chosen { signature, result: concrete(signature.result, leading)?, operands })
 }
 
 impl Slot {
@@ -209,6 +229,7 @@ impl Slot {
             Slot::AnyArray => {
                 kind.element().is_some_and(|element| !matches!(element, Kind::Json | Kind::Jsonb | Kind::Bpchar))
             }
+            Slot::AnyRange => kind.subtype().is_some(),
             Slot::AnyElement => true,
         }
     }
@@ -216,7 +237,7 @@ impl Slot {
     fn category(self) -> Category {
         match self {
             Slot::Of(kind) => kind.category(),
-            Slot::AnyArray | Slot::AnyElement => Category::Other,
+            Slot::AnyArray | Slot::AnyRange | Slot::AnyElement => Category::Other,
         }
     }
 }

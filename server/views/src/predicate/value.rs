@@ -8,6 +8,7 @@ use super::array::Array;
 use super::interval::Interval;
 use super::json::Json;
 use super::numeric::Numeric;
+use super::range::Range;
 
 /// A value, of the type that the expression has.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +26,7 @@ pub(super) enum Value<'a> {
     Interval(Interval),
     Json(Arc<Json>),
     Array(Arc<Array>),
+    Range(Arc<Range>),
 }
 
 impl<'a> Value<'a> {
@@ -48,6 +50,7 @@ impl<'a> Value<'a> {
             Value::Interval(value) => Value::Interval(*value),
             Value::Json(value) => Value::Json(value.clone()),
             Value::Array(value) => Value::Array(value.clone()),
+            Value::Range(value) => Value::Range(value.clone()),
         }
     }
 
@@ -63,6 +66,7 @@ impl<'a> Value<'a> {
             Value::Interval(value) => Value::Interval(value),
             Value::Json(value) => Value::Json(value),
             Value::Array(value) => Value::Array(value),
+            Value::Range(value) => Value::Range(value),
         }
     }
 
@@ -87,6 +91,7 @@ impl<'a> Value<'a> {
                 }
             }
             (Value::Array(a), Value::Array(b)) => a.compare(b, padded),
+            (Value::Range(a), Value::Range(b)) => a.compare(b),
             (
                 Value::Null
                 | Value::Bool(_)
@@ -97,7 +102,8 @@ impl<'a> Value<'a> {
                 | Value::Bytes(_)
                 | Value::Interval(_)
                 | Value::Json(_)
-                | Value::Array(_),
+                | Value::Array(_)
+                | Value::Range(_),
                 _,
             ) => unreachable!("typing gives both operands of a comparison one type"),
         }
@@ -132,6 +138,10 @@ impl Value<'_> {
 
     pub(super) fn as_array(&self) -> &Array {
         if let Value::Array(array) = self { array } else { unreachable!("typing gives this operand as an array") }
+    }
+
+    pub(super) fn as_range(&self) -> &Range {
+        if let Value::Range(range) = self { range } else { unreachable!("typing gives this operand as a range") }
     }
 
     pub(super) fn as_interval(&self) -> Interval {
