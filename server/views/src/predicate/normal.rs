@@ -259,6 +259,9 @@ impl Expression {
             Expression::And(operands) => Expression::And(each(operands)),
             Expression::Or(operands) => Expression::Or(each(operands)),
             Expression::Coalesce(operands) => Expression::Coalesce(each(operands)),
+            Expression::QuantifiedArray { all, op, kind, operands } => {
+                Expression::QuantifiedArray { all, op, kind, operands: each(operands) }
+            }
             Expression::Extreme { greatest, padded, operands } => {
                 Expression::Extreme { greatest, padded, operands: each(operands) }
             }
