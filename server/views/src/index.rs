@@ -12,14 +12,16 @@
 //!
 //! A condition in its normal form is a list of parts with AND between them. One part is looked up, the one that promises the
 //! fewest rows: by its kind, and by how many conditions share its lookup already; parts on the same column are one set of
-//! values. Of an OR all branches are looked up, if each can be. Equality, IN and NULL are hashed; ranges and prefixes are
+//! values. Of an OR all branches are looked up, if each can be, and of an array that contains some values one of these.
+//! Equality, IN and NULL are hashed; ranges and prefixes are
 //! intervals of keys, on which one tree answers both (`index/intervals.rs`). What the lookup proves is not evaluated again, and
 //! often that is the whole condition; where it is one branch of an OR that proves nothing of the others, the whole OR is
 //! evaluated, since that is right whichever branch has found it. Every column's values are bytes here, so nothing below knows a type.
 //!
 //! **Cost of a row.** One pass over its bytes; for each column that is looked up, its key, a probe of a hash and a walk of
 //! O(log n) nodes, and O(log n) for each interval around the value; an evaluation for each condition found whose lookup does not
-//! prove it, and for each that no lookup serves. Conditions that are not found cost nothing and allocate nothing. An update
+//! prove it, and for each that no lookup serves. Conditions that are not found cost nothing and allocate nothing, but
+//! that an array whose elements are looked up is decoded. An update
 //! looks up a column twice only if it has changed. Inserting and removing costs O(log n) for each lookup of the condition.
 //!
 //! The exception: a value that the table's description does not know (an enum's new label) fails those who read it, and to
@@ -375,11 +377,12 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
             for (side, row) in [OLD, NEW].into_iter().zip(rows) {
                 let Some(row) = row.as_ref().filter(|_| !both || side == NEW) else { continue };
                 let side = if both { BOTH } else { side };
-                let keyed = row.key(path.path(), key);
-                match self.lookups.find(path, keyed, |entry| marks.hit(entry, side)) {
-                    Some(steps) => effort.steps += steps as u64,
-                    None => unreadable |= side,
-                }
+                row.each_key(path.path(), key, |keyed| {
+                    match self.lookups.find(path, keyed, |entry| marks.hit(entry, side)) {
+                        Some(steps) => effort.steps += steps as u64,
+                        None => unreadable |= side,
+                    }
+                });
             }
         }
         for entry in self.lookups.each_row() {

@@ -27,6 +27,8 @@ const COLUMNS: &[(&str, &str, u32, &[&str])] = &[
     ("y", "bytea", 17, &["\\x", "\\x00", "\\x00ff", "\\xff"]),
     ("e", "mood", 0, &["sad", "ok", "happy"]),
     ("o", "oid", 26, &["0", "1", "42", "4294967295"]),
+    ("ia", "int4[]", 1007, &["{}", "{1}", "{1,2}", "{3,NULL,1}", "{{1,2},{3,4}}"]),
+    ("ta", "text[]", 1009, &["{}", "{a}", "{a,b}", "{NULL}", "{ab,NULL,b}"]),
 ];
 
 /// A label that came later than the table's description.
@@ -134,7 +136,11 @@ impl Random {
                 _ => format!("case when {a} then {b} else {c} end"),
             };
         }
-        if self.one_in(8) { self.unindexed() } else { self.comparison() }
+        match self.source.random_range(0..16) {
+            0..=1 => self.unindexed(),
+            2..=3 => self.containment(),
+            _ => self.comparison(),
+        }
     }
 
     fn column(&mut self) -> usize {
@@ -186,6 +192,32 @@ impl Random {
                 .to_owned(),
             _ => self.pick(&["true", "false", "null", "1 = 1", "null::int4 = 1"]).to_owned(),
         }
+    }
+
+    fn containment(&mut self) -> String {
+        self.pick(&[
+            "ia @> '{1}'",
+            "ia @> '{1,2}'",
+            "ia @> '{3,1,1}' and ia @> '{2}'",
+            "'{1,3}' <@ ia",
+            "ia && '{2,3}'",
+            "'{9,3}' && ia",
+            "ia && '{}'",
+            "ia @> '{}'",
+            "ia @> '{1,NULL}'",
+            "ia <@ '{1,2}'",
+            "not ia @> '{1}'",
+            "ia @> '{1}' is not true",
+            "1 = any (ia)",
+            "2 < any (ia)",
+            "1 <> all (ia)",
+            "2 <> any (ia)",
+            "ta @> array['a', 'b']",
+            "'a' = any (ta)",
+            "ta && '{b}' and ta && '{a,ab}'",
+            "ta is null",
+        ])
+        .to_owned()
     }
 
     /// What no lookup serves, and often what fails.

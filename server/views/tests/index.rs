@@ -39,6 +39,12 @@ const CONDITIONS: &[&str] = &[
     "price * 2 > 10",
     "status = sku",
     "tenant % 2 = 0 and price * 2 > 10",
+    "tags @> '{new,big}'",
+    "tags @> '{new}' and tenant = 7",
+    "tags && '{new,big}'",
+    "'new' = any (tags)",
+    "tags <@ '{new,big}'",
+    "not tags @> '{new}'",
     "true",
     "false",
     "tenant = null",
@@ -134,6 +140,21 @@ fn a_failure_concerns_its_shape_alone() {
         routed.iter().map(|routed| (routed.id, routed.effect.clone())).collect::<Vec<_>>(),
         [(1, failed.clone()), (2, failed)]
     );
+}
+
+#[test]
+fn an_array_is_looked_up_by_each_of_its_elements() {
+    let index = index(&["tags @> '{a,b}'", "tags && '{a,b}'", "'b' = any (tags)", "tags @> '{c}'", "tags is null"]);
+    let mut room = Room::default();
+    let mut told = |tags: &str| {
+        let routed = route(&index, None, Some(&format!("7|open|5|a|t||{tags}")), &mut room);
+        routed.iter().map(|routed| routed.id).collect::<Vec<_>>()
+    };
+    assert_eq!(told("{a,b,b}"), [0, 1, 2]);
+    assert_eq!(told("{b,NULL}"), [1, 2]);
+    assert_eq!(told("{c}"), [3]);
+    assert_eq!(told("{}"), []);
+    assert_eq!(told(""), [4]);
 }
 
 #[test]

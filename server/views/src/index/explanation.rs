@@ -41,6 +41,8 @@ pub enum LookupKind {
     Range,
     /// `IS NULL`.
     Null,
+    /// An array's, by value or range: `@>`, `&&`, `= ANY (column)`.
+    Element,
 }
 
 impl Explanation {
@@ -48,6 +50,7 @@ impl Explanation {
         let mut served: Vec<Served> = Vec::new();
         for (path, test) in &plan.lookups {
             let kind = match test {
+                Test::Is(_) | Test::Within(_) if path.is_of_elements() => LookupKind::Element,
                 Test::Is(_) => LookupKind::Value,
                 Test::Within(_) => LookupKind::Range,
                 Test::Null => LookupKind::Null,
@@ -107,6 +110,7 @@ impl fmt::Display for Served {
         match self.kind {
             LookupKind::Value => write!(f, " ({count} value{many}, hash)"),
             LookupKind::Range => write!(f, " ({count} range{many}, interval tree)"),
+            LookupKind::Element => write!(f, " ({count} element{many})"),
             LookupKind::Null => f.write_str(" (NULL)"),
         }
     }

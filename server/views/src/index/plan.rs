@@ -47,13 +47,15 @@ fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<bool>)> {
     let mut found: Option<(usize, Choice)> = None;
     for (at, part) in parts.iter().enumerate() {
         let choice = match part {
-            Access::Column(lookup) if same_path(&parts[..at], &lookup.path).next().is_some() => continue,
-            Access::Column(lookup) => {
+            Access::Column(lookup) if !lookup.path.is_of_elements() => {
+                if same_path(&parts[..at], &lookup.path).next().is_some() {
+                    continue;
+                }
                 let others = same_path(&parts[at + 1..], &lookup.path);
                 let region = others.fold(lookup.region.clone(), |region, other| region.intersection(&other.region));
                 Some(by_region(&lookup.path, &region, lookups))
             }
-            Access::All(_) | Access::Any(_) | Access::Unknown => choice(part, lookups),
+            Access::Column(_) | Access::All(_) | Access::Any(_) | Access::Unknown => choice(part, lookups),
         };
         if let Some(choice) = choice
             && found.as_ref().is_none_or(|(_, other)| choice.is_better(other))
@@ -63,7 +65,9 @@ fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<bool>)> {
     }
     let (chosen, choice) = found?;
     let proven = parts.iter().enumerate().map(|(at, part)| match (part, &parts[chosen]) {
-        (Access::Column(lookup), Access::Column(chosen)) => lookup.exact && lookup.path == chosen.path,
+        (Access::Column(lookup), Access::Column(chosen)) if !chosen.path.is_of_elements() => {
+            lookup.exact && lookup.path == chosen.path
+        }
         _ => at == chosen && choice.exact,
     });
     let proven = proven.collect();

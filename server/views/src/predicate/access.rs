@@ -11,8 +11,9 @@
 //! nothing; where `exact`, the condition is true for every value of the region, and never fails. A column stands in a region by
 //! itself, or under casts that cannot fail; a value that cannot be read at all is for the index to notice.
 //!
-//! An array's elements would be another path, whose row has several keys: `tags @> '{a,b}'` is `All` of two columns with one
-//! key each, `&&` is `Any`. Regions of such a path must not be intersected, since different elements may be in each.
+//! The elements of an array are another path, of which a row has several keys; the region has one of them: `tags @> '{a,b}'` is
+//! `All` of two lookups of one key each. Regions of such a path are not intersected or turned around, since different elements
+//! may be in each.
 
 use std::borrow::Cow;
 
@@ -53,6 +54,8 @@ pub(crate) struct Path {
     casts: Vec<(Kind, Kind)>,
     /// Spaces at the end do not count.
     padded: bool,
+    /// Each element of an array has a key.
+    of_elements: bool,
 }
 
 impl Access {
@@ -78,6 +81,10 @@ impl Path {
             Value::Bytes(Cow::Borrowed(bytes)) => Some(bytes),
             other => key::write(&other, self.padded, room).then_some(room),
         }
+    }
+
+    pub(crate) fn is_of_elements(&self) -> bool {
+        self.of_elements
     }
 
     /// Is it the column's value as it is?
@@ -125,6 +132,25 @@ impl Analysis<'_> {
                 _ => Access::Unknown,
             },
             Expression::Quantified(quantified) => self.quantified(quantified, truth),
+            Expression::Strict(Function::Call { signature, .. }, operands) if truth && signature.is_operator => {
+                match (signature.name, operands.as_slice()) {
+                    ("@>", [array, Expression::Constant(_, values)])
+                    | ("<@", [Expression::Constant(_, values), array]) => self.containing(array, values, true),
+                    ("&&", [array, Expression::Constant(_, values)])
+                    | ("&&", [Expression::Constant(_, values), array]) => self.containing(array, values, false),
+                    _ => Access::Unknown,
+                }
+            }
+            Expression::QuantifiedArray { all: false, op, operands, .. } if truth => match operands.as_slice() {
+                [Expression::Constant(_, value), array] => match (self.elements(array), key_of(value, false)) {
+                    (Some(path), Some(key)) => {
+                        let region = Region::compared(op.exchanged(), &key);
+                        Access::Column(Lookup { path, region, exact: true })
+                    }
+                    _ => Access::Unknown,
+                },
+                _ => Access::Unknown,
+            },
             // What is not named here is evaluated: sound, whatever it is.
             _ => Access::Unknown,
         }
@@ -133,7 +159,7 @@ impl Analysis<'_> {
     /// Where it has not the truth that the access is of.
     fn elsewhere(&self, access: Access) -> Access {
         match access {
-            Access::Column(lookup) if lookup.exact => {
+            Access::Column(lookup) if lookup.exact && !lookup.path.of_elements => {
                 Access::Column(Lookup { region: lookup.region.complement(), ..lookup })
             }
             Access::Column(_) | Access::All(_) | Access::Any(_) | Access::Unknown => Access::Unknown,
@@ -149,9 +175,12 @@ impl Analysis<'_> {
 
     fn path(&self, operand: &Expression, padded: bool) -> Option<Path> {
         match operand {
-            Expression::Column(column) => {
-                has_keys(self.inputs.get(*column)?.kind).then(|| Path { column: *column, casts: Vec::new(), padded })
-            }
+            Expression::Column(column) => has_keys(self.inputs.get(*column)?.kind).then(|| Path {
+                column: *column,
+                casts: Vec::new(),
+                padded,
+                of_elements: false,
+            }),
             Expression::Strict(Function::Collate(_), operands) => self.path(operands.first()?, padded),
             Expression::Strict(Function::Cast { from, to, modifiers }, operands) if modifiers.is_empty() => {
                 let mut path = self.path(operands.first()?, padded)?;
@@ -163,6 +192,44 @@ impl Analysis<'_> {
                 Some(path)
             }
             _ => None,
+        }
+    }
+
+    /// The elements of a column that is an array. Those of `character` are left out: their spaces count for some operators.
+    fn elements(&self, operand: &Expression) -> Option<Path> {
+        match operand {
+            Expression::Column(column) => match self.inputs.get(*column)?.kind {
+                Kind::Array(element) if has_keys(*element) && *element != Kind::Bpchar => {
+                    Some(Path { column: *column, casts: Vec::new(), padded: false, of_elements: true })
+                }
+                _ => None,
+            },
+            Expression::Strict(Function::Collate(_), operands) => self.elements(operands.first()?),
+            Expression::Strict(
+                Function::Cast { from: Kind::Array(from), to: Kind::Array(to), modifiers },
+                operands,
+            ) => {
+                let same = modifiers.is_empty() && *to != &Kind::Bpchar && matches!(effect(**from, **to), Effect::None);
+                if same { self.elements(operands.first()?) } else { None }
+            }
+            _ => None,
+        }
+    }
+
+    /// Where the array has each of the values, or some.
+    fn containing(&self, array: &Expression, values: &Value<'_>, all: bool) -> Access {
+        let (Some(path), Value::Array(values)) = (self.elements(array), values) else { return Access::Unknown };
+        let (nulls, others): (Vec<_>, Vec<_>) = values.elements.iter().partition(|value| **value == Value::Null);
+        let Some(keys) = others.into_iter().map(|value| key_of(value, false)).collect::<Option<Vec<_>>>() else {
+            return Access::Unknown;
+        };
+        let lookup = |region| Access::Column(Lookup { path: path.clone(), region, exact: true });
+        match all {
+            false => lookup(Region::quantified(Comparison::Equal, false, keys)),
+            // NULL is nobody's element.
+            true if !nulls.is_empty() => lookup(Region::nothing()),
+            true if keys.is_empty() => Access::Unknown,
+            true => Access::All(keys.iter().map(|key| lookup(Region::point(key))).collect()),
         }
     }
 

@@ -189,8 +189,23 @@ impl<'r> Row<'r> {
         }
     }
 
-    /// The path's key; `room` is what it may be written to.
-    pub(crate) fn key<'k>(&self, path: &Path, room: &'k mut Vec<u8>) -> Keyed<'k>
+    /// Hands out the path's keys; `room` is what they may be written to.
+    pub(crate) fn each_key(&self, path: &Path, room: &mut Vec<u8>, mut found: impl FnMut(Keyed<'_>)) {
+        if !path.is_of_elements() {
+            return found(self.key(path, room));
+        }
+        match self.value(path.column) {
+            Some(Value::Null) => found(Keyed::Null),
+            Some(Value::Array(array)) => {
+                for element in array.elements.iter().filter(|element| **element != Value::Null) {
+                    found(path.key(element.borrowed(), room).map_or(Keyed::Unreadable, Keyed::Key));
+                }
+            }
+            Some(_) | None => found(Keyed::Unreadable),
+        }
+    }
+
+    fn key<'k>(&self, path: &Path, room: &'k mut Vec<u8>) -> Keyed<'k>
     where
         'r: 'k,
     {

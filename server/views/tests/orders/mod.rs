@@ -4,13 +4,14 @@ use bytes::BytesMut;
 use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
 use tidegate_views::{CollationFacts, ColumnFacts, Index, Predicate, Room, Routed, TableFacts};
 
-const COLUMNS: [(&str, &str, u32); 6] = [
+const COLUMNS: [(&str, &str, u32); 7] = [
     ("tenant", "int8", 20),
     ("status", "text", 25),
     ("price", "numeric", 1700),
     ("sku", "text", 25),
     ("paid", "bool", 16),
     ("gone_at", "timestamptz", 1184),
+    ("tags", "text[]", 1009),
 ];
 
 pub(crate) fn table() -> TableFacts {
@@ -19,7 +20,7 @@ pub(crate) fn table() -> TableFacts {
         name: name.to_owned(),
         field,
         type_oid,
-        collation: (type_oid == 25).then(|| collation.clone()),
+        collation: matches!(type_oid, 25 | 1009).then(|| collation.clone()),
         enum_type: None,
     };
     TableFacts {
@@ -34,7 +35,7 @@ pub(crate) fn predicate(condition: &str) -> Predicate {
     Predicate::new(condition, &[], &table()).expect(condition)
 }
 
-/// Values as PostgreSQL writes them, between bars; an empty one is NULL.
+/// Values as PostgreSQL writes them, between bars; an empty one is NULL, and so are those at the end that are left out.
 pub(crate) fn row(values: &str) -> BytesMut {
     let column = |(field, (name, type_name, type_oid)): (u32, (&str, &str, u32))| ColumnSpec {
         name: name.to_owned(),
@@ -46,7 +47,7 @@ pub(crate) fn row(values: &str) -> BytesMut {
         field,
     };
     let mut encoded = BytesMut::new();
-    let values = values.split('|').map(|text| match text {
+    let values = values.split('|').chain(std::iter::repeat("")).take(COLUMNS.len()).map(|text| match text {
         "" => Value::Null,
         text => Value::Text(text.as_bytes()),
     });
