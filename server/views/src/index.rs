@@ -16,7 +16,7 @@
 //! Equality, IN and NULL are hashed; ranges and prefixes are
 //! intervals of keys, on which one tree answers both (`index/intervals.rs`). What the lookup proves is not evaluated again, and
 //! often that is the whole condition; where it is one branch of an OR that proves nothing of the others, the whole OR is
-//! evaluated, since that is right whichever branch has found it. Every column's values are bytes here, so nothing below knows a type.
+//! evaluated, since that is right whichever branch has found it. Values are bytes here, so that nothing below knows a type.
 //!
 //! **Cost of a row.** One pass over its bytes; for each column that is looked up, its key, a probe of a hash and a walk of
 //! O(log n) nodes, and O(log n) for each interval around the value; an evaluation for each condition found whose lookup does not

@@ -1,5 +1,7 @@
 //! Which conditions are one definition, and which are not.
 
+use std::time::{Duration, Instant};
+
 use tidegate_views::{CollationFacts, ColumnFacts, Parameter, Predicate, TableFacts};
 
 fn table() -> TableFacts {
@@ -114,4 +116,20 @@ fn the_form_is_stable() {
                 (('1.5'::pg_catalog.numeric) OPERATOR(pg_catalog.<=) \"n\"))";
     let predicate = predicate(text);
     assert_eq!(predicate.normal_form(), form);
+}
+
+#[test]
+fn hostile_nesting_is_put_into_its_form_at_once() {
+    let wide = |count: usize| (0..count).map(|i| format!("i = {i} and l = {i}")).collect::<Vec<_>>().join(" or ");
+    let mut cases = wide(200);
+    let mut alternating = wide(200);
+    for level in 0..30 {
+        cases = format!("case when l is null then b else ({cases}) end");
+        alternating = format!("(({alternating}) and l > {level}) or i < {level}");
+    }
+    for condition in [cases, alternating] {
+        let start = Instant::now();
+        assert!(Predicate::new(&condition, &[], &table()).is_ok());
+        assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    }
 }

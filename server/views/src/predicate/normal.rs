@@ -88,9 +88,14 @@ impl Normalizer<'_> {
 
     /// AND, or OR, of operands that are negated unless `truth`.
     fn joined(&self, operands: Vec<Expression>, truth: bool, is_and: bool) -> Expression {
+        self.join(operands.into_iter().map(|operand| self.boolean(operand, truth)).collect(), is_and)
+    }
+
+    /// AND, or OR, of operands that have their normal form already.
+    fn join(&self, operands: Vec<Expression>, is_and: bool) -> Expression {
         let mut parts = Vec::with_capacity(operands.len());
         for operand in operands {
-            match self.boolean(operand, truth) {
+            match operand {
                 Expression::And(below) if is_and => parts.extend(below),
                 Expression::Or(below) if !is_and => parts.extend(below),
                 Expression::Constant(_, Value::Bool(value)) if value == is_and => {}
@@ -173,9 +178,9 @@ impl Normalizer<'_> {
             return Expression::Case { arms: kept, otherwise: Box::new(otherwise) };
         }
         for (when, then) in kept.into_iter().rev() {
-            let here = self.joined(vec![when.clone(), then], true, true);
-            let further = self.joined(vec![Expression::Not(Box::new(when)), otherwise], true, true);
-            otherwise = self.joined(vec![here, further], true, false);
+            let here = self.join(vec![when.clone(), then], true);
+            let further = self.join(vec![self.boolean(when, false), otherwise], true);
+            otherwise = self.join(vec![here, further], false);
         }
         otherwise
     }
