@@ -13,8 +13,10 @@ use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
 use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Predicate, TableFacts};
 use tokio_postgres::SimpleQueryMessage;
 
+mod examples;
 mod writer;
 
+use examples::EXAMPLES;
 use writer::Writer;
 
 /// Columns by name and type, with awkward values as SQL.
@@ -288,5 +290,22 @@ async fn conditions_mean_what_they_mean_in_postgresql() -> Result<()> {
     ensure!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n\n"));
     ensure!(undecided * 20 < verdicts, "{undecided} of {verdicts} verdicts are not decided");
     ensure!(accepted * 3 > count, "only {accepted} of {count} conditions were accepted");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_documented_is_accepted() -> Result<()> {
+    let seed = Seed::from_environment();
+    let oracle = Oracle::new("predicate_examples", &mut seed.generator(0), 60).await?;
+    let mut complaints = Vec::new();
+    for condition in EXAMPLES {
+        if let Err(refusal) = Predicate::new(condition, &[], &oracle.table) {
+            complaints.push(format!("{condition}: {refusal}"));
+        }
+        if let Err(error) = oracle.compare(condition).await {
+            complaints.push(format!("{error:#}"));
+        }
+    }
+    ensure!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n\n"));
     Ok(())
 }
