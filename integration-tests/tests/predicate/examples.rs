@@ -10,6 +10,7 @@ pub(crate) const EXAMPLES: &[&str] = &[
     "strpos(t, 'b') = 2 or position('c' in v) = 3 or starts_with(t, 'a') or t ^@ 'A'",
     "split_part(t, '%', 2) = 'c' or split_part(t, '_', -1) = 'c' or ascii(t) = 97 or md5(t) like '0%' or md5(y) > '9'",
     "t ~ '^[a-c]+$' or t ~* 'A.*C' or t !~ '(a|b){2}' or v !~* '\\d' or t similar to 'a(b|!%)c' escape '!'",
+    "t like any (array['a%', '%b']) or v not ilike all ('{a%,A%}')",
     "i & 1 = 1 or (l | 2) > 3 or i # 1 = 41 or ~s = 0 or s << 1 = 14 or l >> 3 = 5",
     "abs(i % 7) = 1 or sign(n) = -1 or ceil(d) = 1 or floor(m) = -8 or ceiling(n) = 1 or round(n) = 2",
     "round(n, 1) = 0.1 or trunc(m, 1) = 0.1 or trunc(d) = 0 or mod(i, 2) = 1 or mod(n, 0.5) = 0.1",

@@ -475,6 +475,16 @@ impl Writer<'_> {
         let pattern =
             self.pick(&["'a%'", "'%c'", "'_'", "'a_c'", "'a\\%c'", "'%\\'", "'A%'", "'é%'", "''", "t", "v", "'a!_c'"]);
         let escape = self.pick(&["", "", " escape '!'", " escape ''", " escape '\\'"]);
+        if self.0.random_ratio(1, 4) {
+            let patterns = self.pick(&[
+                "array['a%', '%c']",
+                "'{a_,\"a%c\",NULL}'",
+                "'{}'",
+                "array['_b', null, 'A%']",
+                "'{%}'::text[]",
+            ]);
+            return format!("{text} {not}{like} {} ({patterns})", self.pick(&["any", "all", "some"]));
+        }
         format!("{text} {not}{like} {pattern}{escape}")
     }
 }

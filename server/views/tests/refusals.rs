@@ -26,6 +26,8 @@ const CONDITIONS: &[&str] = &[
     "i < s < 1",
     "i == 1",
     "t like t like t",
+    "t like any (ta)",
+    "t like any (t)",
     "t ~ '\\w'",
     "t ~ '(a'",
     "t ~ 'a**'",

@@ -297,7 +297,11 @@ impl Typing<'_> {
     }
 
     /// The elements of an array whose type follows from what is compared with it, and their type; None of any other.
-    fn written_array(&mut self, syntax: &Syntax, beside: Option<Kind>) -> Result<Option<(Kind, Vec<Typed>)>, Refusal> {
+    pub(super) fn written_array(
+        &mut self,
+        syntax: &Syntax,
+        beside: Option<Kind>,
+    ) -> Result<Option<(Kind, Vec<Typed>)>, Refusal> {
         let (declared, inner) = match &syntax.what {
             What::Cast(operand, name) if name.array => (Some(self.type_named(name)?.0), &**operand),
             _ => (None, syntax),

@@ -391,7 +391,12 @@ impl<'a> Parser<'a> {
 
     fn like(&mut self, at: usize, left: Syntax, fold: bool, negated: Negated) -> Result<Syntax, Refusal> {
         if self.is_word("any") || self.is_word("all") || self.is_word("some") {
-            return Self::unsupported(at, "LIKE ANY", "write a LIKE for each pattern, with OR between them");
+            let all = self.is_word("all");
+            self.advance();
+            self.expect_symbol("(")?;
+            let patterns = self.expression(0)?;
+            self.expect_symbol(")")?;
+            return pair(at, left, patterns, |operands| What::LikeEach { operands, fold, negated, all });
         }
         let pattern = self.expression(LIKE + 1)?;
         let escape = if self.take_word("escape") { Some(Box::new(self.expression(LIKE + 1)?)) } else { None };

@@ -1,6 +1,7 @@
 //! Typing of LIKE, of regular expressions, and of SIMILAR TO, which is one.
 
-use super::expression::{Expression, Function};
+use super::comparison::Comparison;
+use super::expression::{Expression, Function, Quantified};
 use super::kind::Kind;
 use super::refusal::{Reason, Refusal};
 use super::regex;
@@ -12,11 +13,10 @@ impl Typing<'_> {
     /// Both operands, and their collation. Padding counts, on the left only.
     fn with_pattern(
         &mut self,
-        operands: &[Syntax; 2],
+        text: Typed,
+        pattern: Typed,
         what: &'static str,
     ) -> Result<(Typed, Typed, Collation), Refusal> {
-        let text = self.typed(&operands[0])?;
-        let pattern = self.typed(&operands[1])?;
         let left_kind = if text.kind == Some(Kind::Bpchar) { Kind::Bpchar } else { Kind::Text };
         let collation = self.merged(pattern.at, text.collation.clone(), &pattern.collation)?;
         Ok((self.coerced(text, left_kind, what)?, self.coerced(pattern, Kind::Text, what)?, collation))
@@ -29,7 +29,8 @@ impl Typing<'_> {
         escape: Option<&Syntax>,
         (fold, negated): (bool, bool),
     ) -> Result<Typed, Refusal> {
-        let (text, mut pattern, mut collation) = self.with_pattern(operands, "LIKE")?;
+        let (text, pattern) = (self.typed(&operands[0])?, self.typed(&operands[1])?);
+        let (text, mut pattern, mut collation) = self.with_pattern(text, pattern, "LIKE")?;
         if let Some(escape) = escape {
             let escape = self.typed(escape)?;
             collation = self.merged(at, collation, &escape.collation)?;
@@ -41,6 +42,36 @@ impl Typing<'_> {
         self.matched(at, Function::Like { fold }, [text, pattern], negated)
     }
 
+    /// `text LIKE a OR text LIKE b`
+    pub(super) fn like_each(
+        &mut self,
+        at: usize,
+        operands: &[Syntax; 2],
+        (fold, negated): (bool, bool),
+        all: bool,
+    ) -> Result<Typed, Refusal> {
+        let text = self.typed(&operands[0])?;
+        let Some((_, patterns)) = self.written_array(&operands[1], Some(Kind::Text))? else {
+            let what = "LIKE with such an array".to_owned();
+            return self.refuse(at, Reason::Unsupported { what, instead: "write ARRAY[…], '{…}' or a parameter" });
+        };
+        let mut parts = Vec::with_capacity(patterns.len());
+        for pattern in patterns {
+            let text = self.again(&text)?;
+            let (text, pattern, collation) = self.with_pattern(text, pattern, "LIKE")?;
+            self.check_collation(at, &collation, fold, if fold { "ILIKE" } else { "LIKE" })?;
+            parts.push(self.matched(at, Function::Like { fold }, [text, pattern], negated)?.tree);
+        }
+        if parts.iter().all(Expression::is_null) {
+            // It decides nothing, but what fails in the text fails.
+            let left = Box::new(self.coerced(text, Kind::Text, "LIKE")?.tree);
+            let none = Quantified { all, op: Comparison::Equal, kind: Kind::Text, left, values: Vec::new() };
+            parts.push(Expression::Quantified(none));
+        }
+        let tree = if all { Expression::And(parts) } else { Expression::Or(parts) };
+        self.folded(Typed::known(at, Kind::Bool, tree))
+    }
+
     /// The pattern is compiled here, and therefore constant.
     pub(super) fn regex(
         &mut self,
@@ -49,7 +80,8 @@ impl Typing<'_> {
         similar: Option<&Escape>,
         (fold, negated): (bool, bool),
     ) -> Result<Typed, Refusal> {
-        let (text, mut pattern, collation) = self.with_pattern(operands, "a regular expression")?;
+        let (text, pattern) = (self.typed(&operands[0])?, self.typed(&operands[1])?);
+        let (text, mut pattern, collation) = self.with_pattern(text, pattern, "a regular expression")?;
         self.check_collation(at, &collation, fold, "a regular expression")?;
         let written = match &pattern.tree {
             Expression::Constant(_, Value::Text(written)) => written.clone().into_owned(),

@@ -48,6 +48,13 @@ pub(super) enum What {
         fold: bool,
         negated: Negated,
     },
+    /// `text LIKE ANY (patterns)`
+    LikeEach {
+        operands: Box<[Syntax; 2]>,
+        fold: bool,
+        negated: Negated,
+        all: bool,
+    },
     /// `~`, `~*` and `SIMILAR TO`
     Regex {
         operands: Box<[Syntax; 2]>,

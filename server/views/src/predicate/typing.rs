@@ -136,6 +136,7 @@ impl Typing<'_> {
             What::Like { operands, escape, fold, negated } => {
                 self.like(at, operands, escape.as_deref(), (*fold, *negated))
             }
+            What::LikeEach { operands, fold, negated, all } => self.like_each(at, operands, (*fold, *negated), *all),
             What::Regex { operands, similar, fold, negated } => {
                 self.regex(at, operands, similar.as_ref(), (*fold, *negated))
             }
