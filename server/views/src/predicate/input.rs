@@ -25,7 +25,9 @@ pub enum RowError {
     Row(#[from] WireError),
     /// The column has no value of its type, or more than one; or it is an enum's label that came later than the table's
     /// description.
-    #[error("column \"{column}\" holds no value that its type had when the condition was defined; define it again")]
+    #[error(
+        "column \"{column}\" holds no value that its type had when the condition was defined, or JSON that is nested deeper than 1000 levels; define it again"
+    )]
     Column {
         /// The column's exact name.
         column: String,
