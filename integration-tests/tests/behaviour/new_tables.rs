@@ -4,7 +4,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::RngExt;
 use tidegate_client::{Client, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, Seed, Server, ServerConfig, held_by_postgres, must_equal, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, Seed, Server, ServerConfig, counted_by_postgres, held_by_postgres,
+    must_count_equal, must_equal, within,
 };
 
 /// Waits until the tables have been read by snapshots of their own, which have ended.
@@ -39,25 +40,41 @@ async fn open(copier: &mut Copier) -> Result<()> {
     Ok(())
 }
 
+/// Receives up to what is wanted.
+async fn receive(copier: &mut Copier, is_there: impl Fn(&Arrival, &Copier) -> bool) -> Result<()> {
+    let receiving = async {
+        loop {
+            let arrival = copier.next().await?;
+            match &arrival {
+                Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
+                arrival if is_there(arrival, copier) => return anyhow::Ok(()),
+                _other => {}
+            }
+        }
+    };
+    tokio::time::timeout(DEADLINE, receiving).await.context("it does not come")?
+}
+
 /// Receives up to a marker, which is written now.
 async fn until_marker(database: &Database, copier: &mut Copier, name: &str) -> Result<()> {
     database.mark(name).await?;
     let key = [name.to_owned()];
-    let receiving = async {
-        while copier.replica.table_row("public.marker", &key).is_none() {
-            if let Arrival::Reset(reason, detail) = copier.next().await? {
-                bail!("{reason:?}: {detail}");
-            }
-        }
-        anyhow::Ok(())
-    };
-    tokio::time::timeout(DEADLINE, receiving).await.with_context(|| format!("marker {name} does not come"))?
+    let is_there = |copier: &Copier| copier.replica.table_row("public.marker", &key).is_some();
+    if is_there(copier) {
+        return Ok(());
+    }
+    receive(copier, |_, copier| is_there(copier)).await.with_context(|| format!("marker {name}"))
 }
 
+/// Compares tables, of which the key is given, if they have one.
 async fn must_be_equal(database: &Database, copier: &Copier, tables: &[(&str, &[&str])]) -> Result<()> {
     for (table, key) in tables {
-        let theirs = held_by_postgres(database, table, key).await?;
-        must_equal(table, &copier.replica.table(&format!("public.{table}")), &theirs)?;
+        let name = format!("public.{table}");
+        if key.is_empty() {
+            must_count_equal(table, &copier.replica.counts(&name), &counted_by_postgres(database, table).await?)?;
+        } else {
+            must_equal(table, &copier.replica.table(&name), &held_by_postgres(database, table, key).await?)?;
+        }
     }
     Ok(())
 }
@@ -196,7 +213,7 @@ async fn rows_of_transactions_from_before_the_table_was_published_arrive() -> Re
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_table_without_a_key_is_named_and_harms_nobody() -> Result<()> {
+async fn a_table_without_a_replica_identity_is_named_and_harms_nobody() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let database = cluster.database("keyless_new").await?;
     database.create_marker().await?;
@@ -221,6 +238,134 @@ async fn a_table_without_a_key_is_named_and_harms_nobody() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_without_a_key_is_read_once_by_everyone() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("counted_new").await?;
+    database.create_marker().await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 12000}".to_owned());
+    let server = Server::start(config).await?;
+    let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
+    open(&mut now).await?;
+    database
+        .execute(
+            "create table log (a int, b text); alter table log replica identity full; \
+             insert into log select n % 50, repeat('b', 100) from generate_series(1, 24000) n",
+        )
+        .await?;
+    receive(&mut now, |_, copier| copier.replica.read_count > 0).await?;
+    // One that begins meanwhile would receive the rows twice: its own, and what is left of those of the new table.
+    let mut beside = Copier::new(&server.endpoint(), &["log", "marker"], Start::Snapshot);
+    let mut others = Copier::new(&server.endpoint(), &["marker"], Start::Snapshot);
+    others.until_snapshot_end().await?;
+    for at in 0..20 {
+        let sql = format!(
+            "insert into log values ({at}, 'new'), ({at}, 'new'); delete from log where a = {at}; \
+             update log set b = 'changed' where a = 20 + {at}"
+        );
+        database.execute(&sql).await?;
+    }
+    beside.until_snapshot_end().await?;
+    ensure!(beside.replica.void_count == 1, "{} passes", beside.replica.void_count);
+    for (at, copier) in [&mut now, &mut beside].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("end {at}")).await?;
+        must_be_equal(&database, copier, &[("log", &[])]).await?;
+    }
+    ensure!(others.replica.counts("public.log").is_empty());
+    Ok(())
+}
+
+/// A role that may do what it must, and is held to row-level security.
+async fn role(database: &Database, name: &str) -> Result<()> {
+    let sql = format!(
+        "create role reader login replication; grant create on database {name} to reader; \
+         grant all on schema public to reader; grant all on all tables in schema public to reader; \
+         alter table marker owner to reader"
+    );
+    database.execute(&sql).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_that_cannot_be_read_is_read_as_soon_as_it_can() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let database = cluster.database("refusing").await?;
+    database.create_marker().await?;
+    role(&database, "refusing").await?;
+    let mut server = Server::start(ServerConfig::of(&database.url().replace("postgres@", "reader@"))).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
+    open(&mut copier).await?;
+    database
+        .execute(
+            "set role reader; create table secret (id int primary key); alter table secret enable row level security; \
+             alter table secret force row level security; create table plain (id int primary key); reset role; \
+             insert into secret values (1), (2); insert into plain values (1)",
+        )
+        .await?;
+    let detail = said(&server, "secret", "another follows").await?;
+    ensure!(detail.contains("row-level security"), "{detail}");
+    // It is in nobody's way; only who begins while it is tried has to begin again.
+    are_read(&server, &["plain"]).await?;
+    let beside = || async {
+        let mut beside = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+        Ok(beside.until_snapshot_end().await.is_ok().then_some(beside))
+    };
+    let mut beside = within("a snapshot of the others", beside).await?;
+    server.kill().await?;
+    server.launch().await?;
+    said(&server, "secret", "another follows").await?;
+    database.execute("alter table secret no force row level security; insert into secret values (3)").await?;
+    are_read(&server, &["secret"]).await?;
+    for (at, copier) in [&mut copier, &mut beside].into_iter().enumerate() {
+        until_marker(&database, copier, &format!("end {at}")).await?;
+        must_be_equal(&database, copier, &[("secret", &["id"]), ("plain", &["id"])]).await?;
+    }
+    ensure!(server.status().await?.new_tables.is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_table_that_is_altered_while_it_is_read_is_read_again_until_it_is_gone() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("restless").await?;
+    database.create_marker().await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 4000}".to_owned());
+    let server = Server::start(config).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
+    open(&mut copier).await?;
+    let changes = [
+        ("renamed", "alter table early rename to renamed", &["id"][..]),
+        ("early", "alter table early drop constraint early_pkey, replica identity full", &[]),
+        ("early", "alter table early drop constraint early_pkey, add primary key (id, v)", &["id", "v"]),
+        ("", "drop table early", &[]),
+    ];
+    for (at, (name, sql, key)) in changes.into_iter().enumerate() {
+        let before = copier.replica.read_count;
+        database
+            .execute(
+                "create table early (id int primary key, v int not null); \
+                 insert into early select n, n from generate_series(1, 12000) n",
+            )
+            .await?;
+        receive(&mut copier, |_, copier| copier.replica.read_count >= before + 1000).await?;
+        database.execute(sql).await.context(sql)?;
+        receive(&mut copier, |arrival, _| matches!(arrival, Arrival::Abandoned(..))).await.context(sql)?;
+        if !name.is_empty() {
+            copier.until_snapshot_end().await.context(sql)?;
+            until_marker(&database, &mut copier, &format!("change {at}")).await?;
+            must_be_equal(&database, &copier, &[(name, key)]).await.context(sql)?;
+            database.execute(&format!("drop table {name}")).await?;
+        }
+    }
+    until_marker(&database, &mut copier, "end").await?;
+    server.until("shop", "nothing is to be done", |status| status.new_tables.is_empty()).await?;
+    let client = Client::connect(server.endpoint()).await?;
+    let ended = |job: &tidegate_proto::v1::SnapshotStatus| job.ended.is_some();
+    ensure!(client.snapshots("").await?.iter().all(ended), "a snapshot of what is gone runs");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_publication_of_someone_else_is_left_alone() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let database = cluster.database("others").await?;
@@ -231,6 +376,9 @@ async fn a_publication_of_someone_else_is_left_alone() -> Result<()> {
     open(&mut copier).await?;
     database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
     let advice = said(&server, "mine", "leaves it alone").await?;
+    // A snapshot of all tables is one of those that are published.
+    let mut all = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+    all.until_snapshot_end().await?;
     let (_, sql) = advice.split_once("run ").context("no advice")?;
     ensure!(sql.starts_with("ALTER PUBLICATION"), "{advice}");
     let members = "select count(*)::text from pg_publication_tables where pubname = 'tidegate_others'";
@@ -282,11 +430,17 @@ async fn kills_between_the_steps_lose_nothing() -> Result<()> {
     let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
     from_snapshot.until_snapshot_end().await?;
     let mut names: Vec<String> = Vec::new();
+    // Every other table has no key.
+    let key_of = |at: usize| if at % 2 == 0 { &["id"][..] } else { &[] };
     for round in 0..4 {
         let name = format!("t{round}");
         let before = database.another().await?;
         let count = random.random_range(0..30_000);
-        database.execute(&format!("create table {name} (id int primary key, v int)")).await?;
+        let identity = match key_of(round) {
+            [] => "replica identity full".to_owned(),
+            key => format!("add primary key ({})", key.join(", ")),
+        };
+        database.execute(&format!("create table {name} (id int, v int); alter table {name} {identity}")).await?;
         before.execute(&format!("begin; insert into {name} values (-1, 1), (-2, 2)")).await?;
         database.execute(&format!("insert into {name} select n, n from generate_series(1, {count}) n")).await?;
         let moment = [Moment::AtOnce, Moment::Published, Moment::Waiting, Moment::Begun][random.random_range(0..4)];
@@ -323,8 +477,8 @@ async fn kills_between_the_steps_lose_nothing() -> Result<()> {
     are_read(&server, &tables).await?;
     for (at, copier) in [&mut now, &mut from_snapshot].into_iter().enumerate() {
         until_marker(&database, copier, &format!("end {at}")).await?;
-        for table in &tables {
-            must_be_equal(&database, copier, &[(table, &["id"])]).await?;
+        for (at, table) in tables.iter().enumerate() {
+            must_be_equal(&database, copier, &[(table, key_of(at))]).await?;
         }
     }
     Ok(())

@@ -345,7 +345,7 @@ async fn what_ends_its_snapshot_begins_the_pass_anew() -> Result<()> {
         )
         .await?;
     let mut config = ServerConfig::of(database.url());
-    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 12000}".to_owned());
+    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 6000}".to_owned());
     let mut server = Server::start(config).await?;
     let endpoint = server.endpoint();
     let holder = "select pg_terminate_backend(pid) from pg_stat_activity where state = 'idle in transaction' \

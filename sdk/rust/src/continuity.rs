@@ -751,6 +751,21 @@ mod tests {
     }
 
     #[test]
+    fn only_the_rows_of_a_table_without_a_key_are_voided_by_a_chunk() {
+        let truncate = v1::Change { op: v1::change::Op::Truncate as i32, row: Bytes::new(), ..read() };
+        let violation = violates(&mut within_chunk(), changes(std::slice::from_ref(&truncate)));
+        assert!(matches!(violation, Violation::Ordinal(_)), "{violation}");
+        let mut keyless = orders();
+        keyless.columns.iter_mut().for_each(|column| column.key = false);
+        let chunk = [chunk(3), changes(&[truncate, insert((1 << 31) + 1), read()]), commit(CHUNK)];
+        let mut continuity = between();
+        let begins = vec![Message::RowType(keyless), snapshot_begin(3, "0/5:2147483648")];
+        let (events, result) = feed(&mut continuity, begins.into_iter().chain(chunk).collect());
+        result.expect("it counts");
+        assert_eq!(events.len(), 7, "{events:?}");
+    }
+
+    #[test]
     fn a_snapshot_goes_on_in_the_middle_by_its_token() {
         let subscription = Subscription::tables(["a"]).from(Start::Snapshot);
         let mut continuity = Continuity::new(subscription);

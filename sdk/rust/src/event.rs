@@ -73,7 +73,8 @@ pub enum Event {
         token: Token,
     },
     /// A snapshot was given up that the subscription did not start from. Of new tables: what the program holds of them is not
-    /// complete; subscribe anew to read them. One that someone had started: what was read is right, and the rest stays as it was.
+    /// complete, until another has ended, which begins by itself; none does where someone has cancelled it or the table is gone.
+    /// One that someone had started: what was read is right, and the rest stays as it was.
     SnapshotAbandoned {
         /// Its number.
         snapshot: u32,

@@ -297,7 +297,8 @@ impl MirrorKeeper {
             | SnapshotError::Failed(_)
             | SnapshotError::Unknown(_)
             | SnapshotError::NotConnected
-            | SnapshotError::Joining(_) => State::Failed,
+            | SnapshotError::Joining(_)
+            | SnapshotError::Beside { .. } => State::Failed,
         };
         // Its key is looked at only when it is published.
         let is_left_out = matches!(

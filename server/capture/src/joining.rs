@@ -4,6 +4,7 @@
 //! ```text
 //! a table appears ─▶ Publisher: ALTER PUBLICATION … ADD TABLE ─┐
 //!                              someone else adds a table ──────┴▶ recorded as new ─▶ its writers have ended ─▶ snapshot, settled
+//!                                                                                    a snapshot that fails: ◀──┘ another
 //! ```
 //!
 //! # Why no row is lost
@@ -16,23 +17,25 @@
 //! this snapshot and for every one that begins later. Until then none may begin (`memberships`, in `snapshot/coordinator/begin.rs`).
 //!
 //! Invariant: that a past is settled is recorded together with the snapshot that is to be made; before that, it is looked at
-//! again after every crash, at every connection.
+//! again after every crash, at every connection. The snapshot is recorded until it has ended; if it fails, another is made of what the
+//! line stands for by then, under whatever name, until one is complete, someone cancels it, or the table is gone.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use tidegate_control::JobState;
 use tidegate_model::{Epoch, TableName, TablePatterns};
 use tidegate_postgres::{
     ConnectConfig, PublicationContent, Session, TableInfo, publication_content, sent_because_of, set_lock_timeout,
     snapshot::{Writer, still_running, waits_for_writers},
     tables,
 };
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, warn};
 
 use crate::{
     CaptureError, NewTable,
     link::Link,
-    promises::{Promised, Promises},
+    promises::{Promises, Todo},
     publisher::Publisher,
     snapshot::{NewTables, SnapshotRequests},
 };
@@ -45,6 +48,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 const PUBLISH_EVERY: u32 = 2;
 /// Snapshots of new tables that run at the same time.
 const SNAPSHOTS_MAX: usize = 4;
+/// After a snapshot that has failed, which doubles each time, up to the second.
+const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(300));
 
 /// What looks after the publication during one connection.
 pub(crate) struct Joining {
@@ -60,8 +65,22 @@ pub(crate) struct Joining {
     pub(crate) seen: PublicationContent,
 }
 
-/// Writers that are waited for, by the line that has joined.
-type Waiting = BTreeMap<String, Vec<Writer>>;
+/// What is waited for, by the line that has joined.
+#[derive(Debug, Default)]
+struct Waiting {
+    writers: BTreeMap<String, Vec<Writer>>,
+    failures: BTreeMap<String, Failure>,
+}
+
+/// Snapshots of a line have failed.
+#[derive(Debug)]
+struct Failure {
+    /// Before the next one.
+    pause: Duration,
+    until: Instant,
+    /// Why.
+    detail: String,
+}
 
 impl Joining {
     /// Runs until the publication breaks its promises. One that is missing ends the stream by itself.
@@ -71,7 +90,7 @@ impl Joining {
     pub(crate) async fn run(mut self) -> CaptureError {
         let mut ticks = interval(INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut waiting = Waiting::new();
+        let mut waiting = Waiting::default();
         let mut left_out = Vec::new();
         let mut session = None;
         for tick in 0_u32.. {
@@ -106,34 +125,82 @@ impl Joining {
             return Ok(Vec::new());
         };
         self.promises.look_after(session, &mut self.seen, now).await?;
-        let lines = self.promises.promised.borrow().unsettled();
-        waiting.retain(|line, _| lines.contains(line));
+        self.look_at_reads(waiting).await;
+        let lines = self.promises.promised.borrow().todo();
+        let is_known = |line: &String| lines.iter().any(|(_, known)| known == line);
+        waiting.writers.retain(|line, _| is_known(line));
+        waiting.failures.retain(|line, _| is_known(line));
         let mut joining = Vec::new();
-        if !lines.is_empty() {
+        let to_read: Vec<_> = lines.iter().filter(|(todo, _)| matches!(todo, Todo::New | Todo::Again)).collect();
+        if !to_read.is_empty() {
             let all = tables(session).await?;
-            for line in lines {
-                joining.extend(self.joined(session, (line, &all), waiting).await?);
+            for (todo, line) in to_read {
+                joining.extend(self.joined(session, (*todo, line), &all, waiting).await?);
             }
         }
         Ok(joining)
     }
 
-    /// Waits for the writers of what a line has brought, then settles it. Returns what is left to wait for.
+    /// Notes which snapshots of new tables have ended, and how.
+    async fn look_at_reads(&self, waiting: &mut Waiting) {
+        let promised = self.promises.promised.borrow().clone();
+        let mut now = promised.clone();
+        for (todo, line) in promised.todo() {
+            let Todo::ReadBy(snapshot) = todo else { continue };
+            match self.outcome(snapshot).await {
+                Ok(None) => {}
+                Ok(Some(Ok(()))) => now = now.with(Todo::Nothing, &line),
+                Ok(Some(Err(detail))) => {
+                    let pause = waiting.failures.get(&line).map_or(AGAIN.0, |before| (before.pause * 2).min(AGAIN.1));
+                    now = now.with(Todo::Again, &line);
+                    waiting.failures.insert(line, Failure { pause, until: Instant::now() + pause, detail });
+                }
+                Err(error) => debug!(source = %self.promises.source, %error, "what became of a snapshot is not known"),
+            }
+        }
+        if now != promised
+            && let Err(error) = self.promises.record(now).await
+        {
+            debug!(source = %self.promises.source, %error, "what became of a snapshot is not recorded yet");
+        }
+    }
+
+    /// How a snapshot has ended, if it has: with the reason where it is to be made again.
+    async fn outcome(&self, snapshot: u32) -> Result<Option<Result<(), String>>, CaptureError> {
+        let shown = self.requests.statuses().borrow().iter().find(|job| job.snapshot == snapshot).cloned();
+        let known = match shown {
+            Some(job) => Some((job.state, job.detail)),
+            None => {
+                let jobs = self.promises.control.snapshots(&self.promises.source).await?;
+                jobs.into_iter().find(|job| job.snapshot == snapshot).map(|job| (job.state, job.detail))
+            }
+        };
+        Ok(match known {
+            Some((JobState::Running | JobState::Paused, _)) => None,
+            Some((JobState::Done | JobState::Cancelled, _)) => Some(Ok(())),
+            Some((JobState::Failed, detail)) => Some(Err(detail)),
+            None => Some(Err("it is not known".to_owned())),
+        })
+    }
+
+    /// Waits for the writers of what a line has brought, then has it read and settles it. Returns what is left to wait for.
     async fn joined(
         &self,
         session: &Session,
-        (line, all): (String, &[TableInfo]),
+        (todo, line): (Todo, &String),
+        all: &[TableInfo],
         waiting: &mut Waiting,
     ) -> Result<Vec<NewTable>, CaptureError> {
-        let sent = self.sent_because_of(session, &line).await?;
-        let writers = match waiting.get(&line) {
+        let sent = self.sent_because_of(session, line).await?;
+        let writers = match waiting.writers.get(line) {
+            _ if todo != Todo::New => Vec::new(),
             Some(writers) => still_running(session, writers).await?,
             None => {
-                let oids: Vec<u32> = sent.iter().copied().chain(table_oid(&line)).collect();
+                let oids: Vec<u32> = sent.iter().copied().chain(table_oid(line)).collect();
                 waits_for_writers(session, &oids).await?
             }
         };
-        waiting.insert(line.clone(), writers.clone());
+        waiting.writers.insert(line.clone(), writers.clone());
         let followed = all.iter().filter(|table| sent.contains(&table.oid) && self.tables.matches(&table.name));
         let followed: Vec<_> = followed.collect();
         let because = |detail: String| {
@@ -143,6 +210,10 @@ impl Joining {
         if !writers.is_empty() {
             return because(waits_for(&writers));
         }
+        let failure = waiting.failures.get(line).filter(|failure| failure.until > Instant::now());
+        if let Some(Failure { detail, .. }) = failure {
+            return because(format!("published; a snapshot of it has failed, and another follows: {detail}"));
+        }
         let mut names: Vec<TableName> = Vec::new();
         if self.reads {
             if followed.iter().any(|table| !table.readable) {
@@ -150,13 +221,9 @@ impl Joining {
                     "published; to read its rows, the role needs SELECT on it and USAGE on its schema".to_owned(),
                 );
             }
-            for table in followed.iter().filter(|table| !table.has_key()) {
-                let source = &self.promises.source;
-                warn!(%source, table = %table.name, "a new table has no key: it is captured from now on, and not read");
-            }
-            names.extend(followed.iter().filter(|table| table.has_key()).map(|table| table.name.clone()));
+            names.extend(followed.iter().map(|table| table.name.clone()));
         }
-        Ok(match self.settle(&line, names).await {
+        Ok(match self.settle(line, names).await {
             Ok(()) => Vec::new(),
             Err(detail) => return because(detail),
         })
@@ -172,9 +239,10 @@ impl Joining {
     /// Starts a snapshot of the tables, where there are any, and records that the past of the line is settled. Else says why not
     /// yet.
     async fn settle(&self, line: &str, mut tables: Vec<TableName>) -> Result<(), String> {
-        let promised: Promised = self.promises.promised.borrow().with_settled(line);
+        let promised = self.promises.promised.borrow().clone();
         if tables.is_empty() {
-            return self.promises.record(promised).await.map_err(|error| error.to_string());
+            let settled = promised.with(Todo::Nothing, line);
+            return self.promises.record(settled).await.map_err(|error| error.to_string());
         }
         let running =
             self.requests.statuses().borrow().iter().filter(|job| job.new_tables && !job.state.has_ended()).count();
@@ -182,10 +250,9 @@ impl Joining {
             return Err("published; its snapshot starts after those of other new tables".to_owned());
         }
         tables.sort_unstable();
-        let recorded = (promised.oid, promised.content.to_string());
-        let new = NewTables { tables, epoch: self.epoch, promised: recorded };
-        self.requests.start_new(new).await.map_err(|error| error.to_string())?;
-        self.promises.recorded(promised);
+        let new = NewTables { tables, epoch: self.epoch, promised, line: line.to_owned() };
+        let recorded = self.requests.start_new(new).await.map_err(|error| error.to_string())?;
+        self.promises.recorded(recorded);
         Ok(())
     }
 

@@ -2,13 +2,21 @@
 //! what the control database has recorded.
 //!
 //! Every line is a promise. One that is gone means that changes were not sent for a while, or are not any more, unless its table
-//! or schema has itself been dropped. One that has joined is recorded with `new ` before it until its past is *settled*: until
-//! all who may have written to the table before it joined have ended, and its snapshot is recorded, where there is to be one.
-//! So what is still to be done about it is known after every crash. A table that is published with another row filter or column
+//! or schema has itself been dropped. Before a line that has joined stands what is still to be done about it, so that it is known
+//! after every crash:
+//!
+//! ```text
+//! new ── all have ended who may have written to the table before it joined ──▶ read by 7 ──▶ (nothing)
+//!  └──────────── no snapshot is to be made ──▶ (nothing)        again ◀── snapshot 7 has failed
+//!                                                                 └──▶ read by 8
+//! ```
+//!
+//! A table that is published with another row filter or column
 //! list keeps its promise if it has a mirror: that is compared with the table again, and what differs is delivered.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
+    fmt,
     sync::Arc,
 };
 
@@ -19,8 +27,55 @@ use tokio::sync::watch;
 
 use crate::{CaptureError, Discontinuity, MirrorLink};
 
-/// Before a line whose past is not settled.
-const NEW: &str = "new ";
+/// What is still to be done about a line that has joined; it stands before the line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Todo {
+    Nothing,
+    /// Who may have written to the table before is waited for.
+    New,
+    /// This snapshot of new tables brings its rows.
+    ReadBy(u32),
+    /// Such a snapshot has failed: another is to be made.
+    Again,
+}
+
+impl Todo {
+    /// Splits a recorded line.
+    fn split(line: &str) -> (Todo, &str) {
+        let read_by = |rest: &'_ str| {
+            let (snapshot, promise) = rest.split_once(' ')?;
+            Some((snapshot.parse().ok()?, line.len() - promise.len()))
+        };
+        if let Some(promise) = line.strip_prefix("new ") {
+            (Todo::New, promise)
+        } else if let Some(promise) = line.strip_prefix("again ") {
+            (Todo::Again, promise)
+        } else if let Some((snapshot, at)) = line.strip_prefix("read by ").and_then(read_by) {
+            (Todo::ReadBy(snapshot), &line[at..])
+        } else {
+            (Todo::Nothing, line)
+        }
+    }
+
+    /// Have those ended who may have written to the table before?
+    fn is_settled(self) -> bool {
+        match self {
+            Todo::New => false,
+            Todo::Nothing | Todo::ReadBy(_) | Todo::Again => true,
+        }
+    }
+}
+
+impl fmt::Display for Todo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Todo::Nothing => Ok(()),
+            Todo::New => f.write_str("new "),
+            Todo::ReadBy(snapshot) => write!(f, "read by {snapshot} "),
+            Todo::Again => f.write_str("again "),
+        }
+    }
+}
 
 /// What the publication promises, as it is recorded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,19 +86,25 @@ pub(crate) struct Promised {
 }
 
 impl Promised {
-    /// What is promised now; what was not before is new. A settled table that is published in another way stays settled: it is
-    /// mirrored, and compared again.
+    /// What is promised now; what was not before is new. A settled table that is published in another way stays what it was: it
+    /// is mirrored, and compared again.
     fn joined_by(known: &str, now: &PublicationContent) -> Self {
         let is_member = |line: &str| line.starts_with("table ") || line.starts_with("schema ");
-        let settled: HashSet<u32> = known.lines().filter_map(table_of).collect();
-        let is_settled = |line: &str| table_of(line).is_some_and(|oid| settled.contains(&oid));
-        let is_known = |line: &str| known.lines().any(|known| known == line) || is_settled(line);
-        let line = |line: &str| match is_known(line) || !is_member(line) {
-            true => line.to_owned(),
-            false => format!("{NEW}{line}"),
+        let known = || known.lines().map(Todo::split);
+        let lines: HashMap<&str, Todo> = known().map(|(todo, promise)| (promise, todo)).collect();
+        let settled = known().filter(|(todo, _)| todo.is_settled());
+        let tables: HashMap<u32, Todo> =
+            settled.filter_map(|(todo, promise)| Some((table_of(promise)?, todo))).collect();
+        let todo = |line: &str| {
+            let known = lines.get(line).or_else(|| tables.get(&table_of(line)?)).copied();
+            known.unwrap_or(if is_member(line) { Todo::New } else { Todo::Nothing })
         };
-        let lines: Vec<String> = now.content.lines().map(line).collect();
-        Promised { oid: now.oid, content: lines.join("\n").into() }
+        Promised::of(now.oid, now.content.lines().map(|line| (todo(line), line)))
+    }
+
+    fn of<'a>(oid: u32, lines: impl Iterator<Item = (Todo, &'a str)>) -> Self {
+        let lines: Vec<String> = lines.map(|(todo, promise)| format!("{todo}{promise}")).collect();
+        Promised { oid, content: lines.join("\n").into() }
     }
 
     /// Nothing has a past.
@@ -51,19 +112,16 @@ impl Promised {
         Promised { oid: now.oid, content: now.content.as_str().into() }
     }
 
-    /// The lines whose past is not settled, without what says so.
-    pub(crate) fn unsettled(&self) -> Vec<String> {
-        self.content.lines().filter_map(|line| line.strip_prefix(NEW)).map(str::to_owned).collect()
+    /// The lines about which there is something to be done.
+    pub(crate) fn todo(&self) -> Vec<(Todo, String)> {
+        let lines = self.content.lines().map(Todo::split).filter(|(todo, _)| *todo != Todo::Nothing);
+        lines.map(|(todo, promise)| (todo, promise.to_owned())).collect()
     }
 
-    /// The same with the past of this line settled.
-    pub(crate) fn with_settled(&self, settled: &str) -> Self {
-        let line = |line: &str| match line.strip_prefix(NEW) {
-            Some(new) if new == settled => new.to_owned(),
-            Some(_) | None => line.to_owned(),
-        };
-        let lines: Vec<String> = self.content.lines().map(line).collect();
-        Promised { oid: self.oid, content: lines.join("\n").into() }
+    /// The same with this to be done about that line.
+    pub(crate) fn with(&self, todo: Todo, of: &str) -> Self {
+        let lines = self.content.lines().map(Todo::split);
+        Promised::of(self.oid, lines.map(|(was, promise)| (if promise == of { todo } else { was }, promise)))
     }
 
     /// Is the past of these members settled, as [`tidegate_postgres::memberships`] names them?
@@ -72,7 +130,8 @@ impl Promised {
             let of_member = |line: &str| {
                 line.strip_prefix(member.as_str()).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
             };
-            self.content.lines().any(of_member)
+            let mut settled = self.content.lines().map(Todo::split).filter(|(todo, _)| todo.is_settled());
+            settled.any(|(_, promise)| of_member(promise))
         };
         members.iter().all(is_settled)
     }
@@ -212,7 +271,7 @@ fn table_of(line: &str) -> Option<u32> {
 fn broken(known: &str, now: &str) -> Broken {
     let now: HashSet<&str> = now.lines().collect();
     let mut broken = Broken::default();
-    for line in known.lines().map(|line| line.strip_prefix(NEW).unwrap_or(line)).filter(|line| !now.contains(line)) {
+    for line in known.lines().map(|line| Todo::split(line).1).filter(|line| !now.contains(line)) {
         let mut words = line.split(' ');
         let (kind, oid) = (words.next(), words.next().and_then(|oid| oid.parse().ok()));
         match (kind, oid) {
@@ -250,7 +309,7 @@ mod tests {
         let first = "options 741 f t t t t t\ntable 16385 16390 ";
         let both = format!("{first}\ntable 16400 16401 ");
         let joined = Promised::joined_by(first, &now(&both));
-        assert_eq!(joined.unsettled(), ["table 16400 16401 "]);
+        assert_eq!(joined.todo(), [(Todo::New, "table 16400 16401 ".to_owned())]);
         // It stays so over connections, and is a promise already.
         assert_eq!(Promised::joined_by(&joined.content, &now(&both)), joined);
         assert_eq!(broken(&joined.content, &both), Broken::default());
@@ -259,9 +318,29 @@ mod tests {
         assert!(joined.are_settled(&members(&["table 16385 16390"])) && joined.are_settled(&[]));
         assert!(!joined.are_settled(&members(&["table 16385 16390", "table 16400 16401"])));
         assert!(!joined.are_settled(&members(&["table 16385 1639"])));
-        let settled = joined.with_settled("table 16400 16401 ");
-        assert!(settled.unsettled().is_empty() && settled.are_settled(&members(&["table 16400 16401"])));
+        let settled = joined.with(Todo::Nothing, "table 16400 16401 ");
+        assert!(settled.todo().is_empty() && settled.are_settled(&members(&["table 16400 16401"])));
         assert_eq!(settled, Promised::all_settled(&now(&both)));
+    }
+
+    #[test]
+    fn that_a_snapshot_reads_it_is_known_until_that_is_done() {
+        let now = |content: &str| PublicationContent { oid: 7, content: content.to_owned() };
+        let (options, table) = ("options 741 f t t t t t", "table 16400 16401 ");
+        let both = format!("{options}\n{table}");
+        let joined = Promised::joined_by(options, &now(&both));
+        for todo in [Todo::ReadBy(12), Todo::Again] {
+            let read = joined.with(todo, table);
+            assert_eq!(read.todo(), [(todo, table.to_owned())]);
+            assert!(read.are_settled(&["table 16400 16401".to_owned()]));
+            // It stays so over connections, and where the table is published in another way.
+            assert_eq!(Promised::joined_by(&read.content, &now(&both)), read);
+            let listed = format!("{both}d41d8 1");
+            assert_eq!(Promised::joined_by(&read.content, &now(&listed)).todo()[0].0, todo);
+            assert_eq!(broken(&read.content, &both), Broken::default());
+            assert_eq!(broken(&read.content, options), Broken { tables: vec![16400], ..Broken::default() });
+        }
+        assert_eq!(&*joined.with(Todo::ReadBy(12), table).content, &format!("{options}\nread by 12 {table}"));
     }
 
     #[test]

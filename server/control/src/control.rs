@@ -104,8 +104,8 @@ impl Control {
         .await
     }
 
-    /// Records a snapshot of tables that have joined the publication, and with it what the publication promises now: both or
-    /// neither.
+    /// Records a snapshot of tables that have joined the publication, and with it what the publication promises now, which
+    /// names the snapshot: both or neither.
     ///
     /// # Errors
     /// The database cannot be reached.
@@ -114,13 +114,13 @@ impl Control {
         source: &SourceName,
         (epoch, at_least): (Epoch, u32),
         tables: &[TableName],
-        promised: (u32, &str),
+        (oid, content): (u32, &(dyn Fn(u32) -> String + Sync)),
     ) -> Result<SnapshotJob, ControlError> {
         let spec = SnapshotSpec { tables: tables.to_vec(), ..SnapshotSpec::default() };
         self.ask(async |client| {
             let transaction = client.transaction().await?;
-            set_publication(&transaction, source, promised).await?;
             let job = snapshots::create(&transaction, source, (epoch, at_least), (&spec, true)).await?;
+            set_publication(&transaction, source, (oid, &content(job.snapshot))).await?;
             transaction.commit().await?;
             Ok(job)
         })

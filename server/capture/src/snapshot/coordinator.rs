@@ -27,7 +27,6 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use self::begin::begin;
 use super::{
     errand::{Done, Planning, end, finish, read},
     job::{CHUNK_BYTES, Work},
@@ -278,20 +277,15 @@ impl Coordinator {
         let held = self.hold_until.filter(|until| *until > now);
         let add = |total: (usize, u64), more: (usize, u64)| (total.0 + more.0, total.1 + more.1);
         let mut in_flight = self.passes.values().map(Pass::in_flight).fold((0, 0), add);
+        let mut beginning = Vec::new();
         for (number, pass) in &mut self.passes {
             loop {
                 let has_room = in_flight.0 < IN_FLIGHT_MAX.0 && in_flight.1 < IN_FLIGHT_MAX.1;
                 let may_read = held.is_none() && has_room && self.reading < self.context.config.readers;
                 let Some(step) = pass.next_step(now, may_read) else { break };
-                let (context, orders) = (Arc::clone(&self.context), self.orders.clone());
+                let orders = self.orders.clone();
                 match step {
-                    Step::Begin => {
-                        let (snapshot, job) = (*number, pass.to_plan());
-                        self.tasks.spawn(async move {
-                            let begun = begin(&context, &orders, &job).await;
-                            Done::Begun { snapshot, begun: begun.map_err(Box::new) }
-                        });
-                    }
+                    Step::Begin => beginning.push(*number),
                     Step::Table(table, Work::Finish { attempt }) => {
                         let table_oid = pass.plan(table).table_oid();
                         self.tasks.spawn(finish(orders, (*number, table, table_oid), attempt));
@@ -299,7 +293,7 @@ impl Coordinator {
                     Step::Table(table, work) => {
                         (self.reading, in_flight) = (self.reading + 1, add(in_flight, (1, CHUNK_BYTES)));
                         let reader = self.idle_readers.pop();
-                        let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&context.connect)));
+                        let reader = Box::new(reader.unwrap_or_else(|| Reader::new(&self.context.connect)));
                         let planned = pass.plan(table);
                         let ticket = Ticket::new((*number, table), &planned, &work, self.outcomes.clone());
                         self.tasks.spawn(read(orders, reader, (planned, work), ticket));
@@ -310,6 +304,7 @@ impl Coordinator {
                 }
             }
         }
+        beginning.into_iter().for_each(|snapshot| self.begin(snapshot));
         self.passes.values().filter_map(Pass::wake_at).chain(held).min()
     }
 

@@ -143,6 +143,16 @@ impl Pass {
         (self.job.clone(), self.keyed_only)
     }
 
+    /// Do subscriptions receive it that have not started from it?
+    pub(crate) fn is_for_others(&self) -> bool {
+        self.job.new_tables || self.job.ad_hoc
+    }
+
+    /// Is it being planned?
+    pub(crate) fn is_beginning(&self) -> bool {
+        self.stage == Stage::Beginning
+    }
+
     /// Its chunks that are being read or wait for the stream, and about how many bytes they have.
     pub(crate) fn in_flight(&self) -> (usize, u64) {
         let tables = self.tables.iter().map(TableJob::in_flight);

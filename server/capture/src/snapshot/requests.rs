@@ -7,7 +7,7 @@ use tidegate_model::{Epoch, Part, Position, Retry, SnapshotSpec, TableName};
 use tidegate_postgres::{ConnectError, snapshot::SnapshotReadError};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::CaptureError;
+use crate::{CaptureError, promises::Promised};
 
 /// Asks for snapshots of one source. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -148,6 +148,17 @@ pub enum SnapshotError {
          begins by itself when they have (`tidegate status` names them)"
     )]
     Joining(TableName),
+    /// Subscribers would receive the rows of both.
+    #[error(
+        "table {table} has no key, and is being read by snapshot {snapshot}, which those receive as well who would receive this one; \
+         it begins by itself when that has ended"
+    )]
+    Beside {
+        /// Which one.
+        table: TableName,
+        /// The other one's number.
+        snapshot: u32,
+    },
     /// There is none with this number that has not ended.
     #[error("no snapshot {0} that has not ended; list them with `tidegate snapshot list`")]
     Unknown(u32),
@@ -171,7 +182,9 @@ impl SnapshotError {
             | SnapshotError::Key(_)
             | SnapshotError::Failed(_)
             | SnapshotError::Unknown(_) => Retry::Never,
-            SnapshotError::NotConnected | SnapshotError::Joining(_) => Retry::After(Duration::from_secs(1)),
+            SnapshotError::NotConnected | SnapshotError::Joining(_) | SnapshotError::Beside { .. } => {
+                Retry::After(Duration::from_secs(1))
+            }
         }
     }
 }
@@ -180,7 +193,7 @@ impl SnapshotError {
 #[derive(Debug)]
 pub(crate) enum Command {
     Start { spec: SnapshotSpec, keyed_only: bool, reply: oneshot::Sender<Result<Started, SnapshotError>> },
-    StartNew { new: NewTables, reply: oneshot::Sender<Result<(), SnapshotError>> },
+    StartNew { new: NewTables, reply: oneshot::Sender<Result<Promised, SnapshotError>> },
     Change { snapshot: u32, state: JobState, reply: oneshot::Sender<Result<(), SnapshotError>> },
 }
 
@@ -190,8 +203,9 @@ pub(crate) struct NewTables {
     pub(crate) tables: Vec<TableName>,
     /// In which they have joined.
     pub(crate) epoch: Epoch,
-    /// What the publication promises with them: its OID and content, to be recorded with the snapshot.
-    pub(crate) promised: (u32, String),
+    /// What the publication promises, and by which line.
+    pub(crate) promised: Promised,
+    pub(crate) line: String,
 }
 
 impl SnapshotRequests {
@@ -212,11 +226,11 @@ impl SnapshotRequests {
         self.ask(|reply| Command::Start { spec, keyed_only: true, reply }).await
     }
 
-    /// Starts a snapshot of new tables, and records what the publication promises with them.
+    /// Starts a snapshot of new tables, and records that it reads what the line has brought. Returns what is recorded.
     ///
     /// # Errors
     /// The source is not connected, or the control database cannot be reached: nothing is recorded.
-    pub(crate) async fn start_new(&self, new: NewTables) -> Result<(), SnapshotError> {
+    pub(crate) async fn start_new(&self, new: NewTables) -> Result<Promised, SnapshotError> {
         self.ask(|reply| Command::StartNew { new, reply }).await
     }
 

@@ -66,9 +66,20 @@ impl Selection {
         }
     }
 
+    /// Of a chunk, of a snapshot that the plan receives or does not.
+    fn wants_of_chunk(&self, change: &Change, receives: bool) -> bool {
+        let with = |op| self.wants(&Change { op, ..change.clone() });
+        match (change.row_type, change.op) {
+            (KEYLESS, Op::Truncate) => receives && with(Op::Read),
+            (KEYLESS, op) => receives && with(Op::Read) && with(op),
+            (_, op) => receives == (op == Op::Read) && with(op),
+        }
+    }
+
     fn values(&self, change: &Change) -> Vec<(u32, Vec<u8>)> {
+        let is_key = |field: u32| field == 1 && change.row_type != KEYLESS;
         let selected =
-            |field: u32| self.columns.is_empty() || field == 1 || self.columns.contains(&(field as usize - 1));
+            |field: u32| self.columns.is_empty() || is_key(field) || self.columns.contains(&(field as usize - 1));
         change.values.iter().filter(|(field, _)| selected(*field)).cloned().collect()
     }
 }
@@ -111,10 +122,11 @@ fn naive_of(happenings: &[Happening], (selections, plan): (&[Selection], u32), a
         let mut matching = Vec::new();
         for (ordinal, change) in (1..).zip(changes) {
             let ordinal = if chunk_of == 0 { ordinal } else { SNAPSHOT_ORDINAL + 5 };
-            if chunk_of != 0 && (chunk_of == plan) != (change.op == Op::Read) {
-                continue;
-            }
-            for (selection, wanted) in (0..).zip(selections).filter(|(_, selection)| selection.wants(change)) {
+            let wants = |selection: &Selection| match chunk_of {
+                0 => selection.wants(change),
+                _ => selection.wants_of_chunk(change, chunk_of == plan),
+            };
+            for (selection, wanted) in (0..).zip(selections).filter(|(_, selection)| wants(selection)) {
                 let (op, values) = (change.op as i32, wanted.values(change));
                 matching.push(Event::Change { selection, lsn, ordinal, op, values });
             }

@@ -6,6 +6,9 @@ pub(super) const TABLES: [&str; 3] = ["orders", "items", "audit_log"];
 pub(super) const COLUMNS: [&str; 4] = ["id", "a", "b", "c"];
 pub(super) const OPS: [Op; 6] = [Op::Insert, Op::Update, Op::Delete, Op::Truncate, Op::Message, Op::Read];
 
+/// The row type without a key.
+pub(super) const KEYLESS: u32 = 3;
+
 pub(super) struct RowTypes(HashMap<u32, Arc<RowType>>);
 
 impl RowTypeLookup for RowTypes {
@@ -14,7 +17,7 @@ impl RowTypeLookup for RowTypes {
     }
 }
 
-/// Row types 1, 2, 3 for the tables, with the columns as fields 1 to 4, of which the first is the key.
+/// Row types 1, 2, 3 for the tables, with the columns as fields 1 to 4, of which the first is the key of two.
 pub(super) fn row_types() -> RowTypes {
     let row_type = |(number, table): (u32, &&str)| {
         let columns = (1..).zip(COLUMNS).map(|(field, name)| tidegate_schema::ColumnSpec {
@@ -23,7 +26,7 @@ pub(super) fn row_types() -> RowTypes {
             type_oid: 25,
             type_name: "text".to_owned(),
             codec: tidegate_schema::ValueKind::TEXT,
-            key: field == 1,
+            key: field == 1 && number != KEYLESS,
             field,
         });
         let spec = tidegate_schema::RowTypeSpec {
