@@ -16,6 +16,8 @@ struct Stage {
     copier: Copier,
     /// What is published of it.
     rows: String,
+    /// Its key.
+    key: &'static str,
 }
 
 const ROWS: &str = "insert into t (id, c) select n, n from generate_series(1, 2500) n";
@@ -23,17 +25,22 @@ const ROWS: &str = "insert into t (id, c) select n, n from generate_series(1, 25
 impl Stage {
     /// `publication` follows its name; `rows` is what is read of the table.
     async fn new(name: &str, schema: &str, publication: &str, rows: &str) -> Result<Self> {
+        Stage::configured(name, schema, (publication, rows), &[]).await
+    }
+
+    /// With more lines of the source's configuration.
+    async fn configured(name: &str, schema: &str, (publication, rows): (&str, &str), lines: &[&str]) -> Result<Self> {
         let database = Cluster::shared().await?.database(&format!("altered_{name}")).await?;
         database.execute(schema).await?;
         database.execute(ROWS).await?;
         let mut config = ServerConfig::of(database.url());
-        config.source_lines.push("mirror: [t]".to_owned());
+        config.source_lines.extend(["mirror: [t]"].iter().chain(lines).map(|line| (*line).to_owned()));
         database.execute(&format!("create publication {} {publication}", config.slot)).await?;
         let server = Server::start(config).await?;
         server.until("shop", "a complete mirror", is_complete).await?;
         let mut copier = Copier::new(&server.endpoint(), &["public.t"], Start::Snapshot);
         copier.until_snapshot_end().await?;
-        Ok(Stage { database, server, copier, rows: rows.to_owned() })
+        Ok(Stage { database, server, copier, rows: rows.to_owned(), key: "id" })
     }
 
     /// Receives until the copy is what PostgreSQL has; then so is the mirror.
@@ -41,7 +48,7 @@ impl Stage {
         let mut last = None;
         let receiving = async {
             loop {
-                let rows = held_by_postgres(&self.database, &self.rows, &["id"]).await?;
+                let rows = held_by_postgres(&self.database, &self.rows, &[self.key]).await?;
                 match must_equal("t", &self.copier.replica.table("public.t"), &rows) {
                     Ok(()) => return anyhow::Ok(()),
                     Err(error) => last = Some(error),
@@ -113,6 +120,18 @@ async fn type_change_with_a_rewrite() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn type_change_without_a_rewrite() -> Result<()> {
+    let schema = "create table t (id int primary key, c int, d varchar(10) default 'd')";
+    altered("same_type", schema, ["alter table t alter d type varchar(20)", "alter table t alter d type text"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_that_are_renamed_and_dropped() -> Result<()> {
+    let ddl = "alter table t rename c to e; alter table t drop d";
+    altered("renamed", TABLE, [ddl, "alter table t rename e to c; alter table t add d text"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn new_columns_with_defaults() -> Result<()> {
     altered("constant", TABLE, ["alter table t add x int not null default 7", "alter table t add y text default 'y'"])
         .await
@@ -144,6 +163,29 @@ async fn renamed_enum_values() -> Result<()> {
         ["alter type mood rename value 'ok' to 'fine'", "alter type mood rename value 'fine' to 'ok'"],
     )
     .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn new_enum_values() -> Result<()> {
+    let schema = "create type mood as enum ('ok'); create table t (id int primary key, c int, m mood default 'ok')";
+    altered("enum_add", schema, ["alter type mood add value 'bad'", "alter type mood add value 'worse' before 'ok'"])
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn renamed_values_of_an_enum_in_other_types() -> Result<()> {
+    let schema = "create type mood as enum ('ok', 'bad'); create domain good as mood check (value = 'ok'); create type pair as (m good);
+        create table t (id int primary key, c int, m good default 'ok', p pair default '(ok)')";
+    let second = "alter type mood rename value 'fine' to 'ok'";
+    altered("enum_within", schema, ["alter type mood rename value 'ok' to 'fine'", second]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn domains() -> Result<()> {
+    let schema =
+        "create domain price as numeric(10, 2) default 1.5; create table t (id int primary key, c int, p price)";
+    let ddl = "alter domain price add constraint positive check (value > 0); alter domain price set default 2.25";
+    altered("domain", schema, [ddl, "alter table t alter p type numeric(12, 3) using p + 1"]).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -180,6 +222,60 @@ async fn writes_while_unlogged() -> Result<()> {
     let ddl = "alter table t set unlogged; delete from t where id < 100; update t set c = 5 where id < 200;
         insert into t select n from generate_series(4000, 4100) n; alter table t set logged";
     altered("unlogged", TABLE, [ddl, "alter table t set unlogged; truncate t; alter table t set logged"]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_dropped_and_created_again() -> Result<()> {
+    let ddl =
+        "drop table t; create table t (id int primary key, d text default 'new', c bigint); insert into t select n from
+        generate_series(1, 40) n";
+    altered("recreated", TABLE, [ddl, ddl]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_takes_the_place_of_another() -> Result<()> {
+    let ddl = |other: &str| {
+        format!(
+            "create table n (like t including all); insert into n select n, n from generate_series(1, 40) n;
+             alter table t rename to {other}; alter table n rename to t"
+        )
+    };
+    altered("replaced", TABLE, [&ddl("old"), &ddl("older")]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_renamed_and_returns() -> Result<()> {
+    let ddl = |id: u32| {
+        format!(
+            "alter table t rename to u; insert into u (id) values ({id}); update u set c = 0 where id < 20; delete from u where id = {};
+             alter table u rename to t",
+            id % 1000
+        )
+    };
+    altered("returned", TABLE, [&ddl(4030), &ddl(4040)]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_primary_key_and_replica_identity() -> Result<()> {
+    let schema = "create table t (id int primary key, c int, k int not null generated by default as identity unique)";
+    let mut stage = Stage::new("key", schema, ALL, "t").await?;
+    let changes = [
+        ("alter table t replica identity full", "id"),
+        ("alter table t drop constraint t_pkey, add primary key (k)", "k"),
+        ("alter table t replica identity default", "k"),
+        ("alter table t add unique (id); alter table t replica identity using index t_id_key", "id"),
+    ];
+    for (n, (ddl, key)) in (100..).step_by(10).zip(changes) {
+        let write =
+            |id: u32| format!("update t set c = -c where id = {}; insert into t (id) values ({})", id, 3000 + id);
+        stage
+            .database
+            .execute(&format!("begin; {}; {ddl}; {}; commit; {}", write(n), write(n + 1), write(n + 2)))
+            .await?;
+        stage.key = key;
+        stage.converges().await.with_context(|| ddl.to_owned())?;
+    }
+    Ok(())
 }
 
 const PARTITIONED: &str = "create table t (id int primary key, c int) partition by range (id);
@@ -234,4 +330,29 @@ async fn a_writer_from_before_is_waited_for() -> Result<()> {
     stage.server.until("shop", "an altered table", waits).await?;
     writer.execute("commit").await?;
     stage.converges().await
+}
+
+/// Nothing but the announcement tells of these: no row is written behind them, and nobody looks for an hour.
+#[tokio::test(flavor = "multi_thread")]
+async fn announced_changes_are_found_when_they_come() -> Result<()> {
+    let schema = "create type mood as enum ('ok', 'bad');
+        create table t (id int primary key, c int, m mood default 'ok') partition by range (id);
+        create table t1 partition of t for values from (0) to (1000);
+        create table t2 partition of t for values from (1000) to (4000);
+        create table t3 (id int primary key, c int, m mood); insert into t3 select n, n from generate_series(5000, 5400) n";
+    let mut stage = Stage::configured("announced", schema, (ALL, "t"), &["mirror_check: 1h"]).await?;
+    let installed = tidegate(&["ddl", "install", "--url", stage.database.url()]).await?;
+    ensure!(installed.status.success(), "{}", String::from_utf8_lossy(&installed.stderr));
+    for ddl in [
+        "alter type mood rename value 'ok' to 'fine'",
+        "alter table t add x int not null default 7",
+        "alter table t3 add x int not null default 8",
+        "alter table t attach partition t3 for values from (5000) to (6000)",
+        "drop table t1",
+        "begin; savepoint s; alter table t detach partition t2; rollback to s; alter table t detach partition t3; commit",
+    ] {
+        stage.database.execute(ddl).await?;
+        stage.converges().await.with_context(|| ddl.to_owned())?;
+    }
+    Ok(())
 }

@@ -255,7 +255,8 @@ impl MirrorKeeper {
             // The mirror completes it when it has taken the last of it. A table that then is not complete has changed meanwhile.
             Ended::Done => (State::Waiting, "its snapshot has ended, and is being taken in".to_owned(), RETRY),
             Ended::Cancelled => (State::Failed, "its snapshot was cancelled".to_owned(), REFUSED_RETRY),
-            Ended::Failed(detail) => (State::Failed, detail, REFUSED_RETRY),
+            // The table may have been altered under it.
+            Ended::Failed(detail) => (State::Failed, detail, RETRY),
             Ended::Refused { error } => self.refusal(&table, &error),
             Ended::Waits(detail) => (State::Waiting, detail, RETRY),
         };

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use fjall::Snapshot;
 use prost::Message;
-use tidegate_model::{Block, Entry, Epoch, Position};
+use tidegate_model::{Block, Entry, Epoch, Position, TablePatterns};
 use tidegate_schema::RowType;
 use tokio::sync::watch;
 
@@ -42,7 +42,7 @@ pub(crate) struct Shared {
     /// Asked for, and not begun.
     pub(crate) index_requests: RwLock<Vec<(u32, Vec<u32>)>>,
     pub(crate) index_requested: tokio::sync::Notify,
-    pub(crate) tables: tidegate_model::TablePatterns,
+    pub(crate) tables: TablePatterns,
     /// Tables that are being compared with PostgreSQL.
     pub(crate) checks: RwLock<Vec<Arc<Check>>>,
 }
@@ -68,11 +68,14 @@ impl LogFacts {
 pub(super) struct Known {
     pub(super) row_type: Arc<RowType>,
     pub(super) key: Vec<u32>,
+    /// The table has a name here under which it is mirrored.
+    pub(super) is_mirrored: bool,
 }
 
 impl Known {
-    pub(super) fn new(row_type: &Arc<RowType>) -> Self {
-        Known { key: table::key_fields(row_type), row_type: Arc::clone(row_type) }
+    pub(super) fn new(row_type: &Arc<RowType>, patterns: &TablePatterns) -> Self {
+        let is_mirrored = patterns.matches(row_type.name());
+        Known { key: table::key_fields(row_type), row_type: Arc::clone(row_type), is_mirrored }
     }
 }
 
@@ -148,7 +151,8 @@ impl Mirror {
             None => Engine::create(&dir, config.budgets.cache, log.complete)?,
         };
         let mut mirror = Self::around(engine, config, Arc::clone(&reader.shared))?;
-        mirror.row_types = row_types.iter().map(|known| (known.proto().row_type, Known::new(known))).collect();
+        let known = |known: &Arc<RowType>| (known.proto().row_type, Known::new(known, &mirror.config.tables));
+        mirror.row_types = row_types.iter().map(known).collect();
         mirror.follow_known(row_types)?;
         // Whoever found none looks again.
         mirror.shared.changed.send_modify(|version| *version += 1);

@@ -132,6 +132,7 @@ impl Mirror {
         let was_cut = self.joiner.has_begun();
         let table = self.followed(entry);
         if table.is_none() && !was_cut {
+            self.passes_by(entry);
             output.pass(at);
             return Ok(());
         }
@@ -164,9 +165,26 @@ impl Mirror {
         Ok(())
     }
 
+    /// A change that is not followed. Where it is one of a mirrored table under another name, those who follow the table do not
+    /// receive it either: it is compared when it has its name back, and a snapshot that runs does not confirm it.
+    fn passes_by(&mut self, entry: &Entry) {
+        let Some(known) = self.row_types.get(&entry.row_type).filter(|known| !known.is_mirrored) else { return };
+        let Some(table) = self.tables.get(&known.row_type.proto().table_oid).cloned() else { return };
+        for snapshot in table.passes.keys() {
+            let Some(mut pass) = self.passes.get(snapshot).cloned() else { continue };
+            if let Some(named) = pass.tables.iter_mut().find(|named| named.name == table.name && !named.altered) {
+                named.altered = true;
+                self.stage_pass(*snapshot, pass);
+            }
+        }
+        if !table.verified.is_empty() {
+            self.stage_table(Table { verified: String::new(), ..table });
+        }
+    }
+
     /// The table of a change whose rows are held.
     fn followed(&self, entry: &Entry) -> Option<&Table> {
-        let known = self.row_types.get(&entry.row_type)?;
+        let known = self.row_types.get(&entry.row_type).filter(|known| known.is_mirrored)?;
         let table = self.tables.get(&known.row_type.proto().table_oid)?;
         (!known.key.is_empty() && known.key == table.key).then_some(table)
     }

@@ -61,7 +61,7 @@ impl Mirror {
             Some(known) if *known.row_type.proto() == proto => Arc::clone(&known.row_type),
             Some(_) | None => Arc::new(RowType::new(proto).map_err(|_| invalid())?),
         };
-        self.row_types.insert(number, Known::new(&row_type));
+        self.row_types.insert(number, Known::new(&row_type, &self.config.tables));
         self.follow(&row_type)
     }
 

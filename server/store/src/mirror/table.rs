@@ -97,7 +97,7 @@ pub(crate) struct PassTable {
     /// The fingerprint of the definition that its chunks were read under.
     #[prost(string, tag = "4")]
     pub(crate) fingerprint: String,
-    /// That has changed between two of them: what was read before may be otherwise now.
+    /// That has changed between two of them, or the table has had another name: what was read before may be otherwise now.
     #[prost(bool, tag = "5")]
     pub(crate) altered: bool,
 }
