@@ -726,7 +726,7 @@ mod tests {
             snapshot,
             position: position.into(),
             tables: vec!["a".into()],
-            new_tables: false,
+            ..Default::default()
         })
     }
 
