@@ -431,7 +431,7 @@ async fn kills_between_the_steps_lose_nothing() -> Result<()> {
     from_snapshot.until_snapshot_end().await?;
     let mut names: Vec<String> = Vec::new();
     // Every other table has no key.
-    let key_of = |at: usize| if at % 2 == 0 { &["id"][..] } else { &[] };
+    let key_of = |at: usize| if at.is_multiple_of(2) { &["id"][..] } else { &[] };
     for round in 0..4 {
         let name = format!("t{round}");
         let before = database.another().await?;
