@@ -16,6 +16,8 @@ use tidegate_proto::v1;
 use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
 use tokio::sync::watch;
 
+/// How often a table is looked at that changes meanwhile.
+const TRIES: u32 = 5;
 /// Until a capture that has not started is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -40,6 +42,13 @@ impl CapturedSnapshots {
     /// The table as it is now, over a session that need not last.
     async fn planned(&self, table: &TableName) -> Result<(Session, TablePlan), SnapshotReadError> {
         let session = Session::connect(&self.connect).await?;
+        for _ in 1..TRIES {
+            match table_plan(&session, &self.publication, table).await {
+                // A TRUNCATE does: it is another table then, which can be looked at as well.
+                Err(SnapshotReadError::DefinitionChanged { .. }) => {}
+                planned => return Ok((session, planned?)),
+            }
+        }
         let plan = table_plan(&session, &self.publication, table).await?;
         Ok((session, plan))
     }

@@ -27,7 +27,7 @@ pub(crate) enum SnapshotCommand {
     /// its rows (`tidegate tail --snapshots` does).
     Start {
         /// Tables or patterns, such as orders or 'public.*'; without any, every table.
-        #[arg(value_name = "TABLE", allow_hyphen_values = true)]
+        #[arg(value_name = "TABLE")]
         tables: Vec<String>,
         #[command(flatten)]
         part: PartArgs,

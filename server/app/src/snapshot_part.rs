@@ -20,7 +20,7 @@ pub(crate) struct PartArgs {
     #[arg(long = "key", value_name = "KEY", allow_hyphen_values = true)]
     keys: Vec<String>,
     /// The same from a file, a JSON value a line; - for the standard input.
-    #[arg(long, value_name = "FILE", allow_hyphen_values = true)]
+    #[arg(long, value_name = "FILE")]
     keys_file: Option<PathBuf>,
 }
 

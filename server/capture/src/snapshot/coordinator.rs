@@ -244,7 +244,8 @@ impl Coordinator {
         let at_least = self.passes.keys().max().copied().unwrap_or(0);
         match self.context.control.create_snapshot(&self.context.source, (epoch, at_least), &spec).await {
             Ok(job) => {
-                info!(source = %self.context.source, snapshot = job.snapshot, tables = spec.tables.len(), parts = ?spec.parts, "a snapshot starts");
+                let (snapshot, tables, parts) = (job.snapshot, spec.tables.len(), spec.parts.len());
+                info!(source = %self.context.source, snapshot, tables, parts, "a snapshot starts");
                 self.waiting.entry(job.snapshot).or_default().push(reply);
                 self.passes.insert(job.snapshot, Pass::new(job, None).keyed_only(keyed_only));
             }

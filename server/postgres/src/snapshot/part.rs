@@ -71,7 +71,8 @@ pub async fn part_columns(
             SELECT b.attnum, b.attname, b.attcollation, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid
             WHERE t.typtype = 'd')
         SELECT b.attname::text, b.oid,
-               CASE WHEN cn.nspname = 'pg_catalog' THEN c.collname::text ELSE format('%I.%I', cn.nspname, c.collname) END,
+               CASE WHEN cn.nspname = 'pg_catalog' THEN c.collname::text
+                    ELSE quote_ident(cn.nspname) || '.' || quote_ident(c.collname) END,
                c.collprovider = 'd', c.collisdeterministic,
                CASE c.collprovider
                    WHEN 'c' THEN c.collcollate IN ('C', 'POSIX') AND c.collctype IN ('C', 'POSIX')
