@@ -34,7 +34,7 @@ impl Stage {
         database.execute(schema).await?;
         database.execute(ROWS).await?;
         let mut config = ServerConfig::of(database.url());
-        config.source_lines.extend(["mirror: [t]"].iter().chain(lines).map(|line| (*line).to_owned()));
+        config.source_lines.extend(["mirror: [t, 'public.s*']"].iter().chain(lines).map(|line| (*line).to_owned()));
         database.execute(&format!("create publication {} {publication}", config.slot)).await?;
         let server = Server::start(config).await?;
         server.until("shop", "a complete mirror", is_complete).await?;
@@ -241,6 +241,23 @@ async fn a_table_that_takes_the_place_of_another() -> Result<()> {
         )
     };
     altered("replaced", TABLE, [&ddl("old"), &ddl("older")]).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_table_that_takes_the_place_of_another_is_verified_once() -> Result<()> {
+    let stage = Stage::new("empty", &format!("{TABLE}; create table s (like t including all)"), ALL, "t").await?;
+    let swap = "begin; alter table t rename to x; alter table s rename to t; alter table x rename to s; commit";
+    stage.database.execute(swap).await?;
+    let is = |status: &SourceStatus, name: &str, state| {
+        status.mirror.iter().any(|table| table.table == name && table.state() == state)
+    };
+    let is_seen = |status: &SourceStatus| is(status, "public.t", MirrorState::Verifying);
+    stage.server.until("shop", "altered tables", is_seen).await?;
+    let are_verified = |status: &SourceStatus| {
+        is(status, "public.t", MirrorState::Complete) && is(status, "public.s", MirrorState::Complete)
+    };
+    stage.server.until("shop", "verified mirrors", are_verified).await?;
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

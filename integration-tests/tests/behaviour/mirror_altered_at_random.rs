@@ -390,13 +390,13 @@ async fn alter_at_random(name: &str, publishing: Publishing) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not reliable yet: a mirrored table whose name another one has taken may be verified again and again"]
+#[ignore = "not proven with enough seeds yet: run it by name"]
 async fn random_schema_changes_of_mirrored_tables_under_load() -> Result<()> {
     alter_at_random("altered_at_random", Publishing::All).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not reliable yet: a mirrored table whose name another one has taken may be verified again and again"]
+#[ignore = "not proven with enough seeds yet: run it by name"]
 async fn random_schema_changes_of_mirrored_tables_that_are_published_one_by_one() -> Result<()> {
     alter_at_random("altered_each_at_random", Publishing::Each(std::array::from_fn(|_| String::new()))).await
 }

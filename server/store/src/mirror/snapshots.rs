@@ -166,6 +166,10 @@ impl Mirror {
                 let table = self.new_table(chunk.table_oid, &text)?;
                 self.stage_table(table);
             }
+            // Nothing else tells the new name of a table without rows. The next snapshot confirms it.
+            Some(table) if table.name != text && self.config.tables.matches(&name) => {
+                self.stage_table(Table { name: text, ..table });
+            }
             Some(mut table) if chunk.closes => {
                 if let Some(generation) = self.confirmed(&chunk) {
                     table.verified = chunk.fingerprint;
