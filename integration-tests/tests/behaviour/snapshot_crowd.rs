@@ -1,9 +1,12 @@
 //! Subscribers that take one snapshot after another, lose their connections and come again, while something else disturbs the
 //! servers. At each snapshot's end, and somewhat later, the copy of each is what a replay of the whole stream says of that position.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -11,12 +14,15 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KeyedWriters, Replay, Seed, Server, Stop,
-    held_by_postgres, must_equal, within,
+    held_by_postgres, must_equal,
 };
-use tokio::task::JoinSet;
+use tokio::{sync::watch, task::JoinSet};
 
 /// Snapshots out of the mirror have numbers from here on.
 pub(crate) const OF_MIRROR: u32 = 1 << 31;
+
+/// How long a snapshot may take: it begins anew with every TRUNCATE and every crash, and the machine has other tests to run.
+const PATIENCE: Duration = Duration::from_secs(3 * DEADLINE.as_secs());
 
 /// Where the snapshots come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +71,7 @@ struct Shared {
     replay: Replay,
     /// So many snapshots are to end.
     goal: u64,
-    ended: AtomicU64,
+    ended: watch::Sender<u64>,
     resumed: AtomicU64,
     cancelled: AtomicU64,
 }
@@ -79,7 +85,7 @@ impl SnapshotCrowd {
             origin,
             replay: Replay::default(),
             goal: wished.and_then(|text| text.parse().ok()).unwrap_or(usual_goal),
-            ended: AtomicU64::new(0),
+            ended: watch::Sender::new(0),
             resumed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
         });
@@ -99,18 +105,18 @@ impl SnapshotCrowd {
 
     /// Have as many snapshots ended as were to?
     pub(crate) fn is_done(&self) -> bool {
-        self.shared.ended.load(Relaxed) >= self.shared.goal
+        self.shared.ended() >= self.shared.goal
     }
 
     /// Waits until so many more snapshots have ended.
     pub(crate) async fn until_ended(&mut self, count: u64) -> Result<()> {
         let shared = Arc::clone(&self.shared);
-        let goal = (shared.ended.load(Relaxed) + count).min(shared.goal);
-        let has_ended = || async { Ok((shared.ended.load(Relaxed) >= goal).then_some(())) };
-        let mut waiting = std::pin::pin!(within("snapshots to end", has_ended));
+        let goal = (shared.ended() + count).min(shared.goal);
+        let mut ended = shared.ended.subscribe();
+        let mut waiting = std::pin::pin!(tokio::time::timeout(PATIENCE, ended.wait_for(|ended| *ended >= goal)));
         loop {
             tokio::select! {
-                waited = &mut waiting => return waited,
+                waited = &mut waiting => return waited.map(|_| ()).context("no snapshot ends"),
                 Some(ended) = self.subscribers.join_next() => ended??,
                 Some(ended) = self.replaying.join_next() => return ended?.and_then(|()| bail!("the replay ended")),
             }
@@ -119,7 +125,7 @@ impl SnapshotCrowd {
 
     /// Lets something happen.
     pub(crate) async fn disturb(&self, scene: &mut Scene<'_>, what: Disturbance) -> Result<()> {
-        println!("{what:?} after {} snapshots", self.shared.ended.load(Relaxed));
+        println!("{what:?} after {} snapshots", self.shared.ended());
         match what {
             Disturbance::KillServer => {
                 scene.server.kill().await?;
@@ -172,14 +178,18 @@ impl SnapshotCrowd {
         while let Some(ended) = self.subscribers.join_next().await {
             ended??;
         }
-        let [ended, resumed, cancelled] =
-            [&self.shared.ended, &self.shared.resumed, &self.shared.cancelled].map(|count| count.load(Relaxed));
+        let ended = self.shared.ended();
+        let [resumed, cancelled] = [&self.shared.resumed, &self.shared.cancelled].map(|count| count.load(Relaxed));
         println!("{ended} snapshots were exact; connections lost {resumed} times, {cancelled} cancelled");
         Ok(())
     }
 }
 
 impl Shared {
+    fn ended(&self) -> u64 {
+        *self.ended.borrow()
+    }
+
     async fn must_equal_replay(&self, copier: &mut Copier, tables: &[&str]) -> Result<()> {
         self.replay.check((copier.position, &copier.replica), tables).await
     }
@@ -195,7 +205,7 @@ impl Shared {
 }
 
 async fn subscribe(shared: Arc<Shared>, mut random: StdRng) -> Result<()> {
-    while shared.ended.load(Relaxed) < shared.goal {
+    while shared.ended() < shared.goal {
         let tables: Vec<&str> = match random.random_range(0..5_usize) {
             table @ 0..3 => vec![KEYED_TABLES[table].0],
             3 => KEYED_TABLES.iter().map(|(name, _)| *name).collect(),
@@ -205,7 +215,7 @@ async fn subscribe(shared: Arc<Shared>, mut random: StdRng) -> Result<()> {
         let checked: Vec<&str> = KEYED_TABLES.iter().map(|(name, _)| *name).filter(is_checked).collect();
         let mut copier = Copier::new(&shared.endpoint, &tables, Start::Snapshot);
         let running = one_snapshot(&shared, &mut random, &mut copier, &checked);
-        tokio::time::timeout(DEADLINE, running)
+        tokio::time::timeout(PATIENCE, running)
             .await
             .with_context(|| format!("a snapshot of {tables:?} does not end"))??;
     }
@@ -243,7 +253,7 @@ async fn one_snapshot(shared: &Shared, random: &mut StdRng, copier: &mut Copier,
                 ensure!(begun == Some(snapshot) && after_end.is_none(), "an end of {snapshot} after {begun:?}");
                 let compared = shared.must_equal_replay(copier, tables).await;
                 compared.with_context(|| format!("at the end of snapshot {snapshot}"))?;
-                shared.ended.fetch_add(1, Relaxed);
+                shared.ended.send_modify(|ended| *ended += 1);
                 after_end = Some(random.random_range(0..30_u32));
             }
             (Arrival::Reset(ResetReason::SnapshotAbandoned, detail), Origin::Postgres) => {

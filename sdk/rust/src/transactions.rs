@@ -25,7 +25,7 @@ pub struct Transaction {
     pub xid: u32,
     /// Replication origin, where it was replicated into the source; else empty.
     pub origin: String,
-    /// Of a chunk: the snapshot's number; 0 for transactions. See [`Event::Begin`](crate::Event::Begin).
+    /// Of a chunk: the snapshot's number; 0 for transactions. See [`Event::Begin`].
     pub snapshot: u32,
     /// Its changes, in order.
     pub changes: Vec<Change>,
