@@ -74,7 +74,8 @@ pub enum Event {
     },
     /// A snapshot was given up that the subscription did not start from. Of new tables: what the program holds of them is not
     /// complete, until another has ended, which begins by itself; none does where someone has cancelled it or the table is gone.
-    /// One that someone had started: what was read is right, and the rest stays as it was.
+    /// One that someone had started: what was read is right, and the rest stays as it was; but of a table without a key there is only
+    /// what was read: subscribe anew to read it whole.
     SnapshotAbandoned {
         /// Its number.
         snapshot: u32,

@@ -299,7 +299,8 @@ impl MirrorKeeper {
             | SnapshotError::Unknown(_)
             | SnapshotError::NotConnected
             | SnapshotError::Joining(_)
-            | SnapshotError::Beside { .. } => State::Failed,
+            | SnapshotError::Beside { .. }
+            | SnapshotError::TooMany(_) => State::Failed,
         };
         // Its key is looked at only when it is published.
         let is_left_out = matches!(

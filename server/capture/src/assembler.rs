@@ -282,6 +282,12 @@ impl Assembler {
         self.emitter.label_snapshot(snapshot, label);
     }
 
+    /// Do subscriptions receive the snapshot that have not started from it?
+    pub(crate) fn is_for_others(&self, snapshot: u32) -> bool {
+        let label = self.emitter.label(snapshot);
+        label.new_tables || label.ad_hoc
+    }
+
     /// Writes a snapshot's begin.
     pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
         self.emitter.emit_snapshot_begin(position, snapshot, tables);

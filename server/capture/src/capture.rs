@@ -104,6 +104,7 @@ impl<P: Publish> Capture<P> {
             config: config.snapshots,
             status: status.subscribe(),
             promised: promised.subscribe(),
+            durable: publish.durable(),
         };
         let (requests, coordinator) = coordinator(context, (orders, current_epoch.subscribe()), interrupted.clone());
         Capture {

@@ -183,7 +183,7 @@ impl Emitter {
         self.snapshots.insert(snapshot, label);
     }
 
-    fn label(&self, snapshot: u32) -> Label {
+    pub(crate) fn label(&self, snapshot: u32) -> Label {
         self.snapshots.get(&snapshot).cloned().unwrap_or_default()
     }
 

@@ -286,7 +286,12 @@ impl<P: Publish> Streaming<'_, P> {
         }
         let received = self.assembler.received();
         let followed: Option<Vec<_>> = codecs.iter().cloned().collect();
+        let beside = codecs.iter().flatten().zip(&tables).find_map(|(codec, (name, _))| {
+            let other = self.snapshots.readers(codec.table_oid).find(|other| self.is_beside(snapshot, *other))?;
+            codec.key.is_empty().then(|| (name.clone(), other))
+        });
         let after = match (self.snapshots.after(snapshot)?, followed) {
+            (None, _) if beside.is_some() => return Ok(Begun { after: received, codecs, beside }),
             (Some(after), _) => {
                 self.snapshots.planned_again(snapshot, &codecs)?;
                 after
@@ -302,7 +307,12 @@ impl<P: Publish> Streaming<'_, P> {
                 begun.unwrap_or(received)
             }
         };
-        Ok(Begun { after, codecs })
+        Ok(Begun { after, codecs, beside: None })
+    }
+
+    /// Are there subscriptions that receive both snapshots?
+    fn is_beside(&self, snapshot: u32, other: u32) -> bool {
+        snapshot != other && (self.assembler.is_for_others(snapshot) || self.assembler.is_for_others(other))
     }
 
     fn keepalive(&mut self, server_lsn: Lsn) -> Result<(), Interrupt> {

@@ -257,7 +257,7 @@ impl Plan {
     }
 
     /// Is an operation on a table with this routing for a selection? `chunk`: it stands in a chunk, of a snapshot that the plan
-    /// receives or does not. Of a chunk of a table with a key, reads are for who receives it, and corrections for the others. All
+    /// receives or does not. Of a chunk of a table with a key, reads are for who receives it and wants reads, and corrections for the others. All
     /// that a chunk of a table without a key has is for who receives it and wants reads: he must hear of what voids them.
     pub(crate) fn wants(&self, selection: usize, op: Op, chunk: Option<bool>, routing: &Routing) -> bool {
         let filter = &self.filters[selection];
@@ -269,7 +269,10 @@ impl Plan {
                     && filter.operations.contains(Op::Read)
                     && (op == Op::Truncate || filter.operations.contains(op))
             }
-            Some(receives) => receives == (op == Op::Read) && filter.operations.contains(op),
+            Some(receives) => {
+                let reads = receives && filter.operations.contains(Op::Read);
+                reads == (op == Op::Read) && filter.operations.contains(op)
+            }
         }
     }
 

@@ -17,6 +17,7 @@ mod begin;
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidegate_control::{Control, JobState};
+use tidegate_feed::Durable;
 use tidegate_model::{Clock, Epoch, Retry, SnapshotSpec, SourceName};
 use tidegate_postgres::ConnectConfig;
 use tokio::{
@@ -46,6 +47,8 @@ pub(super) const HOLD: Duration = Duration::from_millis(100);
 const COMMANDS_MAX: usize = 64;
 /// Chunks that are being read or wait for the stream, over all snapshots, and their bytes: they wait in memory.
 const IN_FLIGHT_MAX: (usize, u64) = (256, 64 << 20);
+/// Snapshots that someone has started or that are of new tables, and have not ended: each has memory of its own in the stream.
+const AD_HOC_MAX: usize = 16;
 /// Ended snapshots that are remembered.
 const ENDED_MAX: usize = 100;
 /// Chunks whose outcome is on its way, over all snapshots; more than can be outstanding.
@@ -72,6 +75,7 @@ pub(crate) struct Context {
     pub(crate) config: SnapshotConfig,
     pub(crate) status: watch::Receiver<CaptureStatus>,
     pub(crate) promised: watch::Receiver<Promised>,
+    pub(crate) durable: watch::Receiver<Durable>,
 }
 
 /// How a coordinator is connected.
@@ -196,7 +200,8 @@ impl Coordinator {
             }
             for snapshot in std::mem::take(&mut self.resume).into_keys() {
                 // It was given up, but its subscribers have not heard of it.
-                self.tasks.spawn(end(self.orders.clone(), snapshot, "it was given up".to_owned()));
+                let channels = (self.orders.clone(), self.context.durable.clone());
+                self.tasks.spawn(end(channels, snapshot, "it was given up".to_owned()));
             }
             self.is_loaded = true;
         }
@@ -240,6 +245,9 @@ impl Coordinator {
                 None => self.waiting.entry(same.number()).or_default().push(reply),
             }
             return;
+        }
+        if spec.ad_hoc && self.passes.values().filter(|pass| pass.is_for_others()).count() >= AD_HOC_MAX {
+            return drop(reply.send(Err(SnapshotError::TooMany(AD_HOC_MAX))));
         }
         let at_least = self.passes.keys().max().copied().unwrap_or(0);
         match self.context.control.create_snapshot(&self.context.source, (epoch, at_least), &spec).await {
@@ -300,7 +308,8 @@ impl Coordinator {
                         self.tasks.spawn(read(orders, reader, (planned, work), ticket));
                     }
                     Step::End(abandoned) => {
-                        self.tasks.spawn(end(orders, *number, abandoned));
+                        let channels = (orders, self.context.durable.clone());
+                        self.tasks.spawn(end(channels, *number, abandoned));
                     }
                 }
             }

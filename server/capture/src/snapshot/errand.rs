@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use tidegate_feed::Durable;
 use tidegate_model::Position;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
     coordinator::HOLD,
@@ -88,16 +89,28 @@ pub(super) async fn finish(
     answer.await.map_or(Done::Void, |finish| Done::Finished { snapshot, table, attempt, finish })
 }
 
-/// Orders the end; one that is given up is ordered until it is out.
-pub(super) async fn end(orders: mpsc::Sender<Order>, snapshot: u32, abandoned: String) -> Done {
+/// Orders the end, and waits until it is durable: what is recorded as ended must not be found unfinished after a crash. One that is
+/// given up is ordered until it is out.
+pub(super) async fn end(
+    (orders, mut durable): (mpsc::Sender<Order>, watch::Receiver<Durable>),
+    snapshot: u32,
+    abandoned: String,
+) -> Done {
     loop {
         let (reply, answer) = oneshot::channel();
         if orders.send(Order::End { snapshot, abandoned: abandoned.clone(), reply }).await.is_err() {
             return Done::Void;
         }
+        let epoch = durable.borrow().epoch;
         match answer.await {
-            Ok(false) if !abandoned.is_empty() => tokio::time::sleep(HOLD).await,
-            Ok(is_out) => return Done::Ended { snapshot, is_out },
+            Ok(None) if !abandoned.is_empty() => tokio::time::sleep(HOLD).await,
+            Ok(None) => return Done::Ended { snapshot, is_out: false },
+            Ok(Some(end)) => {
+                // With another history, it is over in another way.
+                let is_durable = |now: &Durable| now.position >= end || now.epoch != epoch;
+                let is_out = durable.wait_for(is_durable).await.is_ok();
+                return if is_out { Done::Ended { snapshot, is_out } } else { Done::Void };
+            }
             Err(_) => return Done::Void,
         }
     }

@@ -37,8 +37,8 @@ pub(crate) enum Order {
     Chunk { read: ReadId, chunk: Box<Chunk>, ticket: Ticket },
     /// Is the table done?
     Finish { snapshot: u32, table_oid: u32, reply: oneshot::Sender<Finish> },
-    /// Emit the snapshot's end, complete unless a reason is given. False where a row is still to be read.
-    End { snapshot: u32, abandoned: String, reply: oneshot::Sender<bool> },
+    /// Emit the snapshot's end, complete unless a reason is given. None where a row is still to be read.
+    End { snapshot: u32, abandoned: String, reply: oneshot::Sender<Option<Position>> },
 }
 
 /// A snapshot that the stream follows.
@@ -48,6 +48,8 @@ pub(crate) struct Begun {
     pub(crate) after: Position,
     /// How the tables are encoded; None for one that is not followed.
     pub(crate) codecs: Vec<Option<Arc<TableCodec>>>,
+    /// It has not begun: this table, without a key, is being read by the snapshot with this number.
+    pub(crate) beside: Option<(TableName, u32)>,
 }
 
 /// A read as the stream knows it.

@@ -159,6 +159,9 @@ pub enum SnapshotError {
         /// The other one's number.
         snapshot: u32,
     },
+    /// More would take more memory than there is for them.
+    #[error("{0} snapshots have been started and have not ended; start it when one has (`tidegate snapshot list`)")]
+    TooMany(usize),
     /// There is none with this number that has not ended.
     #[error("no snapshot {0} that has not ended; list them with `tidegate snapshot list`")]
     Unknown(u32),
@@ -182,9 +185,10 @@ impl SnapshotError {
             | SnapshotError::Key(_)
             | SnapshotError::Failed(_)
             | SnapshotError::Unknown(_) => Retry::Never,
-            SnapshotError::NotConnected | SnapshotError::Joining(_) | SnapshotError::Beside { .. } => {
-                Retry::After(Duration::from_secs(1))
-            }
+            SnapshotError::NotConnected
+            | SnapshotError::Joining(_)
+            | SnapshotError::Beside { .. }
+            | SnapshotError::TooMany(_) => Retry::After(Duration::from_secs(1)),
         }
     }
 }

@@ -208,6 +208,11 @@ impl Stage {
         Some(before(begin))
     }
 
+    /// The snapshots that read a table.
+    pub(crate) fn readers(&self, table_oid: u32) -> impl Iterator<Item = u32> {
+        self.tables.keys().filter(move |(_, oid)| *oid == table_oid).map(|(snapshot, _)| *snapshot)
+    }
+
     fn track(
         &mut self,
         snapshot: u32,
@@ -305,22 +310,27 @@ impl Stage {
         Finish::From(Place::Start)
     }
 
-    /// Emits the snapshot's end; false where a row is still to be read. Unless it is given up, for this reason.
-    pub(crate) fn end(&mut self, snapshot: u32, abandoned: &str, assembler: &mut Assembler) -> bool {
+    /// Emits the snapshot's end, and tells where it stands; None where a row is still to be read. Unless it is given up, for this
+    /// reason.
+    pub(crate) fn end(&mut self, snapshot: u32, abandoned: &str, assembler: &mut Assembler) -> Option<Position> {
         let received = assembler.received();
-        let position = match abandoned {
+        let mut position = match abandoned {
             "" => self.tracking.end_position(snapshot, received),
             _ => self.tracking.mark_position(received),
-        };
-        let Some(position) = position else { return false };
+        }?;
         if self.begins.remove(&snapshot).is_some() {
-            let position = if abandoned.is_empty() { self.close(snapshot, position, assembler) } else { position };
+            if abandoned.is_empty() {
+                position = self.close(snapshot, position, assembler);
+            }
             assembler.emit_snapshot_end(position, snapshot, abandoned);
+        } else {
+            // It has never begun, or has ended before.
+            position = Position::ZERO;
         }
         self.tracking.end(snapshot);
         self.tables.retain(|(of, _), _| *of != snapshot);
         self.tickets.retain(|_, ticket| ticket.snapshot != snapshot);
-        true
+        Some(position)
     }
 
     /// Closes each table that was read as a whole with a chunk without rows, from that position on; returns where the snapshot's end may stand.

@@ -72,8 +72,12 @@ impl Selection {
         match (change.row_type, change.op) {
             (KEYLESS, Op::Truncate) => receives && with(Op::Read),
             (KEYLESS, op) => receives && with(Op::Read) && with(op),
-            (_, op) => receives == (op == Op::Read) && with(op),
+            (_, op) => (receives && self.reads()) == (op == Op::Read) && with(op),
         }
+    }
+
+    fn reads(&self) -> bool {
+        self.operations.is_empty() || self.operations.iter().any(|op| OPS[*op] == Op::Read)
     }
 
     fn values(&self, change: &Change) -> Vec<(u32, Vec<u8>)> {

@@ -165,15 +165,15 @@ pub enum SnapshotReadError {
         /// Why.
         problem: &'static str,
     },
-    /// The condition fails for a row.
+    /// The condition fails for a row. The server's words may hold the row's values, and are left out.
     #[error(
-        "the condition fails for a row of {table}: {source}; write it so that it does not, as in CASE WHEN n <> 0 THEN 1 / n > 2 END"
+        "the condition fails for a row of {table} (SQLSTATE {code}); write it so that it does not, as in CASE WHEN n <> 0 THEN 1 / n > 2 END"
     )]
     Condition {
         /// The table.
         table: TableName,
-        /// The server's words.
-        source: Box<ServerError>,
+        /// SQLSTATE, of class 22.
+        code: String,
     },
     /// Reading by key was asked of a table without one.
     #[error("table {table} has no key; read it by blocks")]
@@ -210,7 +210,7 @@ impl SnapshotReadError {
     pub(super) fn of_condition(self, table: &TableName) -> Self {
         match self {
             SnapshotReadError::Catalog(CatalogError::Server { source, .. }) if source.code.starts_with("22") => {
-                SnapshotReadError::Condition { table: table.clone(), source }
+                SnapshotReadError::Condition { table: table.clone(), code: source.code }
             }
             other => other,
         }
@@ -255,5 +255,25 @@ impl SnapshotReadError {
             | SnapshotReadError::Keyless { .. }
             | SnapshotReadError::Unexpected { .. } => Retry::Never,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_condition_fails_with_holds_no_value() {
+        let source = Box::new(ServerError {
+            severity: "ERROR".to_owned(),
+            code: "22P02".to_owned(),
+            message: "invalid input syntax for type numeric: \"a secret\"".to_owned(),
+            detail: String::new(),
+            hint: String::new(),
+            routine: "numeric_in".to_owned(),
+        });
+        let failed = SnapshotReadError::from(CatalogError::Server { doing: "read", source });
+        let text = failed.of_condition(&TableName::new("public", "orders")).to_string();
+        assert!(text.contains("public.orders") && text.contains("22P02") && !text.contains("secret"), "{text}");
     }
 }

@@ -117,7 +117,10 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
     let covers = names.iter().map(|name| Covers::of(job.parts.get(name))).collect();
     let order = Order::Begin { snapshot, label: Label::of(&job), tables, covers, reply };
     orders.send(order).await.map_err(|_| SnapshotError::NotConnected)?;
-    let Begun { after, codecs } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
+    let Begun { after, codecs, beside } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
+    if let Some((table, snapshot)) = beside {
+        return Err(SnapshotError::Beside { table, snapshot });
+    }
     let planned = |((plan, codec), name): ((TablePlan, Option<Arc<TableCodec>>), &TableName)| {
         let codec = codec.ok_or_else(|| SnapshotError::NotFollowed(name.clone()))?;
         Ok(Arc::new(Planned { plan, codec, part: job.parts.get(name).cloned() }))
@@ -127,7 +130,7 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
     // A publication that leaves a part of the key out: what is left of it tells no rows apart.
     if let Some(at) = plans.iter().position(|planned| planned.plan.key.is_empty() && !planned.is_keyless()) {
         let error = SnapshotError::Keyless(names[at].clone());
-        end(orders.clone(), snapshot, error.to_string()).await;
+        end((orders.clone(), context.durable.clone()), snapshot, error.to_string()).await;
         return Err(error);
     }
     Ok(Planning { after, plans })
