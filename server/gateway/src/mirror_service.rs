@@ -22,6 +22,8 @@ use crate::{gateway::Shared, snapshots::SnapshotError, source::Source, status::G
 const INTERVAL: Duration = Duration::from_secs(1);
 /// Until a table whose snapshot runs is asked for again.
 const RUNNING_RETRY: Duration = Duration::from_secs(5);
+/// How long a snapshot that reads the table is waited for.
+const RUNNING_WAIT: Duration = Duration::from_secs(2);
 
 /// The service.
 pub(crate) struct MirrorService {
@@ -59,9 +61,20 @@ impl MirrorService {
         let row_type = row_types.newest(&table).ok_or_else(no_mirror)?;
         let type_url = format!("type.googleapis.com/{}", row_type.proto().message);
         // One that runs has read rows already, which nobody has compared.
-        let running = source.handle.snapshots.statuses().next().await.unwrap_or_default();
-        if let Some(running) = running.iter().find(|status| reads(status, &table)) {
-            let detail = format!("snapshot {} of table {table} is running; verify it after that", running.snapshot);
+        let mut statuses = source.handle.snapshots.statuses();
+        let mut running = None;
+        let until_ended = async {
+            while let Some(all) = statuses.next().await {
+                running = all.iter().find(|status| reads(status, &table)).map(|status| status.snapshot);
+                if running.is_none() {
+                    return;
+                }
+            }
+        };
+        // One that has just ended is known to have a moment later.
+        tokio::time::timeout(RUNNING_WAIT, until_ended).await.ok();
+        if let Some(running) = running {
+            let detail = format!("snapshot {running} of table {table} is running; verify it after that");
             return Err(SnapshotError::Later { detail, retry_in: RUNNING_RETRY }.into());
         }
         let verification = verification(mirror, table.clone()).await.map_err(|error| refused(error.to_string()))?;

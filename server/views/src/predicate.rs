@@ -121,7 +121,8 @@ impl Predicate {
             return Err(refused(Refusal::at(0, Reason::TooLong { bytes, max: TEXT_BYTES_MAX })));
         }
         let syntax = parser::parse(text).map_err(refused)?;
-        let mut typing = Typing { table, parameters: Vec::new(), inputs: Vec::new(), room: NODES_MAX };
+        let mut typing =
+            Typing { table, parameters: Vec::new(), inputs: Vec::new(), columns_named: 0, room: NODES_MAX };
         for parameter in parameters {
             let given = given(&typing, parameter).map_err(|refusal| refused(Refusal::at(0, refusal.reason)))?;
             typing.parameters.push(given);

@@ -171,18 +171,23 @@ impl Typing<'_> {
             return self.rows_in_list(at, left, values, (op, negated));
         }
         let operand = self.typed(operand)?;
-        let mut others = values.iter().map(|value| self.typed(value)).collect::<Result<Vec<_>, _>>()?;
-        let mut parts = Vec::new();
-        let is_constant = |value: &Typed| !value.tree.has_column();
-        let kinds = others.iter().filter(|value| is_constant(value)).map(|value| value.kind);
+        // A column counts where it is named, though nothing may depend on it.
+        let (mut constants, mut others, mut kept) = (Vec::new(), Vec::new(), Vec::with_capacity(values.len()));
+        for value in values {
+            let before = self.columns_named;
+            let value = self.typed(value)?;
+            kept.push((self.columns_named == before, value));
+        }
+        let kinds = kept.iter().filter(|(is_constant, _)| *is_constant).map(|(_, value)| value.kind);
         let kind = resolution::common(std::iter::once(operand.kind).chain(kinds));
         // There are no arrays of arrays.
-        if let Ok(kind) = kind
-            && kind.element().is_none()
-            && others.iter().filter(|value| is_constant(value)).count() > 1
-        {
-            let (constants, rest) = others.into_iter().partition::<Vec<_>, _>(is_constant);
-            others = rest;
+        let is_array = kind.as_ref().is_ok_and(|kind| kind.element().is_none())
+            && kept.iter().filter(|(is_constant, _)| *is_constant).count() > 1;
+        for (is_constant, value) in kept {
+            if is_constant && is_array { constants.push(value) } else { others.push(value) }
+        }
+        let mut parts = Vec::new();
+        if let (Ok(kind), true) = (kind, is_array) {
             let constants = constants.into_iter().map(|value| self.coerced(value, kind, "IN"));
             let constants = constants.collect::<Result<Vec<_>, _>>()?;
             let left = self.again(&operand)?;

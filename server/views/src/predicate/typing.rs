@@ -58,6 +58,8 @@ pub(super) struct Typing<'t> {
     pub(super) parameters: Vec<Given>,
     /// Indexes of the table's columns, in the order in which the condition names them first.
     pub(super) inputs: Vec<usize>,
+    /// How often the condition names a column, up to here.
+    pub(super) columns_named: usize,
     /// How many nodes there may still be.
     pub(super) room: usize,
 }
@@ -218,6 +220,7 @@ impl Typing<'_> {
             let instead = "compare columns of the types that the documentation of conditions lists";
             return self.refuse(at, Reason::Unsupported { what, instead });
         };
+        self.columns_named += 1;
         let input = self.inputs.iter().position(|&input| input == index).unwrap_or_else(|| {
             self.inputs.push(index);
             self.inputs.len() - 1
