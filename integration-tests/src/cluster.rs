@@ -5,7 +5,6 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -13,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::OnceCell;
 
-use crate::{Database, Installation, Process, Scratch, Signal, within};
+use crate::{Database, Installation, Process, Scratch, Signal, port::free_port, within};
 
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
@@ -220,14 +219,6 @@ impl Drop for Cluster {
         // Its children notice the death of the postmaster and end by themselves.
         self.process.take();
     }
-}
-
-/// A TCP port of the loopback address that was free a moment ago.
-///
-/// # Errors
-/// None is free.
-pub(crate) fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// Copies a folder with owners and modes.

@@ -1,13 +1,7 @@
-//! Three tables with keys of several kinds, and writers that do everything to them: many small transactions and large ones, moved
+//! Three tables with keys of several kinds, and transactions that do everything to them: many small transactions and large ones, moved
 //! keys, TRUNCATE, savepoints, rollbacks, values out of line, commits that are not waited for.
 
-use std::sync::Arc;
-
 use rand::{RngExt, rngs::StdRng};
-use tokio::sync::RwLock;
-use tokio_util::sync::CancellationToken;
-
-use crate::Database;
 
 /// Name, columns of the key.
 pub const KEYED_TABLES: [(&str, &[&str]); 3] =
@@ -24,14 +18,6 @@ insert into account select n, 'n' || n, case when n % 3 = 0 then repeat('x' || n
 insert into pair select n % 20, 'k' || n / 20, n from generate_series(1, 3000) n;
 insert into thing select md5(n::text)::uuid, n, case when n % 2 = 0 then repeat('y' || n, 800) end from generate_series(1, 2000) n";
 
-/// Writers on the tables, until they are stopped.
-#[derive(Clone, Debug, Default)]
-pub struct KeyedWriters {
-    /// A writer holds it while it writes a transaction.
-    writing: Arc<RwLock<()>>,
-    stop: CancellationToken,
-}
-
 /// What makes the tables, and what fills them.
 #[must_use]
 pub fn keyed_tables() -> (&'static str, String) {
@@ -39,37 +25,9 @@ pub fn keyed_tables() -> (&'static str, String) {
     (tables, format!("insert{rows}"))
 }
 
-impl KeyedWriters {
-    /// Nobody writes while this is held.
-    pub async fn pause(&self) -> impl Drop + use<'_> {
-        self.writing.write().await
-    }
-
-    /// Ends them.
-    pub fn stop(&self) {
-        self.stop.cancel();
-    }
-
-    /// One writer. It connects again when it has lost its connection.
-    pub async fn write(self, url: String, mut random: StdRng) {
-        while !self.stop.is_cancelled() {
-            let Ok(database) = Database::connect(&url).await else {
-                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-                continue;
-            };
-            database.execute("set lock_timeout = '2s'").await.ok();
-            while !self.stop.is_cancelled() && !database.client().is_closed() {
-                let _writing = self.writing.read().await;
-                if database.execute(&transaction(&mut random)).await.is_err() {
-                    database.execute("rollback").await.ok();
-                }
-            }
-        }
-    }
-}
-
-/// One transaction as SQL.
-fn transaction(random: &mut StdRng) -> String {
+/// One transaction on them as SQL.
+#[must_use]
+pub fn keyed_transaction(random: &mut StdRng) -> String {
     let many = |random: &mut StdRng, count: u32| {
         let changes: Vec<String> = (0..random.random_range(1..count)).map(|_| change(random)).collect();
         changes.join("; ")

@@ -5,7 +5,7 @@ use std::{fs, process::Command};
 use anyhow::{Result, bail};
 use tokio::net::TcpStream;
 
-use crate::{Cluster, DEADLINE, Process, Scratch, cluster::free_port, tool};
+use crate::{Cluster, DEADLINE, Process, Scratch, port::free_port, tool};
 
 /// A running PgBouncer.
 #[derive(Debug)]

@@ -9,11 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tidegate_client::{Client, SourceState, SourceStatus};
 
-use crate::{
-    Process, Scratch, Signal,
-    cluster::{copy, free_port},
-    tidegate_binary, within,
-};
+use crate::{Process, Scratch, Signal, cluster::copy, port::free_port, tidegate_binary, within};
 
 /// The source's name in these tests.
 const SOURCE: &str = "shop";

@@ -1,14 +1,9 @@
 //! Random writers: transactions of many shapes, concurrently, from a seed.
-//!
-//! Whether a statement fails (a deadlock, a server that restarts) does not matter: what was committed is the oracle's
-//! business. A lost connection is opened again.
 
 use anyhow::Result;
 use rand::{RngExt, rngs::StdRng};
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 
-use crate::{Database, Seed};
+use crate::{Database, Seed, Writers};
 
 const TABLES: &str = "
 create table account (id bigint primary key, name text, amount numeric(12, 2), active boolean, note text);
@@ -27,13 +22,6 @@ pub struct Workload {
     seed: Seed,
 }
 
-/// Running writers.
-#[derive(Debug)]
-pub struct Writers {
-    tasks: JoinSet<()>,
-    stop: CancellationToken,
-}
-
 impl Workload {
     /// Creates the tables.
     ///
@@ -47,38 +35,7 @@ impl Workload {
     /// Starts writers, which write until they are stopped.
     #[must_use]
     pub fn start(self, database_url: &str, writer_count: u64) -> Writers {
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
-        for writer in 0..writer_count {
-            let (url, stop) = (database_url.to_owned(), stop.clone());
-            let random = self.seed.generator(1 + writer);
-            tasks.spawn(write(url, random, stop));
-        }
-        Writers { tasks, stop }
-    }
-}
-
-impl Writers {
-    /// Lets each finish its transaction.
-    pub async fn stop(mut self) {
-        self.stop.cancel();
-        while self.tasks.join_next().await.is_some() {}
-    }
-}
-
-async fn write(url: String, mut random: StdRng, stop: CancellationToken) {
-    while !stop.is_cancelled() {
-        let Ok(database) = Database::connect(&url).await else {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            continue;
-        };
-        // A short limit, so that a truncate that waits for a writer that waits for it does not hold up the test.
-        database.execute("set lock_timeout = '2s'").await.ok();
-        while !stop.is_cancelled() && !database.client().is_closed() {
-            if database.execute(&transaction(&mut random)).await.is_err() {
-                database.execute("rollback").await.ok();
-            }
-        }
+        Writers::start(writer_count, (database_url, self.seed), transaction)
     }
 }
 

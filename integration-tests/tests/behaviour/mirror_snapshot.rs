@@ -5,10 +5,9 @@ use anyhow::{Context, Result, ensure};
 use rand::RngExt;
 use tidegate_client::{MirrorState, SourceStatus, Start};
 use tidegate_integration_tests::{
-    Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KeyedWriters, Seed, Server, ServerConfig, Stop,
-    held_by_postgres, keyed_tables, must_equal, tidegate,
+    Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Stop, Writers, held_by_postgres,
+    keyed_tables, keyed_transaction, must_equal, tidegate,
 };
-use tokio::task::JoinSet;
 
 use crate::snapshot_crowd::{Disturbance, OF_MIRROR, Origin, Scene, SnapshotCrowd};
 
@@ -52,11 +51,7 @@ async fn a_snapshot_out_of_the_mirror_is_exact_whatever_happens_to_the_server() 
     let mut crowd = SnapshotCrowd::new(server.endpoint(), Origin::Mirror, SNAPSHOTS);
     database.execute(&rows).await?;
     server.until("shop", "a complete mirror", is_complete).await?;
-    let writers = KeyedWriters::default();
-    let mut writing = JoinSet::new();
-    for writer in 0..WRITERS {
-        writing.spawn(writers.clone().write(database.url().to_owned(), seed.generator(10 + writer)));
-    }
+    let writers = Writers::start(WRITERS, (database.url(), seed), keyed_transaction);
     crowd.subscribe(&seed, SUBSCRIBERS);
     let mut scene = Scene { cluster: &mut cluster, server: &mut server, writers: &writers, database: "woven" };
     while !crowd.is_done() {
@@ -65,8 +60,7 @@ async fn a_snapshot_out_of_the_mirror_is_exact_whatever_happens_to_the_server() 
     }
     crowd.must_equal_postgres(&scene).await?;
     crowd.finish().await?;
-    writers.stop();
-    while writing.join_next().await.is_some() {}
+    writers.stop().await;
     Ok(())
 }
 

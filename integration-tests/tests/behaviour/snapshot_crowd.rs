@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KeyedWriters, Replay, Seed, Server, Stop,
-    held_by_postgres, must_equal,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Replay, Seed, Server, Stop, Writers, held_by_postgres,
+    must_equal,
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -54,7 +54,7 @@ pub(crate) enum Disturbance {
 pub(crate) struct Scene<'a> {
     pub(crate) cluster: &'a mut Cluster,
     pub(crate) server: &'a mut Server,
-    pub(crate) writers: &'a KeyedWriters,
+    pub(crate) writers: &'a Writers,
     pub(crate) database: &'a str,
 }
 

@@ -4,8 +4,7 @@
 
 use anyhow::Result;
 use rand::RngExt;
-use tidegate_integration_tests::{Cluster, KeyedWriters, Seed, Server, ServerConfig, Stop, keyed_tables};
-use tokio::task::JoinSet;
+use tidegate_integration_tests::{Cluster, Seed, Server, ServerConfig, Stop, Writers, keyed_tables, keyed_transaction};
 
 use crate::snapshot_crowd::{Disturbance, Origin, Scene, SnapshotCrowd};
 
@@ -39,11 +38,7 @@ async fn every_snapshot_is_exact() -> Result<()> {
     let mut server = Server::start(config).await?;
     let mut crowd = SnapshotCrowd::new(server.endpoint(), Origin::Postgres, SNAPSHOTS);
     database.execute(&rows).await?;
-    let writers = KeyedWriters::default();
-    let mut writing = JoinSet::new();
-    for writer in 0..WRITERS {
-        writing.spawn(writers.clone().write(database.url().to_owned(), seed.generator(10 + writer)));
-    }
+    let writers = Writers::start(WRITERS, (database.url(), seed), keyed_transaction);
     crowd.subscribe(&seed, SUBSCRIBERS);
     let mut scene = Scene { cluster: &mut cluster, server: &mut server, writers: &writers, database: "exact" };
     while !crowd.is_done() {
@@ -52,7 +47,6 @@ async fn every_snapshot_is_exact() -> Result<()> {
     }
     crowd.must_equal_postgres(&scene).await?;
     crowd.finish().await?;
-    writers.stop();
-    while writing.join_next().await.is_some() {}
+    writers.stop().await;
     Ok(())
 }

@@ -13,14 +13,10 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Position, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, Replica, RowCounts, Seed, Server, ServerConfig, Stop, Touched,
-    counted_by_postgres, held_by_postgres, must_count_equal, must_equal,
+    Writers, counted_by_postgres, held_by_postgres, must_count_equal, must_equal,
 };
 use tidegate_model::SNAPSHOT_ORDINAL;
-use tokio::{
-    sync::{RwLock, watch},
-    task::JoinSet,
-};
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::watch, task::JoinSet};
 
 /// Snapshots in one run.
 const SNAPSHOTS: u64 = 25;
@@ -58,9 +54,6 @@ struct Stage {
     resumed: AtomicU64,
     voided: AtomicU64,
     goal: u64,
-    /// A writer holds it while it writes a transaction.
-    writing: RwLock<()>,
-    stop: CancellationToken,
 }
 
 impl Stage {
@@ -113,16 +106,11 @@ async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
         resumed: AtomicU64::new(0),
         voided: AtomicU64::new(0),
         goal,
-        writing: RwLock::new(()),
-        stop: CancellationToken::new(),
     });
     let mut tasks = JoinSet::new();
     tasks.spawn(replay(Arc::clone(&stage)));
     database.execute(&format!("insert{rows}")).await?;
-    let mut writers = JoinSet::new();
-    for writer in 0..WRITERS {
-        writers.spawn(write(Arc::clone(&stage), database.url().to_owned(), seed.generator(10 + writer)));
-    }
+    let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
     for subscriber in 0..SUBSCRIBERS {
         tasks.spawn(subscribe(Arc::clone(&stage), seed.generator(100 + subscriber)));
     }
@@ -135,12 +123,11 @@ async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
             waited = waiting => waited?,
             Some(ended) = tasks.join_next() => ended??,
         }
-        let what = disturb(&mut random, &mut cluster, &mut server, &stage).await?;
+        let what = disturb(&mut random, (&mut cluster, &mut server), &stage, &writers).await?;
         println!("{what} after {} snapshots", stage.ended.load(Relaxed));
     }
-    quiet(&cluster, &stage).await?;
-    stage.stop.cancel();
-    while writers.join_next().await.is_some() {}
+    quiet(&cluster, &stage, &writers).await?;
+    writers.stop().await;
     let (resumed, voided) = (stage.resumed.load(Relaxed), stage.voided.load(Relaxed));
     println!("{} snapshots, {resumed} resumed by token, {voided} passes", stage.ended.load(Relaxed));
     Ok(())
@@ -212,8 +199,8 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, tables: &[&str]) -> Re
 }
 
 /// While nobody writes, a snapshot is what PostgreSQL says.
-async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
-    let _nobody_writes = stage.writing.write().await;
+async fn quiet(cluster: &Cluster, stage: &Stage, writers: &Writers) -> Result<()> {
+    let _nobody_writes = writers.pause().await;
     let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
     copier.until_snapshot_end().await?;
     let database = Database::connect(&cluster.url("keyless")).await?;
@@ -228,9 +215,9 @@ async fn quiet(cluster: &Cluster, stage: &Stage) -> Result<()> {
 
 async fn disturb(
     random: &mut StdRng,
-    cluster: &mut Cluster,
-    server: &mut Server,
+    (cluster, server): (&mut Cluster, &mut Server),
     stage: &Stage,
+    writers: &Writers,
 ) -> Result<&'static str> {
     let terminate = |what: &str| {
         format!("select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and {what}")
@@ -263,26 +250,10 @@ async fn disturb(
             "VACUUM FULL"
         }
         _ => {
-            quiet(cluster, stage).await?;
+            quiet(cluster, stage, writers).await?;
             "quiet"
         }
     })
-}
-
-async fn write(stage: Arc<Stage>, url: String, mut random: StdRng) {
-    while !stage.stop.is_cancelled() {
-        let Ok(database) = Database::connect(&url).await else {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            continue;
-        };
-        database.execute("set lock_timeout = '2s'").await.ok();
-        while !stage.stop.is_cancelled() && !database.client().is_closed() {
-            let _writing = stage.writing.read().await;
-            if database.execute(&transaction(&mut random)).await.is_err() {
-                database.execute("rollback").await.ok();
-            }
-        }
-    }
 }
 
 /// One transaction as SQL.

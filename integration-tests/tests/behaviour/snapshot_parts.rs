@@ -10,8 +10,8 @@ use tidegate_client::{
     MirrorState, SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SourceStatus, Start,
 };
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, KeyedWriters, Replay, Seed, Server, ServerConfig,
-    held_by_postgres, keyed_tables, must_equal, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Replay, Seed, Server, ServerConfig, Writers,
+    held_by_postgres, keyed_tables, keyed_transaction, must_equal, within,
 };
 use tokio::task::JoinSet;
 
@@ -122,11 +122,7 @@ async fn a_part_is_exact_for_a_running_subscriber() -> Result<()> {
     let (mut replaying, replayed, endpoint) = (JoinSet::new(), Arc::clone(&replay), server.endpoint());
     replaying.spawn(async move { replayed.run(&endpoint).await });
     database.execute(&rows).await?;
-    let writers = KeyedWriters::default();
-    let mut writing = JoinSet::new();
-    for writer in 0..3 {
-        writing.spawn(writers.clone().write(database.url().to_owned(), seed.generator(10 + writer)));
-    }
+    let writers = Writers::start(3, (database.url(), seed), keyed_transaction);
     let (mut killed, mut quiet) = (0, 0);
     for round in 0..ROUNDS {
         let asked = asked(&mut random);
@@ -143,8 +139,7 @@ async fn a_part_is_exact_for_a_running_subscriber() -> Result<()> {
             must_equal(&what, &of_keys(&copier.replica.table(asked.table), &theirs), &theirs)?;
         }
     }
-    writers.stop();
-    while writing.join_next().await.is_some() {}
+    writers.stop().await;
     println!("{ROUNDS} parts were exact, {killed} over a server killed, {quiet} compared with PostgreSQL");
     Ok(())
 }

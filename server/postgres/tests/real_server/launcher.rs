@@ -23,16 +23,18 @@ impl Server {
     /// Starts a server with these lines of configuration besides the usual ones.
     pub(crate) fn start(settings: &[&str]) -> Self {
         let home = tempfile::Builder::new().prefix("tg").tempdir().expect("a temporary directory");
-        let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its address").port();
         if is_root() {
             run(Command::new("chown").arg("postgres").arg(home.path()));
         }
-        let server = Server { home, bin: find_binaries(), port };
+        let mut server = Server { home, bin: find_binaries(), port: 0 };
         let data = server.data();
         run(server
             .tool("initdb")
             .args(["--auth=trust", "--username=postgres", "--no-sync", "--encoding=UTF8", "-D"])
             .arg(&data));
+        // Right before it is taken, so that it is still free then.
+        let port = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("its address").port();
+        server.port = port;
         let mut config = format!(
             "listen_addresses = '127.0.0.1'\nport = {port}\nunix_socket_directories = '{}'\nwal_level = logical\n\
              fsync = off\nlogical_decoding_work_mem = 64kB\nmax_wal_senders = 4\nmax_replication_slots = 4\n",
