@@ -25,6 +25,7 @@ mod scratch;
 mod seed;
 mod server;
 mod standby;
+mod stuck_commits;
 mod subscriber;
 mod type_table;
 mod wait;

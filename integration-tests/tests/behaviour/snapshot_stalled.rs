@@ -27,14 +27,6 @@ async fn prepared(cluster: &Cluster, name: &str) -> Result<Database> {
     database.another().await
 }
 
-async fn wait_for_standby(database: &Database, name: &str) -> Result<()> {
-    database.execute(&format!("alter system set synchronous_standby_names = '{name}'")).await?;
-    database.execute("select pg_reload_conf()").await?;
-    let other = database.another().await?;
-    let known = format!("select 'yes' where current_setting('synchronous_standby_names') = '{name}'");
-    within("the setting to be known", || other.text(&known)).await.map(drop)
-}
-
 /// Starts statements of which each commits in a session of its own, and waits until it is stuck there or over.
 async fn stall(database: &Database, stalled: &mut JoinSet<Result<()>>, statements: Vec<String>) -> Result<()> {
     for sql in statements {
@@ -85,7 +77,7 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
                 })
                 .collect()
         };
-        wait_for_standby(&database, "nobody").await?;
+        database.hold_commits().await?;
         let mut stalled = JoinSet::new();
         stall(&database, &mut stalled, statements(before)).await?;
         let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
@@ -98,7 +90,7 @@ async fn a_snapshot_amid_stalled_commits_is_exact() -> Result<()> {
         if ends_amid {
             copier.until_snapshot_end().await.context("amid stuck commits")?;
         }
-        wait_for_standby(&database, "").await?;
+        database.release_commits().await?;
         while let Some(done) = stalled.join_next().await {
             done??;
         }
@@ -115,7 +107,7 @@ async fn a_commit_that_stays_invisible_over_a_restart_is_waited_for() -> Result<
     let cluster = Cluster::start(&[]).await?;
     let database = prepared(&cluster, "hidden").await?;
     let mut server = Server::start(ServerConfig::of(database.url())).await?;
-    wait_for_standby(&database, "nobody").await?;
+    database.hold_commits().await?;
     let mut stalled = JoinSet::new();
     let sql = "update account set v = -1, note = 'seen?' where id = 2500".to_owned();
     stall(&database, &mut stalled, vec![sql]).await?;
@@ -134,7 +126,7 @@ async fn a_commit_that_stays_invisible_over_a_restart_is_waited_for() -> Result<
     })
     .await?;
     ensure!(stalled.try_join_next().is_none(), "the commit is not stuck");
-    wait_for_standby(&database, "").await?;
+    database.release_commits().await?;
     stalled.join_next().await.context("spawned above")???;
     copier.until_snapshot_end().await?;
     equals_postgres(&database, &mut copier, "the end").await

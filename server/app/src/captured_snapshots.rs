@@ -10,14 +10,12 @@ use tidegate_gateway::{Answer, Described, MalformedKey, SnapshotError, SnapshotS
 use tidegate_model::{Retry, SnapshotSpec, TableName};
 use tidegate_postgres::{
     ConnectConfig, Session,
-    snapshot::{Collation, PartColumn, SnapshotReadError, TablePlan, malformed_key, part_columns, table_plan},
+    snapshot::{Collation, PartColumn, SnapshotReadError, TablePlan, held_table_plan, malformed_key, part_columns},
 };
 use tidegate_proto::v1;
 use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
 use tokio::sync::watch;
 
-/// How often a table is looked at that changes meanwhile.
-const TRIES: u32 = 5;
 /// Until a capture that has not started is asked again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -42,14 +40,7 @@ impl CapturedSnapshots {
     /// The table as it is now, over a session that need not last.
     async fn planned(&self, table: &TableName) -> Result<(Session, TablePlan), SnapshotReadError> {
         let session = Session::connect(&self.connect).await?;
-        for _ in 1..TRIES {
-            match table_plan(&session, &self.publication, table).await {
-                // A TRUNCATE does: it is another table then, which can be looked at as well.
-                Err(SnapshotReadError::DefinitionChanged { .. }) => {}
-                planned => return Ok((session, planned?)),
-            }
-        }
-        let plan = table_plan(&session, &self.publication, table).await?;
+        let plan = held_table_plan(&session, &self.publication, table).await?;
         Ok((session, plan))
     }
 }

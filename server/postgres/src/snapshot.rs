@@ -34,7 +34,7 @@ pub use error::{SnapshotReadError, Unsupported};
 pub use fingerprint::{Fingerprint, FingerprintQuery, table_fingerprint};
 pub use key::KeyColumn;
 pub use part::{Collation, MalformedKey, PartColumn, check_part, malformed_key, part_columns};
-pub use plan::{PlanKind, Storage, TablePlan, table_plan};
+pub use plan::{PlanKind, Storage, TablePlan, held_table_plan, table_plan};
 pub use reader::{Chunk, ChunkFacts, ChunkReader};
 pub use select::{KeyValues, Range};
 pub use settings::ReadLimits;

@@ -49,6 +49,9 @@ pub(crate) async fn run() -> Result<Outcome> {
     let bytes: usize = recorded.iter().map(Bytes::len).sum();
     eprintln!("{ROW_COUNT} changes in {} messages, {bytes} bytes", recorded.len());
 
+    // The first run of either makes the processes grow.
+    receive_all(&server.endpoint(), PER_CONNECTION).await?;
+    bare_tonic(recorded.clone()).await?;
     let ours_first = receive_all(&server.endpoint(), PER_CONNECTION).await?;
     let bare = bare_tonic(recorded.clone()).await?;
     let ours_second = receive_all(&server.endpoint(), PER_CONNECTION).await?;

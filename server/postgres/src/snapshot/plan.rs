@@ -2,14 +2,19 @@
 //!
 //! Invariant: a plan was read while the fingerprint did not change; a reader refuses a table with another one.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, time::Duration};
 
 use tidegate_model::{Relation, RelationColumn, ReplicaIdentity, TableName};
 
 use crate::{
-    CatalogColumn, Session, relation_columns,
+    CatalogColumn, Session,
+    publication::qualified,
+    relation_columns,
     snapshot::{Fingerprint, KeyColumn, SnapshotReadError, Unsupported, key, table_fingerprint},
 };
+
+/// How long a lock on a table is waited for: whoever needs the table after us waits behind us.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to read a table for a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,7 +70,7 @@ impl TablePlan {
     }
 }
 
-/// Reads how a publication sends a table. The session must not be within a transaction.
+/// Reads how a publication sends a table. A transaction that the session is in must be READ COMMITTED.
 ///
 /// # Errors
 /// [`SnapshotReadError::Unsupported`] with the reason; [`SnapshotReadError::TableMissing`],
@@ -123,6 +128,31 @@ pub async fn table_plan(
         storage: storage.into_iter().map(|(storage, _, _)| storage).collect(),
         row_count_estimate: rows,
     })
+}
+
+/// The same with the table locked (ACCESS SHARE) meanwhile, so that one that is truncated again and again has a plan too.
+///
+/// # Errors
+/// As of [`table_plan`]; [`SnapshotReadError::LockTimeout`], [`SnapshotReadError::Forbidden`].
+pub async fn held_table_plan(
+    session: &Session,
+    publication: &str,
+    table: &TableName,
+) -> Result<TablePlan, SnapshotReadError> {
+    // What cannot be locked is told apart before.
+    if let Some(reason) = Class::read(session, table).await?.unsupported() {
+        return Err(SnapshotReadError::Unsupported { table: table.clone(), reason });
+    }
+    let (timeout_ms, name) = (LOCK_TIMEOUT.as_millis(), qualified(table));
+    let hold =
+        format!("BEGIN READ ONLY; SET LOCAL lock_timeout = {timeout_ms}; LOCK TABLE {name} IN ACCESS SHARE MODE");
+    let planned = async {
+        session.client().batch_execute(&hold).await.map_err(SnapshotReadError::of(table, "lock a table"))?;
+        table_plan(session, publication, table).await
+    }
+    .await;
+    let ended = session.client().batch_execute("ROLLBACK").await;
+    planned.and_then(|plan| ended.map(|()| plan).map_err(SnapshotReadError::of(table, "end a transaction")))
 }
 
 /// A relation in `pg_class`.

@@ -9,7 +9,7 @@ use tidegate_control::SnapshotJob;
 use tidegate_model::{Epoch, TableName};
 use tidegate_postgres::{
     Session, memberships,
-    snapshot::{TablePlan, check_part, table_plan},
+    snapshot::{TablePlan, check_part, held_table_plan},
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::info;
@@ -92,7 +92,7 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
     let session = Session::connect(&context.connect).await?;
     let mut plans = Vec::with_capacity(names.len());
     for name in names {
-        let mut plan = table_plan(&session, &context.publication, name).await?;
+        let mut plan = held_table_plan(&session, &context.publication, name).await?;
         if plan.key.is_empty() {
             if keyed_only || job.parts.contains_key(name) {
                 return Err(SnapshotError::Keyless(name.clone()));

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use tidegate_model::{Retry, TableName};
 use tidegate_postgres::snapshot::{
-    Chunk, ChunkReader, Cursor, FingerprintQuery, ReadLimits, SnapshotReadError, Unsupported, table_fingerprint,
-    table_plan,
+    Chunk, ChunkReader, Cursor, FingerprintQuery, ReadLimits, SnapshotReadError, Unsupported, held_table_plan,
+    table_fingerprint, table_plan,
 };
 
 use super::{after, name, numbers, plan, read, read_all, reader};
@@ -82,6 +82,37 @@ async fn a_table_that_vanishes_or_is_locked_is_named() {
     server.sql("CREATE TABLE public.t (n int PRIMARY KEY)").await;
     let another = read(&mut reader, &plan, &after(None, 1)).await.expect_err("another incarnation");
     assert!(matches!(another, SnapshotReadError::TableMissing { .. }), "{another:?}");
+}
+
+#[tokio::test]
+async fn a_table_that_is_truncated_all_the_time_has_a_plan() {
+    let server = Server::start(&[]);
+    server.sql("CREATE TABLE public.t (n int PRIMARY KEY); CREATE PUBLICATION pub FOR TABLE public.t").await;
+    let session = server.session().await;
+    let truncating = server.session().await;
+    let truncate = async {
+        loop {
+            truncating.client().batch_execute("TRUNCATE public.t").await.expect("an empty table");
+        }
+    };
+    let plan = async {
+        for _ in 0..20 {
+            held_table_plan(&session, "pub", &name("t")).await.expect("a plan");
+        }
+    };
+    tokio::select! {
+        () = truncate => unreachable!("it goes on"),
+        () = plan => {}
+    }
+    // Nothing of it is left behind, nor of one that fails.
+    server
+        .sql(
+            "SET lock_timeout = 5000; ALTER TABLE public.t ADD COLUMN v int; ALTER PUBLICATION pub DROP TABLE public.t",
+        )
+        .await;
+    let failed = held_table_plan(&session, "pub", &name("t")).await.expect_err("not published");
+    assert!(matches!(failed, SnapshotReadError::Unsupported { .. }), "{failed:?}");
+    server.sql("SET lock_timeout = 5000; DROP TABLE public.t").await;
 }
 
 #[tokio::test]
