@@ -16,7 +16,7 @@ use tidegate_postgres::{
 };
 use tokio::{
     sync::{Notify, watch},
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 const SOON: Duration = Duration::from_secs(1);
 /// Between two looks, at least so many times as long as a look takes.
 const REST: u32 = 20;
+/// The same, where looks are suggested one after the other.
+const SUGGESTED_REST: u32 = 4;
 /// What is suggested in a row shares a look.
 const SETTLE: Duration = Duration::from_millis(50);
 /// Without an answer the connection may be gone without a word.
@@ -85,11 +87,12 @@ impl DefinitionWatch {
             }
             let is_soon = has_failed || std::mem::take(&mut is_suggested);
             let interval = if is_soon { self.interval.min(SOON) } else { self.interval };
+            let look = Look { started, ended: Instant::now() };
             tokio::select! {
-                () = sleep_until(started + (started.elapsed() * REST).max(interval)) => {}
+                () = sleep_until(look.next(interval)) => {}
                 () = self.altered.notified() => {
                     is_suggested = true;
-                    sleep(SETTLE).await;
+                    sleep_until(look.suggested(Instant::now())).await;
                 }
                 Ok(()) = self.tables.changed() => {}
             }
@@ -113,5 +116,45 @@ impl DefinitionWatch {
             }
         };
         Ok(query.read(session, &self.publication, tables).await?)
+    }
+}
+
+/// The last look: when there is another depends on how long it took.
+#[derive(Clone, Copy)]
+struct Look {
+    started: Instant,
+    ended: Instant,
+}
+
+impl Look {
+    fn next(self, interval: Duration) -> Instant {
+        self.started + ((self.ended - self.started) * REST).max(interval)
+    }
+
+    /// It is suggested now.
+    fn suggested(self, now: Instant) -> Instant {
+        (now + SETTLE).max(self.ended + (self.ended - self.started) * SUGGESTED_REST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_that_are_suggested_in_a_row_take_a_small_part_of_the_time() {
+        let second = Duration::from_secs(1);
+        let start = Instant::now();
+        let (mut now, mut busy) = (start, Duration::ZERO);
+        for _ in 0..100 {
+            let look = Look { started: now, ended: now + second };
+            busy += second;
+            now = look.suggested(look.ended);
+        }
+        assert!(busy * 5 <= now - start);
+        // One by itself is looked at soon.
+        let look = Look { started: start, ended: start + second };
+        assert_eq!(look.suggested(start + 10 * second), start + 10 * second + SETTLE);
+        assert_eq!(look.next(second), start + 20 * second);
     }
 }
