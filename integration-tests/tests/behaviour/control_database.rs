@@ -2,7 +2,8 @@
 //! and the capture goes on when it answers again.
 
 use anyhow::{Context, Result, ensure};
-use tidegate_integration_tests::{Cluster, Database, Ended, Recorder, Server, ServerConfig};
+use tidegate_client::Start;
+use tidegate_integration_tests::{Cluster, Copier, Database, Ended, Recorder, Server, ServerConfig, within};
 
 /// A server whose control database is not the source.
 async fn served(name: &str) -> Result<(Database, Database, Server, Recorder)> {
@@ -72,4 +73,24 @@ async fn while_the_server_starts() -> Result<()> {
     // A server that is told to stop meanwhile does not wait for it.
     control.execute("begin; lock table tidegate.source").await.context("lock")?;
     server.terminate().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keeps_the_newest_snapshots_that_have_ended() -> Result<()> {
+    let (_database, control, server, _recorder) = served("ended").await?;
+    control
+        .execute(
+            "insert into tidegate.snapshot (source, snapshot, epoch, tables, state, ended_at)
+             select name, n, '0', '{}', 'failed', now() from tidegate.source, generate_series(1, 150) n;
+             update tidegate.source set last_snapshot = 150",
+        )
+        .await?;
+    let mut copier = Copier::new(&server.endpoint(), &["other"], Start::Snapshot);
+    let snapshot = copier.until_snapshot_end().await?;
+    ensure!(snapshot == 151, "{snapshot} was given");
+    let kept = "select concat(count(*), ' from ', min(snapshot), ' to ', max(snapshot)) from tidegate.snapshot";
+    within("the oldest to be forgotten", || async {
+        Ok((control.text(kept).await?.as_deref() == Some("100 from 52 to 151")).then_some(()))
+    })
+    .await
 }

@@ -12,8 +12,8 @@ use tokio_postgres::{Client, Row, Transaction};
 
 use crate::ControlError;
 
-/// How many ended snapshots are listed.
-const ENDED_LISTED: i64 = 100;
+/// How many ended snapshots of a source are kept.
+const ENDED_MAX: i64 = 100;
 
 /// A snapshot as it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,7 +141,7 @@ pub(crate) async fn list(client: &Client, source: &SourceName) -> Result<Vec<Sna
               FROM tidegate.snapshot
               WHERE source = $1 AND ended_at IS NOT NULL ORDER BY snapshot DESC LIMIT $2)
              ORDER BY snapshot",
-            &[&source.as_str(), &ENDED_LISTED],
+            &[&source.as_str(), &ENDED_MAX],
         )
         .await?;
     let mut parts = parts(client, source).await?;
@@ -152,7 +152,7 @@ pub(crate) async fn list(client: &Client, source: &SourceName) -> Result<Vec<Sna
     Ok(rows.iter().map(with_parts).collect())
 }
 
-/// By snapshot. Of one that is not listed any more, nothing but a condition is left.
+/// By snapshot. Of one that has ended, nothing but a condition is left.
 async fn parts(client: &Client, source: &SourceName) -> Result<BTreeMap<u32, Parts>, ControlError> {
     const SQL: &str = "SELECT snapshot, schema_name, table_name, condition, key_width, key_values
          FROM tidegate.snapshot_part WHERE source = $1";
@@ -197,8 +197,19 @@ pub(crate) async fn set_state(
              WHERE p.source = $1 AND p.key_values IS NOT NULL
                AND (s.source, s.snapshot) = (p.source, p.snapshot) AND s.ended_at IS NOT NULL";
         client.execute(SQL, &[&source.as_str()]).await?;
+        forget_oldest(client, source).await?;
     }
     Ok(count > 0)
+}
+
+/// A table that cannot be read has a snapshot begun again and again: only the newest that have ended are kept. Their numbers stay given.
+async fn forget_oldest(client: &Client, source: &SourceName) -> Result<(), ControlError> {
+    const SQL: &str = "DELETE FROM tidegate.snapshot
+         WHERE source = $1 AND ended_at IS NOT NULL AND snapshot <= (
+           SELECT snapshot FROM tidegate.snapshot
+           WHERE source = $1 AND ended_at IS NOT NULL ORDER BY snapshot DESC OFFSET $2 LIMIT 1)";
+    client.execute(SQL, &[&source.as_str(), &ENDED_MAX]).await?;
+    Ok(())
 }
 
 fn job(row: &Row) -> SnapshotJob {
