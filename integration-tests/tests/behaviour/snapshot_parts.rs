@@ -242,7 +242,7 @@ async fn what_is_no_part_of_a_table_is_refused_and_does_nothing() -> Result<()> 
         (SnapshotPart { table: "item".to_owned(), rows: None }, "nothing says which rows"),
         (item_keys(&[&["1"], &["2; drop table item"]]), "key 2: PostgreSQL does not read '2; drop table item'"),
         (item_keys(&[&["1"], &["99999999999"]]), "key 2: PostgreSQL does not read '99999999999'"),
-        (item_keys(&[&["1", "2"]]), "key 1 has 2 values, and the key has 1 columns: id"),
+        (item_keys(&[&["1", "2"]]), "key 1 is to have a value for each of id; it has 2"),
         (by_keys("item", &["name"], &keys(&[&["n1"]])), "the key's columns are id, and not name"),
         (item_keys(&[]), "the list of keys is empty"),
         (by_keys("item", &[], &many), "10001 keys are too many; the limit is 10000"),

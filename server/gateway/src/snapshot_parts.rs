@@ -38,7 +38,7 @@ pub(crate) enum PartError {
     NoKeys,
     #[error("the key's columns are {}, and not {}", .key.join(", "), .given.join(", "))]
     Columns { key: Vec<String>, given: Vec<String> },
-    #[error("key {number} has {count} values, and the key has {} columns: {}", .key.len(), .key.join(", "))]
+    #[error("key {number} is to have a value for each of {}; it has {count}", .key.join(", "))]
     Width { number: usize, count: usize, key: Vec<String> },
     #[error(
         "key {number}: PostgreSQL does not read '{value}' as a value of the column {column}; write it as in a literal, \
@@ -166,7 +166,7 @@ mod tests {
             (keys(&["a"], &[&["1"]]), "the key's columns are a, b, and not a"),
             (keys(&["a", "a"], &[&["1", "2"]]), "the key's columns are a, b, and not a, a"),
             (keys(&["a", "b", "c"], &[&["1", "2", "3"]]), "the key's columns are a, b, and not a, b, c"),
-            (keys(&[], &[&["1", "2"], &["3"]]), "key 2 has 1 values, and the key has 2 columns: a, b"),
+            (keys(&[], &[&["1", "2"], &["3"]]), "key 2 is to have a value for each of a, b; it has 1"),
             (keys(&[], &[]), "the list of keys is empty; give at least one key, or read the whole table"),
         ] {
             assert_eq!(in_order(given), Err(expected.to_owned()));

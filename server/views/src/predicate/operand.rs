@@ -11,7 +11,7 @@ const TIME_TYPES: [&str; 2] = ["time", "timestamp"];
 /// Functions without parentheses.
 const CLOCK: [&str; 5] = ["current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"];
 
-pub(super) const NOT_IMMUTABLE: &str = "its value changes while the row stays as it is; give the value as a parameter, and define the condition again later";
+pub(super) const NOT_IMMUTABLE: &str = "its value changes while the row stays as it is; put a value in its place (in a shape, a parameter), and ask again with another one later";
 
 impl Parser<'_> {
     /// An operand without operators.
