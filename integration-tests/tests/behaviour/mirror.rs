@@ -195,8 +195,11 @@ fn start_writers(url: &str, seed: Seed, stop: &CancellationToken) -> JoinSet<()>
 }
 
 fn mirror_is_complete(status: &SourceStatus) -> bool {
-    // A truncated table is verified again, and is complete meanwhile.
-    let complete = |table: &MirroredTable| matches!(table.state(), MirrorState::Complete | MirrorState::Verifying);
+    // A table that is truncated again and again is verified again and again, and is complete meanwhile.
+    let is_truncated = |table: &MirroredTable| table.table == "public.counted";
+    let complete = |table: &MirroredTable| {
+        table.state() == MirrorState::Complete || (table.state() == MirrorState::Verifying && is_truncated(table))
+    };
     status.mirror.len() == 3 && status.mirror.iter().all(complete)
 }
 
@@ -265,8 +268,7 @@ async fn old_rows_and_large_values_are_whole_whatever_happens_to_the_server() ->
     stop.cancel();
     while writers.join_next().await.is_some() {}
     for table in ["account", "pair", "counted"] {
-        let (code, text) = verify(&server, table).await?;
-        ensure!(code == Some(0), "{table}: {text}");
+        must_be_equal(&server, table).await?;
     }
     database.mark("the end").await?;
     let history = subscriber.join_next().await.context("spawned above")???;
@@ -399,6 +401,17 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
 }
 
 /// Exit code and all that is printed.
+/// The mirror is what PostgreSQL has, as soon as it can be compared: a table that was truncated is being read by a snapshot.
+async fn must_be_equal(server: &Server, table: &str) -> Result<()> {
+    let (code, text) = within("the mirror can be compared", || async {
+        let (code, text) = verify(server, table).await?;
+        Ok((!text.contains("Unavailable")).then_some((code, text)))
+    })
+    .await?;
+    ensure!(code == Some(0), "{table}: {text}");
+    Ok(())
+}
+
 async fn verify(server: &Server, table: &str) -> Result<(Option<i32>, String)> {
     let output = tidegate(&["mirror", "verify", table, "--server", &server.endpoint()]).await?;
     let printed = [output.stdout, output.stderr].concat();
