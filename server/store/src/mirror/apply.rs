@@ -455,6 +455,7 @@ impl Mirror {
             // Should the incarnation come back, it must not use what is being removed.
             (key::numbered(key::LIFE, table.oid), Some(key::value(table.life))),
         ];
+        writes.extend(table.former_rows().into_iter().map(|rows| (key::dead(&rows), gone.clone())));
         let of_table: Vec<u32> =
             self.indexes.iter().filter(|(_, index)| index.oid == table.oid).map(|(number, _)| *number).collect();
         for number in of_table {

@@ -7,9 +7,10 @@
 //! ```
 //!
 //! Invariant: at each position, who has applied all changes up to there has what the mirror of a complete table has. A chunk's reads are for those who
-//! have started from its snapshot, and everything else in it for the others; both are the state at its position. A field that
+//! receive its snapshot, and everything else in it for the others, but for deletes, which are for both; either is the state at its position. A field that
 //! the stored row did not have yet counts as null: that is what a subscriber has.
 
+use bytes::Bytes;
 use tidegate_model::{Entry, Op};
 use tidegate_schema::{OldKind, RowType};
 
@@ -31,6 +32,10 @@ pub(super) struct Closing {
     /// Given to what the pass has confirmed.
     generation: u32,
     rows: Merged,
+    /// They are of a life under another key.
+    is_former: bool,
+    /// Rows of such lives that come next.
+    former: Vec<Bytes>,
 }
 
 impl Mirror {
@@ -65,10 +70,15 @@ impl Mirror {
         };
         // A table without a row type has no row.
         let Some(known) = self.row_types.get(&closing.table.row_type) else { return Ok(true) };
-        let counted = closing.table.generation_min..closing.generation;
-        while let Some(pair) = closing.rows.next() {
+        loop {
+            let Some(pair) = closing.rows.next() else {
+                let Some(former) = closing.former.pop() else { return Ok(true) };
+                closing.rows = self.rows_now(&former);
+                closing.is_former = true;
+                continue;
+            };
             let stored = StoredRow::decode(pair?.1)?;
-            if !counted.contains(&stored.generation) {
+            if !self.is_gone(&closing, &stored)? {
                 continue;
             }
             let from = self.row_types.get(&stored.row_type);
@@ -86,14 +96,35 @@ impl Mirror {
                 return Ok(false);
             }
         }
-        Ok(true)
+    }
+
+    /// Does a row that is held not exist any more? Of one under another key, its new key is to be known.
+    fn is_gone(&self, closing: &Closing, stored: &StoredRow) -> Result<bool> {
+        let Closing { table, generation, is_former, .. } = closing;
+        if stored.generation < table.generation_min {
+            return Ok(false);
+        }
+        if !is_former {
+            return Ok(stored.generation < *generation);
+        }
+        let Some(from) = self.row_types.get(&stored.row_type) else { return Ok(false) };
+        let has = |field: &u32| from.row_type.column_by_field(*field).is_some() && !stored.missing.contains(field);
+        let is_known = row::shares_numbers(&from.row_type, &self.row_types[&table.row_type].row_type);
+        if !is_known || !table.key.iter().all(has) {
+            return Ok(false);
+        }
+        Ok(self.stored(&table.row(&row::project(&stored.row, &table.key)?))?.is_none())
     }
 
     fn closing(&self, chunk: &ChunkTable) -> Result<Option<Closing>> {
         let table = self.tables.get(&chunk.table_oid).filter(|table| table.is_corrected());
         let (Some(table), Some(generation)) = (table, self.confirmed(chunk)) else { return Ok(None) };
-        let rows = table.rows();
-        let cut = self.read_view(|view| view.newest(&rows, self.transaction));
-        Ok(Some(Closing { table: table.clone(), generation, rows: cut.iter(&rows, None) }))
+        let (rows, former) = (self.rows_now(&table.rows()), table.former_rows());
+        Ok(Some(Closing { table: table.clone(), generation, rows, is_former: false, former }))
+    }
+
+    /// All that is held under a prefix.
+    fn rows_now(&self, rows: &Bytes) -> Merged {
+        self.read_view(|view| view.newest(rows, self.transaction)).iter(rows, None)
     }
 }

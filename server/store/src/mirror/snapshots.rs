@@ -80,7 +80,13 @@ impl Mirror {
         let first = table.row_type == 0;
         if !first && table.key != key {
             // Rows are held under another key. What is read from here on is under the new one, but not all of it may be.
-            self.begin_life(&mut table);
+            if table.tells_all() {
+                let life = table.life;
+                self.leave_life(&mut table);
+                table.former_lives.push(life);
+            } else {
+                self.begin_life(&mut table);
+            }
             table.is_told |= table.complete;
             table.complete = false;
             table.passes.clear();
@@ -117,8 +123,22 @@ impl Mirror {
 
     /// All rows so far are gone.
     pub(super) fn begin_life(&mut self, table: &mut Table) {
+        self.stage(key::dead(&table.rows()), Some(bytes::Bytes::new()));
+        self.forget_former(table);
+        self.leave_life(table);
+    }
+
+    /// What subscribers have of former lives is settled.
+    fn forget_former(&mut self, table: &mut Table) {
+        for rows in table.former_rows() {
+            self.stage(key::dead(&rows), Some(bytes::Bytes::new()));
+        }
+        table.former_lives.clear();
+    }
+
+    /// Rows are held anew; those so far stay, and count no more.
+    fn leave_life(&mut self, table: &mut Table) {
         let gone = Some(bytes::Bytes::new());
-        self.stage(key::dead(&table.rows()), gone.clone());
         let of_table: Vec<u32> =
             self.indexes.iter().filter(|(_, index)| index.oid == table.oid).map(|(number, _)| *number).collect();
         for number in of_table {
@@ -172,6 +192,7 @@ impl Mirror {
             }
             Some(mut table) if chunk.closes => {
                 if let Some(generation) = self.confirmed(&chunk) {
+                    self.forget_former(&mut table);
                     table.verified = chunk.fingerprint;
                     table.generation_min = table.generation_min.max(generation);
                     self.stage_table(table);

@@ -50,6 +50,10 @@ pub(crate) struct Table {
     /// it what it holds, or know it under another key.
     #[prost(bool, tag = "11")]
     pub(crate) is_told: bool,
+    /// Lives under other keys whose rows subscribers have: those that are not among the rows of this one are gone when a pass has
+    /// confirmed the table.
+    #[prost(uint32, repeated, tag = "12")]
+    pub(crate) former_lives: Vec<u32>,
 }
 
 impl Table {
@@ -69,6 +73,11 @@ impl Table {
 
     pub(crate) fn rows(&self) -> Bytes {
         key::rows(self.oid, self.life)
+    }
+
+    /// The rows of each former life.
+    pub(crate) fn former_rows(&self) -> Vec<Bytes> {
+        self.former_lives.iter().map(|life| key::rows(self.oid, *life)).collect()
     }
 
     pub(crate) fn row(&self, row_key: &[u8]) -> Bytes {
