@@ -326,6 +326,11 @@ impl Copier {
         Copier { snapshots: true, ..self }
     }
 
+    /// From the next connection on, receives also the snapshots that someone starts, or does not.
+    pub fn asks_for_snapshots(&mut self, asks: bool) {
+        self.snapshots = asks;
+    }
+
     /// Ends the subscription: the next call goes on by token.
     pub fn drop_connection(&mut self) {
         self.events = None;

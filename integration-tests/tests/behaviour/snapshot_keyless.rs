@@ -13,7 +13,7 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Position, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, Replica, RowCounts, Seed, Server, ServerConfig, Stop, Touched,
-    Writers, counted_by_postgres, held_by_postgres, must_count_equal, must_equal,
+    Writers, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, within,
 };
 use tidegate_model::SNAPSHOT_ORDINAL;
 use tokio::{sync::watch, task::JoinSet};
@@ -116,9 +116,7 @@ async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
     }
     while stage.ended.load(Relaxed) < goal {
         let count = (stage.ended.load(Relaxed) + random.random_range(1..4)).min(goal);
-        let waiting = tidegate_integration_tests::within("snapshots to end", || async {
-            Ok((stage.ended.load(Relaxed) >= count).then_some(()))
-        });
+        let waiting = within("snapshots to end", || async { Ok((stage.ended.load(Relaxed) >= count).then_some(())) });
         tokio::select! {
             waited = waiting => waited?,
             Some(ended) = tasks.join_next() => ended??,
@@ -359,8 +357,152 @@ async fn what_ends_its_snapshot_begins_the_pass_anew() -> Result<()> {
     }
     // Nothing holds VACUUM back once it is over.
     let held = "select count(*)::text from pg_stat_activity where state = 'idle in transaction'";
-    tidegate_integration_tests::within("no transaction is open", || async {
+    within("no transaction is open", || async {
         Ok((database.text(held).await?.as_deref() == Some("0")).then_some(()))
     })
     .await
+}
+
+/// A table `t` without a key, read in some seconds, and a server whose control database is elsewhere.
+async fn slow(name: &str) -> Result<(Database, Database, Server)> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database(name).await?;
+    let control = cluster.database(&format!("{name}_control")).await?;
+    database
+        .execute(
+            "create table t (a int, b text); alter table t replica identity full;
+             insert into t select n % 100, repeat('b', 200) from generate_series(1, 24000) n",
+        )
+        .await?;
+    let mut config = ServerConfig::of(database.url());
+    config.lines.push(format!("control: {{url: '{}'}}", control.url()));
+    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 6000}".to_owned());
+    let server = Server::start(config).await?;
+    server.streaming().await?;
+    Ok((database, control, server))
+}
+
+/// Until rows of a snapshot have come.
+async fn until_read(copier: &mut Copier) -> Result<()> {
+    let before = copier.replica.read_count;
+    while copier.replica.read_count == before {
+        copier.next().await?;
+    }
+    Ok(())
+}
+
+/// Nothing holds VACUUM back.
+async fn nothing_is_open(database: &Database) -> Result<()> {
+    let open = "select count(*)::text from pg_stat_activity
+                where state = 'idle in transaction' and application_name like 'tidegate%' and datname = current_database()";
+    within("no transaction is open", || async {
+        Ok((database.text(open).await?.as_deref() == Some("0")).then_some(()))
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscription_may_begin_and_cease_to_ask_for_snapshots_amid_one() -> Result<()> {
+    let (database, _control, server) = slow("asking").await?;
+    let endpoint = server.endpoint();
+    let mut begins = Copier::new(&endpoint, &["t"], Start::Snapshot);
+    let mut ceases = Copier::new(&endpoint, &["t"], Start::Snapshot).with_snapshots();
+    let mut asks = Copier::new(&endpoint, &["t"], Start::Snapshot).with_snapshots();
+    for copier in [&mut begins, &mut ceases, &mut asks] {
+        copier.until_snapshot_end().await?;
+    }
+    server.client().await?.start_snapshot("", vec!["t".to_owned()]).await?;
+    until_read(&mut asks).await?;
+    until_read(&mut ceases).await?;
+    database.execute("delete from t where a = 7; insert into t values (1000, 'new'), (1000, 'new')").await?;
+    begins.until_caught_up(&database).await?;
+    for (copier, asks) in [(&mut begins, true), (&mut ceases, false)] {
+        copier.drop_connection();
+        copier.asks_for_snapshots(asks);
+    }
+    asks.until_snapshot_end().await?;
+    let theirs = counted_by_postgres(&database, "t").await?;
+    for (what, copier) in [("asks", &mut asks), ("begins", &mut begins), ("ceases", &mut ceases)] {
+        copier.until_caught_up(&database).await?;
+        must_count_equal(what, &copier.replica.counts("public.t"), &theirs)?;
+    }
+    // What begins afterwards is received as it is asked for now.
+    server.client().await?.start_snapshot("", vec!["t".to_owned()]).await?;
+    let reads = ceases.replica.read_count;
+    begins.until_snapshot_end().await?;
+    ceases.until_caught_up(&database).await?;
+    ensure!(ceases.replica.read_count == reads, "it does not ask for snapshots any more");
+    must_count_equal("begins", &begins.replica.counts("public.t"), &theirs)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_a_part_only_of_what_was_given_up_is_reset() -> Result<()> {
+    let (_database, _control, server) = slow("given_up").await?;
+    let mut copiers = [true, false].map(|asks| {
+        let mut copier = Copier::new(&server.endpoint(), &["t"], Start::Now);
+        copier.asks_for_snapshots(asks);
+        copier
+    });
+    for copier in &mut copiers {
+        while copier.next().await? != Arrival::Progress {}
+    }
+    let [mut asks, mut other] = copiers;
+    let client = server.client().await?;
+    let started = client.start_snapshot("", vec!["t".to_owned()]).await?;
+    until_read(&mut asks).await?;
+    client.cancel_snapshot("", started.snapshot).await?;
+    let reset = async {
+        loop {
+            match asks.next().await? {
+                Arrival::Reset(_, detail) => return anyhow::Ok(detail),
+                Arrival::Abandoned(..) | Arrival::Ended(_) => bail!("it holds a part of the table"),
+                Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Progress => {}
+            }
+        }
+    };
+    let detail = tokio::time::timeout(DEADLINE, reset).await.context("no reset")??;
+    ensure!(detail.contains("public.t") && detail.contains("without the token"), "{detail}");
+    while other.next().await? != Arrival::Progress {}
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_transaction_stays_open_while_the_stream_is_away_or_the_snapshot_waits() -> Result<()> {
+    let (database, control, server) = slow("away").await?;
+    let mut copier = Copier::new(&server.endpoint(), &["t"], Start::Snapshot);
+    until_read(&mut copier).await?;
+    control.execute("begin; lock table tidegate.source").await?;
+    let end = "select pg_terminate_backend(active_pid) from pg_replication_slots where slot_name = ";
+    database.execute(&format!("{end}'{}'", server.slot())).await?;
+    nothing_is_open(&database).await?;
+    control.execute("rollback").await?;
+    copier.until_snapshot_end().await?;
+    must_count_equal("t", &copier.replica.counts("public.t"), &counted_by_postgres(&database, "t").await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_paused_snapshot_is_told() -> Result<()> {
+    let (database, _control, server) = slow("told").await?;
+    let client = server.client().await?;
+    let first = client.start_snapshot("", vec!["t".to_owned()]).await?.snapshot;
+    client.pause_snapshot("", first).await?;
+    nothing_is_open(&database).await?;
+    let refused = tokio::time::timeout(DEADLINE, client.start_snapshot("", vec!["t".to_owned()])).await;
+    let refused = refused.context("no answer")?.err().context("it is read twice at once")?.to_string();
+    ensure!(refused.contains(&format!("tidegate snapshot resume {first}")), "{refused}");
+    let mut copier = Copier::new(&server.endpoint(), &["t"], Start::Snapshot);
+    client.resume_snapshot("", first).await?;
+    copier.until_snapshot_end().await?;
+    must_count_equal("t", &copier.replica.counts("public.t"), &counted_by_postgres(&database, "t").await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_empty_when_its_pass_began_is_read_as_it_was() -> Result<()> {
+    let (database, _control, server) = slow("empty").await?;
+    database.execute("truncate t").await?;
+    let mut copier = Copier::new(&server.endpoint(), &["t"], Start::Snapshot);
+    copier.until_snapshot_end().await?;
+    database.execute("insert into t values (1, 'one')").await?;
+    copier.until_caught_up(&database).await?;
+    must_count_equal("t", &copier.replica.counts("public.t"), &counted_by_postgres(&database, "t").await?)
 }

@@ -2,6 +2,8 @@
 //! unconfirmed until it is, and no longer.
 
 use anyhow::{Context, Result, ensure};
+use futures_util::StreamExt;
+use tidegate_client::{Changes, Event, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Ended, Recorder, Server, ServerConfig, within};
 use tokio::task::JoinSet;
 
@@ -45,4 +47,51 @@ async fn a_commit_that_is_not_visible_is_delivered_and_stays_unconfirmed_until_i
         Ok((database.text(&confirmed).await?.as_deref() == Some("true")).then_some(()))
     })
     .await
+}
+
+/// The number of the only column besides the key in the next change.
+async fn field_of_next(changes: &mut Changes) -> Result<u32> {
+    loop {
+        if let Event::Change(change) = changes.next().await.context("the subscription ended")?? {
+            let row_type = change.row_type.context("a row type")?;
+            let mut columns = row_type.proto().columns.iter().filter(|column| !column.key);
+            return Ok(columns.next().context("a column")?.field);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_that_is_renamed_keeps_its_number_where_the_catalog_shows_it_late() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let database = cluster.database("renamed").await?;
+    database.execute("create table t (id int primary key, b text)").await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut changes = server.client().await?.subscribe(Subscription::tables(["t"]).from(Start::Earliest));
+    database.execute("insert into t values (1, 'one')").await?;
+    let before = field_of_next(&mut changes).await?;
+
+    database.execute("set synchronous_commit = local").await?;
+    let waiting = database.another().await?;
+    database.execute("alter system set synchronous_standby_names = 'nobody'").await?;
+    database.execute("select pg_reload_conf()").await?;
+    within("the other session to know it", || {
+        waiting.text("select 'yes' where current_setting('synchronous_standby_names') = 'nobody'")
+    })
+    .await?;
+    let mut waiter = JoinSet::new();
+    waiter.spawn(async move {
+        waiting.execute("begin; alter table t rename b to x; insert into t values (2, 'two'); commit").await
+    });
+    let is_sent = format!(
+        "select 'yes' from pg_stat_replication r, pg_replication_slots s, pg_stat_activity a
+         where s.slot_name = '{}' and r.pid = s.active_pid and r.sent_lsn >= pg_current_wal_flush_lsn() and a.wait_event = 'SyncRep'",
+        server.slot()
+    );
+    within("the transaction to be sent and wait", || database.text(&is_sent)).await?;
+    database.execute("alter system reset synchronous_standby_names").await?;
+    database.execute("select pg_reload_conf()").await?;
+    waiter.join_next().await.context("spawned above")???;
+    let after = field_of_next(&mut changes).await?;
+    ensure!(before == after, "b had the number {before}, x has {after}");
+    Ok(())
 }

@@ -93,6 +93,11 @@ struct Attempts {
     running: Vec<TableName>,
     failures: BTreeMap<TableName, Failure>,
     definitions: Definitions,
+    /// By OID, under which definition a table was verified, and has been seen since.
+    settled: BTreeMap<u32, String>,
+    /// And has had another since. It may be the same again: one that was renamed away was written to meanwhile without a word in the
+    /// stream.
+    strayed: BTreeMap<u32, String>,
 }
 
 impl Attempts {
@@ -102,12 +107,35 @@ impl Attempts {
 
     /// Is every row there, under the definition that the table has?
     fn is_verified(&self, table: &MirroredTable) -> bool {
-        table.complete && self.definition(table).is_some_and(|definition| definition.as_str() == table.verified)
+        let is_same = |definition: &Fingerprint| definition.as_str() == table.verified && !self.has_strayed(table);
+        table.complete && self.definition(table).is_some_and(is_same)
     }
 
-    /// Is every row there, but under another definition?
+    /// Is every row there, but under another definition, or as of before there was another?
     fn is_altered(&self, table: &MirroredTable) -> bool {
-        table.complete && self.definition(table).is_some_and(|definition| definition.as_str() != table.verified)
+        table.complete && self.definition(table).is_some() && !self.is_verified(table)
+    }
+
+    fn has_strayed(&self, table: &MirroredTable) -> bool {
+        self.strayed.get(&table.table_oid) == Some(&table.verified)
+    }
+
+    /// Remembers which tables have come to have another definition than they were verified under.
+    fn notice(&mut self, mirrored: &[MirroredTable]) {
+        for table in mirrored.iter().filter(|table| table.complete) {
+            let Some(is_same) = self.definition(table).map(|definition| definition.as_str() == table.verified) else {
+                continue;
+            };
+            let was_same = self.settled.get(&table.table_oid) == Some(&table.verified);
+            if is_same && !was_same {
+                self.settled.insert(table.table_oid, table.verified.clone());
+            } else if was_same && !is_same {
+                self.strayed.insert(table.table_oid, table.verified.clone());
+            }
+        }
+        let is_mirrored = |oid: &u32, _: &mut String| mirrored.iter().any(|table| table.table_oid == *oid);
+        self.settled.retain(is_mirrored);
+        self.strayed.retain(is_mirrored);
     }
 
     /// Something may have mended what was tried in vain.
@@ -175,6 +203,7 @@ impl MirrorKeeper {
             Err(error) => std::panic::resume_unwind(error.into_panic()),
         };
         self.show_complete(&mirrored);
+        attempts.notice(&mirrored);
         attempts.forgive(&mirrored);
         if let Some(requests) = requests {
             for name in needed {
@@ -253,7 +282,10 @@ impl MirrorKeeper {
         let count = attempts.failures.get(&table).map_or(0, |failure| failure.count) + 1;
         let (state, detail, first) = match ended {
             // The mirror completes it when it has taken the last of it. A table that then is not complete has changed meanwhile.
-            Ended::Done => (State::Waiting, "its snapshot has ended, and is being taken in".to_owned(), RETRY),
+            Ended::Done => {
+                attempts.strayed.remove(&oid);
+                (State::Waiting, "its snapshot has ended, and is being taken in".to_owned(), RETRY)
+            }
             Ended::Cancelled => (State::Failed, "its snapshot was cancelled".to_owned(), REFUSED_RETRY),
             // The table may have been altered under it.
             Ended::Failed(detail) => (State::Failed, detail, RETRY),
@@ -300,6 +332,7 @@ impl MirrorKeeper {
             | SnapshotError::NotConnected
             | SnapshotError::Joining(_)
             | SnapshotError::Beside { .. }
+            | SnapshotError::BesidePaused { .. }
             | SnapshotError::TooMany(_) => State::Failed,
         };
         // Its key is looked at only when it is published.

@@ -160,6 +160,11 @@ impl Assembler {
         Some(Undeliverable { xid: transaction.xid, commit_lsn: self.final_lsn, place, reason })
     }
 
+    /// The transaction that messages belong to: one that is being sent whole, since it has committed; or one in progress.
+    pub(crate) fn open_xids(&self) -> (Option<u32>, Option<u32>) {
+        (self.plain.as_ref().map(|transaction| transaction.xid), self.current_stream)
+    }
+
     /// Says how a relation is treated from here on.
     pub(crate) fn set_relation(&mut self, oid: u32, followed: Followed) {
         if let Followed::Yes(table) = &followed {
@@ -295,7 +300,7 @@ impl Assembler {
     }
 
     /// Writes a snapshot's end.
-    pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: &str) {
+    pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: (&str, Vec<String>)) {
         self.emitter.emit_snapshot_end(position, snapshot, abandoned);
         self.resume_after = position;
     }

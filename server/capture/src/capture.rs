@@ -34,7 +34,8 @@ use crate::{
     publisher::Publisher,
     resolve::Resolver,
     snapshot::{
-        Context, Coordinator, Covers, Label, Order, SnapshotRequests, SnapshotResume, Stage, coordinator, decode_cursor,
+        Context, Coordinator, Covers, Label, Order, SnapshotRequests, SnapshotResume, Stage, StreamSide, coordinator,
+        decode_cursor,
     },
     stream::Streaming,
     table::Followed,
@@ -66,8 +67,9 @@ pub struct Capture<P> {
     slot_is_new: bool,
     snapshots: Stage,
     orders: mpsc::Receiver<Order>,
-    /// The current epoch, for the coordinator of snapshots.
+    /// The current epoch, for the coordinator of snapshots, and whether there is a connection.
     current_epoch: watch::Sender<Option<Epoch>>,
+    connected: watch::Sender<bool>,
     coordinator: Option<Coordinator>,
     requests: SnapshotRequests,
     /// Unfinished snapshots that the changelog had at the start, until they are taken up again.
@@ -106,7 +108,9 @@ impl<P: Publish> Capture<P> {
             promised: promised.subscribe(),
             durable: publish.durable(),
         };
-        let (requests, coordinator) = coordinator(context, (orders, current_epoch.subscribe()), interrupted.clone());
+        let connected = watch::Sender::new(false);
+        let stream = StreamSide { orders, epoch: current_epoch.subscribe(), connected: connected.subscribe() };
+        let (requests, coordinator) = coordinator(context, stream, interrupted.clone());
         Capture {
             resolver: Resolver {
                 source: config.source.clone(),
@@ -131,6 +135,7 @@ impl<P: Publish> Capture<P> {
             snapshots: Stage::default(),
             orders: ordered,
             current_epoch,
+            connected,
             coordinator: Some(coordinator),
             requests,
             interrupted,
@@ -171,6 +176,7 @@ impl<P: Publish> Capture<P> {
                     Err(error) => Err(error),
                 },
             };
+            self.connected.send_if_modified(|connected| std::mem::take(connected));
             let Err(error) = ended else { return Ok(()) };
             if error.is_fatal() {
                 self.link.update(|status| (status.state, status.detail) = (State::Stopped, error.to_string()));
@@ -328,7 +334,8 @@ impl<P: Publish> Capture<P> {
             let jobs = self.resolver.control.snapshots(&self.config.source).await?;
             let job = jobs.into_iter().find(|job| job.snapshot == snapshot);
             if let Some(job) = &job {
-                self.assembler.label_snapshot(snapshot, Label::of(job));
+                let begin = Some(resume.begin);
+                self.assembler.label_snapshot(snapshot, Label { begin, ..Label::of(job) });
             }
             let job = job.filter(|job| !job.state.has_ended());
             let (names, parts) = job.map(|job| (job.tables, job.parts)).unwrap_or_default();
@@ -345,11 +352,11 @@ impl<P: Publish> Capture<P> {
                         let covers = Covers::of(parts.get(name));
                         self.snapshots.restore(snapshot, resume.begin, (name, &codec, covers), table);
                     }
-                    Followed::No => self.snapshots.not_restored(snapshot, resume.begin),
+                    Followed::No => self.snapshots.not_restored(snapshot, &resume),
                 }
             }
             if names.is_empty() {
-                self.snapshots.not_restored(snapshot, resume.begin);
+                self.snapshots.not_restored(snapshot, &resume);
             }
             self.interrupted.remove(&snapshot);
         }
@@ -359,7 +366,7 @@ impl<P: Publish> Capture<P> {
     /// How a table is encoded of which a snapshot was interrupted.
     async fn restored(&mut self, session: &Session, snapshot: u32, name: &TableName) -> Result<Followed, CaptureError> {
         match table_plan(session, &self.config.publication, name).await {
-            Ok(plan) => self.resolver.resolve(session, &plan.relation).await,
+            Ok(plan) => self.resolver.resolve(session, &plan.relation, None).await,
             Err(error) if matches!(error.retry(), Retry::After(_)) => Err(error.into()),
             Err(error) => {
                 warn!(source = %self.config.source, snapshot, %error, "a snapshot cannot be taken up again");
@@ -452,6 +459,8 @@ impl<P: Publish> Capture<P> {
             }
             status.last_heard_us = now_us;
         });
+        self.connected.send_replace(true);
+        drop(self.link.take_polled());
         info!(source = %self.config.source, slot = self.config.slot, "streaming");
         // Nobody may have looked meanwhile.
         self.config.mirror.altered.notify_one();
@@ -487,6 +496,7 @@ impl<P: Publish> Capture<P> {
             last_progress: None,
             gather_until: None,
             snapshots: &mut self.snapshots,
+            passing: Vec::new(),
             orders: &mut self.orders,
             altered: &self.config.mirror.altered,
             ask_at: None,

@@ -180,7 +180,8 @@ impl Emitter {
 impl Emitter {
     /// What all records of the snapshot are to say of it.
     pub(crate) fn label_snapshot(&mut self, snapshot: u32, label: Label) {
-        self.snapshots.insert(snapshot, label);
+        let begin = label.begin.or(self.label(snapshot).begin);
+        self.snapshots.insert(snapshot, Label { begin, ..label });
     }
 
     pub(crate) fn label(&self, snapshot: u32) -> Label {
@@ -197,9 +198,10 @@ impl Emitter {
                 self.announce(row_type, position);
             }
         }
-        let (new_tables, ad_hoc) =
-            self.snapshots.get(&snapshot).map_or((false, false), |label| (label.new_tables, label.ad_hoc));
-        push_begin(&BeginParts { position, snapshot, new_tables, ad_hoc, ..BeginParts::default() }, &mut self.builder);
+        let of = |label: &Label| (label.new_tables, label.ad_hoc, label.begin.filter(|_| label.ad_hoc));
+        let (new_tables, ad_hoc, snapshot_begin) = self.snapshots.get(&snapshot).map(of).unwrap_or_default();
+        let begin = BeginParts { position, snapshot, new_tables, ad_hoc, snapshot_begin, ..BeginParts::default() };
+        push_begin(&begin, &mut self.builder);
         for part in parts {
             self.push_rows(position, part);
         }
@@ -209,15 +211,23 @@ impl Emitter {
 
     /// A snapshot begins.
     pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
-        let Label { new_tables, ad_hoc, partial, .. } = self.label(snapshot);
+        let label = self.snapshots.entry(snapshot).or_default();
+        label.begin = Some(position);
+        let Label { new_tables, ad_hoc, partial, .. } = label.clone();
         let position_text = position.to_string();
         let begin = v1::SnapshotBegin { snapshot, position: position_text, tables, new_tables, ad_hoc, partial };
         self.push_snapshot_mark(Kind::SnapshotBegin, position, snapshot, &begin.encode_to_vec());
     }
 
-    /// A snapshot ends; `abandoned` says why, where it is given up, and is empty where it is complete.
-    pub(crate) fn emit_snapshot_end(&mut self, position: Position, snapshot: u32, abandoned: &str) {
-        let Label { new_tables, ad_hoc, tables, .. } = self.snapshots.remove(&snapshot).unwrap_or_default();
+    /// A snapshot ends; `abandoned` says why, where it is given up, and which tables without a key are left in part; both are empty
+    /// where it is complete.
+    pub(crate) fn emit_snapshot_end(
+        &mut self,
+        position: Position,
+        snapshot: u32,
+        (abandoned, incomplete): (&str, Vec<String>),
+    ) {
+        let Label { new_tables, ad_hoc, tables, begin, .. } = self.snapshots.remove(&snapshot).unwrap_or_default();
         let end = v1::SnapshotEnd {
             snapshot,
             position: position.to_string(),
@@ -225,6 +235,8 @@ impl Emitter {
             new_tables,
             ad_hoc,
             tables: if new_tables || ad_hoc { tables } else { Vec::new() },
+            begin: begin.filter(|_| ad_hoc).map(|begin| begin.to_string()).unwrap_or_default(),
+            incomplete,
         };
         self.push_snapshot_mark(Kind::SnapshotEnd, position, snapshot, &end.encode_to_vec());
     }
@@ -339,12 +351,31 @@ mod tests {
         let mut emitter = emitter();
         let at = |ordinal: u32| Position::new(Lsn(80), (1 << 31) + ordinal);
         emitter.emit_snapshot_begin(at(0), SNAPSHOT, vec!["public.orders".to_owned()]);
-        emitter.emit_snapshot_end(at(1), SNAPSHOT, "cancelled");
+        emitter.emit_snapshot_end(at(1), SNAPSHOT, ("cancelled", vec!["public.log".to_owned()]));
         let block = emitter.take().expect("two marks");
         assert!(block.entries().iter().all(|entry| entry.completes() && entry.row_type == SNAPSHOT));
         let begin = v1::SnapshotBegin::decode(block.slice(&block.entries()[0])).expect("a SnapshotBegin");
         let end = v1::SnapshotEnd::decode(block.slice(&block.entries()[1])).expect("a SnapshotEnd");
         assert_eq!((begin.snapshot, begin.tables), (SNAPSHOT, vec!["public.orders".to_owned()]));
         assert_eq!((end.position, end.abandoned), (at(1).to_string(), "cancelled".to_owned()));
+        assert_eq!((end.begin, end.incomplete), (String::new(), vec!["public.log".to_owned()]));
+    }
+
+    #[test]
+    fn what_someone_has_started_says_where_it_began_also_when_it_is_planned_again() {
+        let mut emitter = emitter();
+        let at = |ordinal: u32| Position::new(Lsn(80), (1 << 31) + ordinal);
+        let label = Label { ad_hoc: true, ..Label::default() };
+        emitter.label_snapshot(SNAPSHOT, label.clone());
+        emitter.emit_snapshot_begin(at(0), SNAPSHOT, Vec::new());
+        emitter.label_snapshot(SNAPSHOT, label);
+        emitter.emit_chunk(at(1), SNAPSHOT, Vec::new(), b"");
+        emitter.emit_snapshot_end(at(2), SNAPSHOT, ("", Vec::new()));
+        let block = emitter.take().expect("it is there");
+        let of = |kind| block.slice(block.entries().iter().find(|entry| entry.kind == kind).expect("it is there"));
+        let begin = of(Kind::Begin);
+        let begin = v1::Begin::decode(event_body(&begin).expect("an event")).expect("a Begin");
+        let end = v1::SnapshotEnd::decode(of(Kind::SnapshotEnd)).expect("a SnapshotEnd");
+        assert_eq!((begin.snapshot_begin, end.begin), (at(0).to_string(), at(0).to_string()));
     }
 }

@@ -24,6 +24,8 @@ const DISK_FULL: &str = "the disk below data_dir is full: nothing is confirmed, 
 pub(crate) struct Link {
     confirmations: Mutex<Confirmations>,
     unseen: Mutex<Unseen>,
+    /// What a snapshot of PostgreSQL has seen that was asked for beside this connection, until the reading side takes it.
+    polled: Mutex<Option<Visibility>>,
     status: watch::Sender<CaptureStatus>,
     /// The server wants an answer now.
     pub(crate) answer_now: Notify,
@@ -36,6 +38,7 @@ impl Link {
         Link {
             confirmations: Mutex::default(),
             unseen: Mutex::default(),
+            polled: Mutex::default(),
             status,
             answer_now: Notify::new(),
             wants_reply: AtomicBool::new(false),
@@ -79,15 +82,21 @@ impl Link {
     }
 
     /// A snapshot, asked for just now, sees this.
-    pub(crate) fn seen(&self, visibility: &Visibility) {
+    pub(crate) fn seen(&self, visibility: Visibility) {
         let (before, now) = self.unseen(|unseen| {
             let before = unseen.confirm_floor();
-            unseen.prune(visibility);
+            unseen.prune(&visibility);
             (before, unseen.confirm_floor())
         });
         if before != now {
             self.answer_now.notify_one();
         }
+        *self.polled.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(visibility);
+    }
+
+    /// What was seen since this was asked. Nothing of an earlier connection may be taken for what this one's server has seen.
+    pub(crate) fn take_polled(&self) -> Option<Visibility> {
+        self.polled.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }
 
     /// A new epoch: what was published and decoded before does not count.
@@ -157,5 +166,20 @@ impl Link {
     /// The status as it stands.
     pub(crate) fn subscribe(&self) -> watch::Receiver<CaptureStatus> {
         self.status.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_seen_is_taken_once_and_only_the_newest() {
+        let link = Link::new(watch::Sender::default());
+        let visibility = |text: &str| text.parse::<Visibility>().expect("a snapshot");
+        link.seen(visibility("10:10:"));
+        link.seen(visibility("12:12:"));
+        assert_eq!(link.take_polled(), Some(visibility("12:12:")));
+        assert_eq!(link.take_polled(), None);
     }
 }

@@ -38,7 +38,7 @@ async fn observe_slot(session: &Session, slot: &str, link: &Link) -> Result<(), 
 /// Asks only while something waits for it: an idle source is left alone.
 async fn observe_visibility(session: &Session, link: &Link) -> Result<(), CaptureError> {
     if link.waits_for_visibility() {
-        link.seen(&visibility(session).await?);
+        link.seen(visibility(session).await?);
     }
     Ok(())
 }

@@ -4,25 +4,33 @@
 //! The stream says the columns' names and types as they were when the change was made; the catalog, as they are now. What the
 //! catalog no longer has is encoded as text, so that a change never waits for a table that is gone. A column's number is taken
 //! from it only where it fits the stream whole, so that a column is never mistaken for another that has taken its name.
+//! The catalog may be behind, too: PostgreSQL sends a transaction before it makes it visible. It is waited for then, a while.
 
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
+    time::Duration,
 };
 
 use bytes::Bytes;
 use prost::Message as _;
 use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
 use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
-use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info};
+use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, table_name, type_info, visibility};
 use tidegate_proto::v1;
 use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, RowTypeSpec, TypeShape, ValueKind};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     CaptureError,
     numbers::{Numbers, without_modifier},
     table::{Followed, TableCodec},
 };
+
+/// How long a transaction that has been sent is waited for until it is visible, and between two looks. With a synchronous standby that
+/// is away it may take for ever.
+const VISIBLE_WITHIN: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Resolves the relations of one source.
 pub(crate) struct Resolver {
@@ -33,16 +41,21 @@ pub(crate) struct Resolver {
 }
 
 impl Resolver {
-    /// How the relation is treated.
+    /// How the relation is treated, whose rows a transaction has written that was sent whole, if any.
     ///
     /// # Errors
     /// Catalog or control database cannot be asked.
-    pub(crate) async fn resolve(&mut self, session: &Session, relation: &Relation) -> Result<Followed, CaptureError> {
-        let name = TableName::new(relation.schema.clone(), relation.table.clone());
-        if !self.tables.matches(&name) {
-            return Ok(Followed::No);
+    pub(crate) async fn resolve(
+        &mut self,
+        session: &Session,
+        relation: &Relation,
+        xid: Option<u32>,
+    ) -> Result<Followed, CaptureError> {
+        let Some(name) = self.followed_name(session, relation, xid).await? else { return Ok(Followed::No) };
+        let mut catalog = relation_columns(session, relation.oid).await?;
+        if !fits(relation, &catalog) && until_visible(session, xid).await? {
+            catalog = relation_columns(session, relation.oid).await?;
         }
-        let catalog = relation_columns(session, relation.oid).await?;
         let type_oids: HashSet<u32> = relation.columns.iter().map(|column| column.type_oid).collect();
         let type_oids: Vec<u32> = type_oids.into_iter().collect();
         let types: HashMap<u32, TypeInfo> =
@@ -75,6 +88,29 @@ impl Resolver {
         })))
     }
 
+    /// Is the relation's own name one that is followed?
+    pub(crate) fn follows(&self, relation: &Relation) -> bool {
+        self.tables.matches(&TableName::new(relation.schema.clone(), relation.table.clone()))
+    }
+
+    /// The name under which the relation is followed. A table that was renamed away and back has had another in between, and what was
+    /// written meanwhile belongs to it nevertheless.
+    async fn followed_name(
+        &self,
+        session: &Session,
+        relation: &Relation,
+        xid: Option<u32>,
+    ) -> Result<Option<TableName>, CaptureError> {
+        if self.follows(relation) {
+            return Ok(Some(TableName::new(relation.schema.clone(), relation.table.clone())));
+        }
+        if !self.numbers.knows(relation.oid) {
+            return Ok(None);
+        }
+        until_visible(session, xid).await?;
+        Ok(table_name(session, relation.oid).await?.filter(|name| self.tables.matches(name)))
+    }
+
     fn row_type_request(&self, name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {
         let proven: Vec<_> = columns.iter().map(|column| self.numbers.proven(name, relation.oid, column)).collect();
         // What would be proven of two columns is proven of none.
@@ -95,6 +131,19 @@ impl Resolver {
             used: self.numbers.used(name),
         }
     }
+}
+
+/// Waits until the session sees the transaction, and no longer than a while; true where it does. False at once where there is none.
+async fn until_visible(session: &Session, xid: Option<u32>) -> Result<bool, CaptureError> {
+    let Some(xid) = xid else { return Ok(false) };
+    let deadline = Instant::now() + VISIBLE_WITHIN;
+    while !visibility(session).await?.sees_xid(xid) {
+        if Instant::now() >= deadline {
+            return Ok(false);
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(true)
 }
 
 fn describe_columns(relation: &Relation, catalog: &[CatalogColumn], types: &HashMap<u32, TypeInfo>) -> Vec<ColumnSpec> {

@@ -69,7 +69,7 @@ mod unseen;
 mod simulation;
 
 pub use coordinator::SnapshotConfig;
-pub(crate) use coordinator::{Context, Coordinator, coordinator};
+pub(crate) use coordinator::{Context, Coordinator, StreamSide, coordinator};
 pub(crate) use label::Label;
 pub(crate) use order::{Begun, Order};
 pub(crate) use pass::SnapshotResume;

@@ -53,6 +53,8 @@ pub(crate) struct Streaming<'a, P> {
     /// A transaction at which capture has stopped; it streams only when it has got past it.
     pub(crate) stuck: &'a mut Option<Stuck>,
     pub(crate) snapshots: &'a mut Stage,
+    /// Tables that are followed under another name than they have, by the transaction within which that is so.
+    pub(crate) passing: Vec<(u32, u32)>,
     pub(crate) orders: &'a mut mpsc::Receiver<Order>,
     /// Told that a table's definition may have changed.
     pub(crate) altered: &'a Notify,
@@ -139,6 +141,7 @@ impl<P: Publish> Streaming<'_, P> {
         }
         self.link.heard(heard, &*self.clock);
         self.assembler.spill()?;
+        self.snapshots.observed(|| self.link.take_polled());
         self.ask_for_watermark();
         // In a backlog, whoever receives a block is better served by a full one.
         if !reader.in_backlog() || self.gather_until.is_some_and(|until| until <= Instant::now()) {
@@ -167,19 +170,7 @@ impl<P: Publish> Streaming<'_, P> {
         }
         match self.assembler.handle(message)? {
             Step::Done => Ok(()),
-            Step::Resolve(relation) => {
-                self.altered.notify_one();
-                let followed = tokio::select! {
-                    biased;
-                    () = self.stop.cancelled() => return Err(Interrupt::Stopped),
-                    followed = self.resolver.resolve(self.session, &relation) => followed?,
-                };
-                if let Followed::Yes(table) = &followed {
-                    self.snapshots.set_row_type(table);
-                }
-                self.assembler.set_relation(relation.oid, followed);
-                Ok(())
-            }
+            Step::Resolve(relation) => self.relation(&relation).await,
             Step::Emitted(point) => {
                 self.point = Some(point);
                 self.snapshots.passed(point.position.lsn, self.assembler);
@@ -193,6 +184,7 @@ impl<P: Publish> Streaming<'_, P> {
                 {
                     self.snapshots.part(xid, commit_end_lsn, &part);
                 }
+                self.pass_by(xid);
                 self.snapshots.passed(commit_end_lsn, self.assembler);
                 Ok(())
             }
@@ -225,8 +217,37 @@ impl<P: Publish> Streaming<'_, P> {
                 commit_time_us: ended.commit_time_us,
             });
         }
+        self.pass_by(xid);
         self.snapshots.passed(commit_end_lsn, self.assembler);
         self.hand_over_full().await
+    }
+
+    /// A table is described whose rows follow.
+    async fn relation(&mut self, relation: &Relation) -> Result<(), Interrupt> {
+        self.altered.notify_one();
+        let (whole, in_progress) = self.assembler.open_xids();
+        let followed = tokio::select! {
+            biased;
+            () = self.stop.cancelled() => return Err(Interrupt::Stopped),
+            followed = self.resolver.resolve(self.session, relation, whole) => followed?,
+        };
+        self.passing.retain(|(_, oid)| *oid != relation.oid);
+        if let Followed::Yes(table) = &followed {
+            self.snapshots.set_row_type(table);
+            // For the length of the transaction: it may have left for good, and is described again if not.
+            if !self.resolver.follows(relation) {
+                self.passing.extend(whole.or(in_progress).map(|xid| (xid, relation.oid)));
+            }
+        }
+        self.assembler.set_relation(relation.oid, followed);
+        Ok(())
+    }
+
+    /// The transaction is over, and with it the names that tables have had within it. One that has its own again is described again.
+    fn pass_by(&mut self, xid: u32) {
+        for (_, oid) in self.passing.extract_if(.., |(of, _)| *of == xid) {
+            self.assembler.set_relation(oid, Followed::No);
+        }
     }
 
     /// Asks where the server's WAL ends, as long as a chunk waits for it to be passed: an idle server does not say so by itself.
@@ -274,7 +295,7 @@ impl<P: Publish> Streaming<'_, P> {
     ) -> Result<Begun, CaptureError> {
         let mut codecs = Vec::with_capacity(tables.len());
         for (_, relation) in &tables {
-            let codec = match self.resolver.resolve(self.session, relation).await? {
+            let codec = match self.resolver.resolve(self.session, relation, None).await? {
                 Followed::Yes(codec) => Some(codec),
                 Followed::No => None,
             };

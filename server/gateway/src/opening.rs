@@ -10,9 +10,9 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use tidegate_model::{Epoch, Position, SnapshotSpec, TableName, Token, TokenPrefix};
+use tidegate_model::{AdHoc, Epoch, Position, SnapshotSpec, TableName, Token, TokenPrefix};
 use tidegate_proto::v1;
-use tidegate_store::{MirrorError, ReadError, Reader};
+use tidegate_store::{MirrorError, ReadError, Reader, Snapshots};
 
 use crate::{
     config::GatewayConfig,
@@ -116,11 +116,17 @@ impl Opening {
             Start::Now | Start::Earliest | Start::Token(_) => (start, None),
         };
         let snapshot = start.snapshot();
-        let plan = source.plan(PlanKey::new(filters, snapshot, self.snapshots));
+        let before = source.handle.store.snapshots();
         let (epoch, after, reader) = start.settle(&source)?;
+        let asks_from = match start {
+            Start::Now => [before, source.handle.store.snapshots()].iter().map(|of| newest_begin(of, after)).max(),
+            Start::Earliest | Start::Snapshot | Start::Token(_) => Some(after),
+        };
+        let ad_hoc = start.ad_hoc().turned(self.snapshots, asks_from.unwrap_or(after));
+        let plan = source.plan(PlanKey::new(filters, snapshot, ad_hoc));
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
-        let prefix = TokenPrefix { epoch, definitions: 0, snapshot };
+        let prefix = TokenPrefix { epoch, definitions: 0, snapshot, ad_hoc };
         let first_chunk = mirror_snapshot::first_chunk(&*shared.clock);
         let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, tables, first_chunk });
         let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
@@ -166,6 +172,14 @@ impl Start {
         match self {
             Start::Token(token) => token.prefix.snapshot,
             Start::Now | Start::Earliest | Start::Snapshot => 0,
+        }
+    }
+
+    /// Which snapshots it has received so far of those that someone starts.
+    fn ad_hoc(self) -> AdHoc {
+        match self {
+            Start::Token(token) => token.prefix.ad_hoc,
+            Start::Now | Start::Earliest | Start::Snapshot => AdHoc::default(),
         }
     }
 
@@ -240,7 +254,8 @@ async fn start_snapshot(
     if let (Some(epoch), Some(_)) = (now.epoch, &of_mirror)
         && !misses_a_begin(source, filters, &tables, now.complete).await
     {
-        let prefix = TokenPrefix { epoch, definitions: 0, snapshot: mirror_snapshot::number(&*shared.clock) };
+        let (snapshot, ad_hoc) = (mirror_snapshot::number(&*shared.clock), AdHoc::default());
+        let prefix = TokenPrefix { epoch, definitions: 0, snapshot, ad_hoc };
         let position = mirror_snapshot::opened(now.complete.lsn);
         return Ok((Start::Token(Token { prefix, position }), of_mirror));
     }
@@ -261,11 +276,17 @@ async fn start_snapshot(
             continue;
         }
         if let Some(epoch) = before.filter(|_| head.borrow().epoch == before) {
-            let prefix = TokenPrefix { epoch, definitions: 0, snapshot: start.snapshot };
+            let prefix = TokenPrefix { epoch, definitions: 0, snapshot: start.snapshot, ad_hoc: AdHoc::default() };
             return Ok((Start::Token(Token { prefix, position: start.after }), None));
         }
     }
     Err(not_ready(source).into())
+}
+
+/// The newest begin up to there of a snapshot that has not ended; zero where there is none. For who asks for snapshots from there on it
+/// means the same, and it is the same for many, who then share a plan.
+fn newest_begin(unfinished: &Snapshots, after: Position) -> Position {
+    unfinished.values().map(|of| of.begin).filter(|begin| *begin <= after).max().unwrap_or(Position::ZERO)
 }
 
 /// Has the snapshot of a new table begun just before this position, of one that is wanted, and is not among the tables? Only where
@@ -308,15 +329,21 @@ fn mirror_gone(snapshot: u32) -> v1::Reset {
     self::abandoned(&v1::SnapshotEnd { snapshot, abandoned, ..v1::SnapshotEnd::default() })
 }
 
-/// What the subscriptions that wait for a snapshot are told when it is given up.
+/// What the subscriptions are told that wait for a snapshot, or have a table in part because of it, when it is given up.
 pub(crate) fn abandoned(end: &v1::SnapshotEnd) -> v1::Reset {
-    v1::Reset {
-        reason: v1::reset::Reason::SnapshotAbandoned as i32,
-        detail: format!(
-            "snapshot {} was given up ({}); drop what was read, and subscribe without the token to start another",
-            end.snapshot, end.abandoned
-        ),
-    }
+    let v1::SnapshotEnd { snapshot, abandoned, .. } = end;
+    let detail = if end.ad_hoc {
+        format!(
+            "snapshot {snapshot}, which someone had started, was given up ({abandoned}), and has left in part what it has read anew: {}; \
+             drop what was received of the tables, and subscribe without the token to start over",
+            end.incomplete.join(", ")
+        )
+    } else {
+        format!(
+            "snapshot {snapshot} was given up ({abandoned}); drop what was read, and subscribe without the token to start another"
+        )
+    };
+    v1::Reset { reason: v1::reset::Reason::SnapshotAbandoned as i32, detail }
 }
 
 /// What an open subscription is told when its reader fails.

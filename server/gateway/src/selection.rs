@@ -19,7 +19,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_model::{Op, TableName, TablePatterns};
+use tidegate_model::{AdHoc, Op, Position, TableName, TablePatterns};
 use tidegate_proto::v1;
 use tidegate_schema::{FieldSet, RowType};
 
@@ -214,12 +214,12 @@ impl Routing {
 pub(crate) struct PlanKey {
     filters: Arc<[TableFilter]>,
     snapshot: u32,
-    ad_hoc: bool,
+    ad_hoc: AdHoc,
 }
 
 impl PlanKey {
-    /// Of a subscription that started from this snapshot; 0 for none. `ad_hoc`: it receives those that someone starts.
-    pub(crate) fn new(filters: Vec<TableFilter>, snapshot: u32, ad_hoc: bool) -> Self {
+    /// Of a subscription that started from this snapshot; 0 for none. `ad_hoc`: which it receives of those that someone starts.
+    pub(crate) fn new(filters: Vec<TableFilter>, snapshot: u32, ad_hoc: AdHoc) -> Self {
         PlanKey { filters: filters.into(), snapshot, ad_hoc }
     }
 }
@@ -230,7 +230,7 @@ pub(crate) struct Plan {
     pub(crate) id: u64,
     filters: Arc<[TableFilter]>,
     snapshot: u32,
-    ad_hoc: bool,
+    ad_hoc: AdHoc,
     routings: RwLock<HashMap<u32, Arc<Routing>>>,
 }
 
@@ -246,9 +246,9 @@ impl Plan {
         snapshot != 0 && self.snapshot == snapshot
     }
 
-    /// Are snapshots of this kind received besides the subscription's own?
-    pub(crate) fn receives(&self, new_tables: bool, ad_hoc: bool) -> bool {
-        new_tables || (ad_hoc && self.ad_hoc)
+    /// Is a snapshot of this kind received besides the subscription's own? `ad_hoc`: someone has started it, and it begins there.
+    pub(crate) fn receives(&self, new_tables: bool, ad_hoc: Option<Position>) -> bool {
+        new_tables || ad_hoc.is_some_and(|begin| self.ad_hoc.receives(begin))
     }
 
     /// Are the table's rows of a snapshot to be delivered?
@@ -257,7 +257,8 @@ impl Plan {
     }
 
     /// Is an operation on a table with this routing for a selection? `chunk`: it stands in a chunk, of a snapshot that the plan
-    /// receives or does not. Of a chunk of a table with a key, reads are for who receives it and wants reads, and corrections for the others. All
+    /// receives or does not. Of a chunk of a table with a key, reads are for who receives it and wants reads, and corrections for the others. That
+    /// a row is gone is for both: who has not received the begin cannot tell it from a row that was never read. All
     /// that a chunk of a table without a key has is for who receives it and wants reads: he must hear of what voids them.
     pub(crate) fn wants(&self, selection: usize, op: Op, chunk: Option<bool>, routing: &Routing) -> bool {
         let filter = &self.filters[selection];
@@ -271,7 +272,7 @@ impl Plan {
             }
             Some(receives) => {
                 let reads = receives && filter.operations.contains(Op::Read);
-                reads == (op == Op::Read) && filter.operations.contains(op)
+                (op == Op::Delete || reads == (op == Op::Read)) && filter.operations.contains(op)
             }
         }
     }
@@ -340,7 +341,7 @@ mod tests {
         use v1::change::Op::{Delete, Insert};
         let a = filter(&["orders", "shop.*", "orders"], &[Insert, Delete], &["b", "a"]).expect("valid");
         let b = filter(&[" shop.*", "orders"], &[Delete, Insert, Insert], &["a", "b", "b"]).expect("valid");
-        let key = |filter: &TableFilter, snapshot| PlanKey::new(vec![filter.clone()], snapshot, false);
+        let key = |filter: &TableFilter, snapshot| PlanKey::new(vec![filter.clone()], snapshot, AdHoc::default());
         assert_eq!(key(&a, 0), key(&b, 0));
         assert_ne!(key(&a, 0), key(&b, 1));
     }

@@ -1,10 +1,11 @@
 //! What of a snapshot a plan receives: all of the one that its subscription started from; and of snapshots of new tables, and of those
 //! that someone has started where its subscription asks for them, such as have a table whose reads it selects.
 //!
-//! Of these, one that is given up ends nothing: what its subscriptions have of other tables is not concerned.
+//! Of these, one that is given up ends nothing: what its subscriptions have of other tables is not concerned. Unless someone has
+//! started it and it leaves a table without a key in part, for which nothing else makes up.
 
 use prost::Message as _;
-use tidegate_model::{Entry, Kind, TableName};
+use tidegate_model::{Entry, Kind, Position, TableName};
 use tidegate_proto::v1;
 use tidegate_schema::event_body;
 
@@ -16,7 +17,7 @@ pub(crate) enum SnapshotMark {
     Begin(v1::SnapshotBegin),
     /// Complete; or not the subscription's own, and given up.
     End(v1::SnapshotEnd),
-    /// The snapshot that the subscription started from was given up.
+    /// Given up, and what was received is void: the subscription started from it, or has a table in part now.
     Abandoned(v1::SnapshotEnd),
 }
 
@@ -25,7 +26,8 @@ pub(crate) fn snapshot_mark(plan: &Plan, entry: &Entry, bytes: &[u8]) -> Result<
     let follows = plan.follows(entry.row_type);
     if entry.kind == Kind::SnapshotBegin {
         let begin = v1::SnapshotBegin::decode(bytes).map_err(|_| damaged(entry))?;
-        let wanted = follows || (plan.receives(begin.new_tables, begin.ad_hoc) && reads_one(plan, &begin.tables));
+        let wanted = follows
+            || (plan.receives(begin.new_tables, begun(begin.ad_hoc, "", entry)) && reads_one(plan, &begin.tables));
         return Ok(wanted.then_some(SnapshotMark::Begin(begin)));
     }
     let end = v1::SnapshotEnd::decode(bytes).map_err(|_| damaged(entry))?;
@@ -33,20 +35,30 @@ pub(crate) fn snapshot_mark(plan: &Plan, entry: &Entry, bytes: &[u8]) -> Result<
         (true, false) => Some(SnapshotMark::Abandoned(end)),
         (true, true) => Some(SnapshotMark::End(end)),
         (false, _) => {
-            let wanted = plan.receives(end.new_tables, end.ad_hoc) && reads_one(plan, &end.tables);
-            wanted.then_some(SnapshotMark::End(end))
+            let begun = begun(end.ad_hoc, &end.begin, entry);
+            let wanted = plan.receives(end.new_tables, begun) && reads_one(plan, &end.tables);
+            let is_void = end.ad_hoc && reads_one(plan, &end.incomplete);
+            wanted.then(|| if is_void { SnapshotMark::Abandoned(end) } else { SnapshotMark::End(end) })
         }
     })
 }
 
 /// Does the plan receive what it selects of the chunk that begins with this event?
 pub(crate) fn receives_chunk(plan: &Plan, entry: &Entry, event: &[u8]) -> Result<bool, GatewayError> {
-    if plan.follows(entry.row_type) {
-        return Ok(true);
-    }
     let body = event_body(event).map_err(|_| damaged(entry))?;
     let begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
-    Ok(plan.receives(begin.new_tables, begin.ad_hoc))
+    Ok(receives_begun(plan, entry, &begin))
+}
+
+/// The same, of a Begin that was read.
+pub(crate) fn receives_begun(plan: &Plan, entry: &Entry, begin: &v1::Begin) -> bool {
+    let begun = begun(begin.ad_hoc, &begin.snapshot_begin, entry);
+    plan.follows(begin.snapshot) || plan.receives(begin.new_tables, begun)
+}
+
+/// Where a snapshot has begun that someone has started. A record that does not say so counts as the first.
+fn begun(ad_hoc: bool, begin: &str, entry: &Entry) -> Option<Position> {
+    ad_hoc.then(|| begin.parse().unwrap_or_else(|_| entry.position()))
 }
 
 fn reads_one(plan: &Plan, tables: &[String]) -> bool {

@@ -24,7 +24,7 @@ use crate::{
     progress::progress,
     readable::ReadableChange,
     selection::{Deliver, Plan},
-    snapshot_marks::{SnapshotMark, snapshot_mark},
+    snapshot_marks::{SnapshotMark, receives_begun, snapshot_mark},
     source::Source,
     status::GatewayError,
     time::microseconds,
@@ -245,10 +245,9 @@ impl Live {
         Ok(())
     }
 
-    /// Is the chunk that has begun received? None in a transaction.
-    fn chunk(&self) -> Option<bool> {
-        let v1::Begin { snapshot, new_tables, ad_hoc, .. } = self.begin;
-        (snapshot != 0).then(|| self.plan.receives(new_tables, ad_hoc) || self.plan.follows(snapshot))
+    /// Is the chunk received that has begun before this entry of it? None in a transaction.
+    fn chunk(&self, entry: &Entry) -> Option<bool> {
+        (self.begin.snapshot != 0).then(|| receives_begun(&self.plan, entry, &self.begin))
     }
 
     fn change(
@@ -258,7 +257,7 @@ impl Live {
         queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
     ) -> Result<(), GatewayError> {
         let routing = self.plan.routing(entry.row_type, &self.source.handle.store)?;
-        if !self.plan.wants(0, entry.op, self.chunk(), &routing) {
+        if !self.plan.wants(0, entry.op, self.chunk(entry), &routing) {
             return Ok(());
         }
         let fields = match &routing.deliver[0] {

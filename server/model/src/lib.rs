@@ -24,6 +24,7 @@
 //!   **Visibility**: the transactions that a chunk's query has seen. **Mirror**: the current rows of a table, kept here.
 //! - **Shape**, **Aggregate**, **Group**, **Lease**, **Term**: not built yet.
 
+mod ad_hoc;
 mod block;
 mod clock;
 mod epoch;
@@ -37,6 +38,7 @@ mod retry;
 mod token;
 mod visibility;
 
+pub use ad_hoc::AdHoc;
 pub use block::{Block, BlockBuilder, BlockError, ENTRY_BYTES, Entry, Kind, MAX_BLOCK_BYTES, Op};
 pub use clock::{Clock, SystemClock};
 pub use epoch::{Delivered, Epoch, EpochInfo, TransactionId};

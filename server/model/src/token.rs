@@ -1,12 +1,13 @@
 //! Resume tokens: `prefix.position`, such as `1-0af3…-0-5f2c11aa.16/B374D848:3`, or `1-0af3…-0-7-81d0c6e2.16/B374D848:3`
-//! for a subscription that started from snapshot 7.
+//! for a subscription that started from snapshot 7. One that asks for the snapshots that someone starts, or has asked, has where that
+//! has changed before the checksum: `-s16/B374D000:3,16/B374D848:3`.
 //!
 //! The prefix is issued once per subscription, so that the many positions sent later are shared bytes. A token grants
 //! nothing; it is checked for typing errors, not signed. It deliberately knows neither table names nor rows.
 
 use std::{fmt, str::FromStr};
 
-use crate::{Epoch, Position};
+use crate::{AdHoc, Epoch, Position};
 
 /// What a token states besides the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct TokenPrefix {
     pub definitions: u32,
     /// Number of the snapshot that the subscription started from; 0 for none.
     pub snapshot: u32,
+    /// Which of the snapshots that someone starts it receives.
+    pub ad_hoc: AdHoc,
 }
 
 /// Where a subscription can be taken up again.
@@ -43,12 +46,20 @@ pub enum TokenError {
 }
 
 const VERSION: u32 = 1;
+/// Before the places where it has changed which snapshots are received; no hexadecimal digit.
+const TURNS: char = 's';
 
 impl fmt::Display for TokenPrefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{VERSION}-{}-{:x}-", self.epoch, self.definitions)?;
         if self.snapshot != 0 {
             write!(f, "{:x}-", self.snapshot)?;
+        }
+        for (at, turn) in self.ad_hoc.turns().iter().enumerate() {
+            write!(f, "{}{turn}", if at == 0 { TURNS } else { ',' })?;
+        }
+        if !self.ad_hoc.turns().is_empty() {
+            f.write_str("-")?;
         }
         write!(f, "{:08x}", self.checksum())
     }
@@ -59,8 +70,11 @@ impl TokenPrefix {
     fn checksum(&self) -> u32 {
         let bytes = self.epoch.0.to_be_bytes().into_iter().chain(self.definitions.to_be_bytes());
         let snapshot = Some(self.snapshot).filter(|snapshot| *snapshot != 0);
+        let turns = self.ad_hoc.turns().iter();
+        let turns = turns.flat_map(|turn| turn.lsn.0.to_be_bytes().into_iter().chain(turn.ordinal.to_be_bytes()));
         bytes
             .chain(snapshot.into_iter().flat_map(u32::to_be_bytes))
+            .chain(turns)
             .fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
     }
 }
@@ -78,21 +92,33 @@ impl FromStr for TokenPrefix {
         let epoch = next()?.parse().map_err(|()| TokenError::Malformed)?;
         let number = |text: &str| u32::from_str_radix(text, 16).map_err(|_| TokenError::Malformed);
         let definitions = number(next()?)?;
-        let last_or_snapshot = number(next()?)?;
-        let (snapshot, checksum) = match parts.next() {
-            Some(_) if last_or_snapshot == 0 => return Err(TokenError::Malformed),
-            Some(checksum) => (last_or_snapshot, number(checksum)?),
-            None => (0, last_or_snapshot),
-        };
-        if parts.next().is_some() {
+        let mut part = next()?;
+        let mut snapshot = 0;
+        let mut ad_hoc = AdHoc::default();
+        let mut rest = parts.next();
+        if let (Some(after), false) = (rest, part.starts_with(TURNS)) {
+            snapshot = Some(number(part)?).filter(|snapshot| *snapshot != 0).ok_or(TokenError::Malformed)?;
+            (part, rest) = (after, parts.next());
+        }
+        if let (Some(after), Some(turns)) = (rest, part.strip_prefix(TURNS)) {
+            ad_hoc = turned(turns).ok_or(TokenError::Malformed)?;
+            (part, rest) = (after, parts.next());
+        }
+        let checksum = number(part)?;
+        if rest.is_some() {
             return Err(TokenError::Malformed);
         }
-        let prefix = TokenPrefix { epoch, definitions, snapshot };
+        let prefix = TokenPrefix { epoch, definitions, snapshot, ad_hoc };
         if prefix.checksum() != checksum {
             return Err(TokenError::Checksum);
         }
         Ok(prefix)
     }
+}
+
+fn turned(turns: &str) -> Option<AdHoc> {
+    let turns = turns.split(',').map(|turn| turn.parse().ok()).collect::<Option<Vec<Position>>>()?;
+    AdHoc::of_turns(&turns)
 }
 
 impl fmt::Display for Token {
@@ -117,7 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn token(epoch: u128, definitions: u32, snapshot: u32, (lsn, ordinal): (u64, u32)) -> Token {
-        let prefix = TokenPrefix { epoch: Epoch(epoch), definitions, snapshot };
+        let prefix = TokenPrefix { epoch: Epoch(epoch), definitions, snapshot, ad_hoc: AdHoc::default() };
         Token { prefix, position: Position::new(Lsn(lsn), ordinal) }
     }
 
@@ -127,6 +153,16 @@ mod tests {
             e in any::<u128>(), d in any::<u32>(), s in prop_oneof![Just(0), any::<u32>()], at in any::<(u64, u32)>(),
         ) {
             prop_assert_eq!(token(e, d, s, at).to_string().parse(), Ok(token(e, d, s, at)));
+        }
+
+        #[test]
+        fn where_snapshots_are_received_is_read_back(
+            s in prop_oneof![Just(0), any::<u32>()], turns in proptest::collection::btree_set(any::<(u64, u32)>(), 0..9),
+        ) {
+            let mut token = token(5, 0, s, (5, 1));
+            let turns: Vec<Position> = turns.into_iter().map(|(lsn, ordinal)| Position::new(Lsn(lsn), ordinal)).collect();
+            token.prefix.ad_hoc = AdHoc::of_turns(&turns).expect("in order");
+            prop_assert_eq!(token.to_string().parse(), Ok(token));
         }
 
         #[test]

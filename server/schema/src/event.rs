@@ -35,11 +35,13 @@ pub struct BeginParts<'a> {
     pub new_tables: bool,
     /// Of a chunk: its snapshot was asked for by itself.
     pub ad_hoc: bool,
+    /// Of a chunk: where its snapshot's begin stands, as far as someone needs to know.
+    pub snapshot_begin: Option<Position>,
 }
 
 /// Appends a Begin.
 pub fn push_begin(begin: &BeginParts<'_>, to: &mut BlockBuilder) {
-    let mut body = Piece::<80>::new();
+    let mut body = Piece::<112>::new();
     body.put_len_field(1, begin.position.text().as_bytes());
     if let Some(us) = begin.commit_time_us {
         body.put_len_field(2, timestamp(us).as_slice());
@@ -48,6 +50,9 @@ pub fn push_begin(begin: &BeginParts<'_>, to: &mut BlockBuilder) {
     put_number(&mut body, 5, begin.snapshot);
     put_number(&mut body, 6, u8::from(begin.new_tables));
     put_number(&mut body, 7, u8::from(begin.ad_hoc));
+    if let Some(begin) = begin.snapshot_begin {
+        body.put_len_field(8, begin.text().as_bytes());
+    }
     let body = body.as_slice();
     let origin = begin.origin.as_bytes();
     let origin_len = if origin.is_empty() { 0 } else { 1 + varint_len(origin.len() as u64) + origin.len() };
@@ -140,19 +145,25 @@ mod tests {
         #[test]
         fn what_is_written_is_what_prost_reads(
             lsn in any::<u64>(), ordinal in any::<u32>(), xid in any::<u32>(), snapshot in any::<u32>(), new_tables in any::<bool>(),
-            ad_hoc in any::<bool>(), origin in "\\PC{0,200}",
+            ad_hoc in any::<bool>(), begin in proptest::option::of(any::<(u64, u32)>()), origin in "\\PC{0,200}",
             commit_time_us in proptest::option::of(-(1_i64 << 60)..1 << 60),
         ) {
             let position = Position::new(Lsn(lsn), ordinal);
             let mut builder = BlockBuilder::default();
-            let parts = BeginParts { position, commit_time_us, xid, origin: &origin, snapshot, new_tables, ad_hoc };
+            let snapshot_begin = begin.map(|(lsn, ordinal)| Position::new(Lsn(lsn), ordinal));
+            let parts =
+                BeginParts { position, commit_time_us, xid, origin: &origin, snapshot, new_tables, ad_hoc, snapshot_begin };
             push_begin(&parts, &mut builder);
             push_commit(position, snapshot, &mut builder);
             let commit_time = commit_time_us.map(|us| prost_types::Timestamp {
                 seconds: us.div_euclid(1_000_000),
                 nanos: us.rem_euclid(1_000_000) as i32 * 1000,
             });
-            let begin = v1::Begin { position: position.to_string(), commit_time, xid, origin, snapshot, new_tables, ad_hoc };
+            let snapshot_begin = snapshot_begin.map(|begin| begin.to_string()).unwrap_or_default();
+            let position_text = position.to_string();
+            let begin = v1::Begin {
+                position: position_text, commit_time, xid, origin, snapshot, new_tables, ad_hoc, snapshot_begin,
+            };
             let commit = v1::Commit { position: position.to_string() };
             let read = v1::ChangeBatch::decode(&builder.payload[..]).expect("neighbours are a ChangeBatch");
             let expected = [What::Begin(begin.clone()), What::Commit(commit.clone())];

@@ -22,7 +22,7 @@ pub(crate) struct SharedPass {
 impl SharedPass {
     /// Where the first range starts.
     pub(crate) fn start(&self) -> Place {
-        self.place(0, 0)
+        start_of(self.attempt, self.shared.blocks())
     }
 
     /// Does the place belong to this pass?
@@ -48,13 +48,25 @@ impl SharedPass {
     }
 }
 
+/// Of tables that have no blocks at all, one range is read nevertheless: whoever reads it finds out whether the table is still the one
+/// whose rows the snapshot sees.
+fn start_of(attempt: u32, blocks: &[(u32, u32)]) -> Place {
+    match place_of(attempt, blocks, (0, 0)) {
+        Place::End if !blocks.is_empty() => place_at(attempt, (0, 0)),
+        place @ (Place::Start | Place::After(_) | Place::End) => place,
+    }
+}
+
 fn place_of(attempt: u32, blocks: &[(u32, u32)], (at, block): (usize, u32)) -> Place {
     let behind = blocks.iter().enumerate().skip(at).map(|(index, (_, count))| {
         let block = if index == at { block } else { 0 };
         (index, block, *count)
     });
     let mut behind = behind.filter(|(_, block, count)| block < count);
-    let Some((index, block, _)) = behind.next() else { return Place::End };
+    behind.next().map_or(Place::End, |(index, block, _)| place_at(attempt, (index, block)))
+}
+
+fn place_at(attempt: u32, (index, block): (usize, u32)) -> Place {
     let mut out = BytesMut::with_capacity(12);
     out.put_u32_le(attempt);
     out.put_u32_le(u32::try_from(index).expect("a table has fewer partitions than there are OIDs"));
@@ -84,6 +96,8 @@ mod tests {
         assert_eq!(read(&after(1, 5)), Some((3, 0)));
         assert_eq!(after(3, 1), Place::End);
         assert_eq!(place_of(7, &[], (0, 0)), Place::End);
+        let start = |blocks: &[(u32, u32)]| read(&start_of(7, blocks));
+        assert_eq!((start(&blocks), start(&[(1, 0), (2, 0)]), start(&[])), (Some((1, 0)), Some((0, 0)), None));
         assert_eq!((read_place(8, &after(1, 4)), read(&Place::Start), read(&Place::End)), (None, None, None));
     }
 }

@@ -82,20 +82,28 @@ pub(crate) struct Context {
 struct Channels {
     commands: mpsc::Receiver<Command>,
     statuses: watch::Sender<Arc<Vec<SnapshotStatus>>>,
-    orders: mpsc::Sender<Order>,
-    epoch: watch::Receiver<Option<Epoch>>,
+    stream: StreamSide,
+}
+
+/// How the stream is reached.
+pub(crate) struct StreamSide {
+    pub(crate) orders: mpsc::Sender<Order>,
+    /// The current one; None before the first.
+    pub(crate) epoch: watch::Receiver<Option<Epoch>>,
+    /// It has a connection. While it has none, it takes no orders.
+    pub(crate) connected: watch::Receiver<bool>,
 }
 
 /// A coordinator, and the handle to ask it.
 pub(crate) fn coordinator(
     context: Context,
-    (orders, epoch): (mpsc::Sender<Order>, watch::Receiver<Option<Epoch>>),
+    stream: StreamSide,
     resume: BTreeMap<u32, SnapshotResume>,
 ) -> (SnapshotRequests, Coordinator) {
     let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
     let statuses = watch::Sender::default();
     let requests = SnapshotRequests { commands, statuses: statuses.subscribe() };
-    let channels = Channels { commands: commanded, statuses, orders, epoch };
+    let channels = Channels { commands: commanded, statuses, stream };
     (requests, Coordinator::new(context, channels, resume))
 }
 
@@ -105,8 +113,8 @@ pub(crate) struct Coordinator {
     commands: mpsc::Receiver<Command>,
     statuses: watch::Sender<Arc<Vec<SnapshotStatus>>>,
     orders: mpsc::Sender<Order>,
-    /// The current one; None before the first.
     epoch: watch::Receiver<Option<Epoch>>,
+    connected: watch::Receiver<bool>,
     outcomes: mpsc::Sender<Outcome>,
     results: mpsc::Receiver<Outcome>,
     tasks: JoinSet<Done>,
@@ -124,12 +132,15 @@ pub(crate) struct Coordinator {
     /// No chunk is read before.
     hold_until: Option<Instant>,
     /// Requests that wait for their snapshot to begin.
-    waiting: BTreeMap<u32, Vec<oneshot::Sender<Result<Started, SnapshotError>>>>,
+    waiting: BTreeMap<u32, Waiting>,
 }
+
+/// Those who wait for a snapshot to begin.
+type Waiting = Vec<oneshot::Sender<Result<Started, SnapshotError>>>;
 
 impl Coordinator {
     fn new(context: Context, channels: Channels, resume: BTreeMap<u32, SnapshotResume>) -> Self {
-        let Channels { commands, statuses, orders, epoch } = channels;
+        let Channels { commands, statuses, stream: StreamSide { orders, epoch, connected } } = channels;
         let (outcomes, results) = mpsc::channel(OUTCOMES_MAX);
         Coordinator {
             context: Arc::new(context),
@@ -137,6 +148,7 @@ impl Coordinator {
             statuses,
             orders,
             epoch,
+            connected,
             outcomes,
             results,
             tasks: JoinSet::new(),
@@ -182,6 +194,10 @@ impl Coordinator {
                 },
                 Some(outcome) = self.results.recv() => self.outcome(outcome),
                 changed = self.epoch.changed() => if changed.is_err() { return },
+                // Its sender goes with the epoch's.
+                Ok(()) = self.connected.changed() => if !*self.connected.borrow_and_update() {
+                    self.passes.values_mut().for_each(Pass::release);
+                },
                 () = async { sleep_until(wake.expect("only polled with a time")).await }, if wake.is_some() => {}
             }
         }
@@ -242,7 +258,11 @@ impl Coordinator {
         if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&spec, keyed_only)) {
             match same.after() {
                 Some(after) => drop(reply.send(Ok(Started { snapshot: same.number(), after }))),
-                None => self.waiting.entry(same.number()).or_default().push(reply),
+                None => {
+                    let waiting = self.waiting.entry(same.number()).or_default();
+                    waiting.retain(|waits| !waits.is_closed());
+                    waiting.push(reply);
+                }
             }
             return;
         }
@@ -381,24 +401,42 @@ impl Coordinator {
                 }
                 pass.has_begun(after, plans);
             }
-            Err(error) => {
-                warn!(source = %self.context.source, snapshot, %error, "a snapshot cannot begin");
-                let detail = error.to_string();
-                match error.retry() {
-                    Retry::After(_) => {
-                        self.waiting.insert(snapshot, waiting);
-                        pass.begin_failed(detail, retry_at);
-                    }
-                    Retry::Never | Retry::Reset => {
-                        pass.begin_failed(detail.clone(), retry_at);
-                        let mut error = Some(*error);
-                        for reply in waiting {
-                            let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));
-                            drop(reply.send(Err(error)));
-                        }
-                        self.fail(snapshot, detail).await;
-                    }
+            Err(error) => self.cannot_begin(snapshot, (*error, waiting), retry_at).await,
+        }
+    }
+
+    /// Tells those who wait, unless it may begin by itself. Who asked may have gone.
+    async fn cannot_begin(&mut self, snapshot: u32, (error, waiting): (SnapshotError, Waiting), retry_at: Instant) {
+        let paused = |other: u32| self.passes.get(&other).is_some_and(Pass::is_paused);
+        let error = match error {
+            SnapshotError::Beside { table, snapshot } if paused(snapshot) => {
+                SnapshotError::BesidePaused { table, snapshot }
+            }
+            error => error,
+        };
+        let Some(pass) = self.passes.get_mut(&snapshot) else { return };
+        let detail = error.to_string();
+        // It is tried each second: the same is said once.
+        if pass.begin_failed(detail.clone(), retry_at) {
+            warn!(source = %self.context.source, snapshot, %error, "a snapshot cannot begin");
+        }
+        if let SnapshotError::BesidePaused { table, snapshot } = error {
+            for reply in waiting {
+                drop(reply.send(Err(SnapshotError::BesidePaused { table: table.clone(), snapshot })));
+            }
+            return;
+        }
+        match error.retry() {
+            Retry::After(_) => {
+                self.waiting.insert(snapshot, waiting.into_iter().filter(|waits| !waits.is_closed()).collect());
+            }
+            Retry::Never | Retry::Reset => {
+                let mut error = Some(error);
+                for reply in waiting {
+                    let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));
+                    drop(reply.send(Err(error)));
                 }
+                self.fail(snapshot, detail).await;
             }
         }
     }

@@ -63,13 +63,23 @@ pub(super) async fn read(
     }
     let Ok(StartedRead { read: name, connection }) = answer.await else { return Done::Void };
     reader.beside(connection);
+    // A snapshot that holds VACUUM back must not wait until the stream takes orders again.
+    let room = if anew { orders.reserve().await.ok() } else { None };
     match reader.read(snapshot, &planned, work).await {
         Ok((read, chunk)) => {
             (ticket.end, ticket.byte_count) = (read.end.clone(), read.byte_count);
-            let sent = orders.send(Order::Chunk { read: name, chunk: Box::new(chunk), ticket }).await;
-            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Ok(sent.is_ok().then_some(read)) }
+            let order = Order::Chunk { read: name, chunk: Box::new(chunk), ticket };
+            let sent = match room {
+                Some(room) => {
+                    room.send(order);
+                    true
+                }
+                None => orders.send(order).await.is_ok(),
+            };
+            Done::Read { snapshot, table, attempt, reader: Some(reader), read: Ok(sent.then_some(read)) }
         }
         Err(error) => {
+            drop(room);
             // If the stream is gone, so is what it knew of the read.
             drop(orders.send(Order::AbandonRead { read: name }).await);
             Done::Read { snapshot, table, attempt, reader: Some(reader), read: Err(error) }

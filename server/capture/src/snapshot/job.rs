@@ -13,7 +13,7 @@
 //! Invariant: a table's chunks are emitted in the order of its key, each once; a cursor is passed only by a chunk that was
 //! emitted. It deliberately neither reads nor waits.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tidegate_model::TableName;
@@ -38,6 +38,8 @@ const BLOCKS_MAX: u32 = 8_192;
 const CHUNK_TIME: Duration = Duration::from_millis(250);
 /// Bytes that a chunk should have: they wait in memory for the watermark.
 pub(super) const CHUNK_BYTES: u64 = 8 << 20;
+/// How long the snapshot of a table without a key is kept while no block can be read: it holds VACUUM back.
+const IN_VAIN_MAX: Duration = Duration::from_secs(60);
 /// Before rows are read again that could not be reconciled yet.
 const AGAIN_PAUSE: Duration = Duration::from_millis(100);
 
@@ -67,6 +69,8 @@ pub(crate) struct TableJob {
     is_keyless: bool,
     /// What a table without a key is read under.
     shared: Option<Arc<SharedPass>>,
+    /// When the first read failed of which none has succeeded since.
+    in_vain_since: Option<Instant>,
 }
 
 /// A place in the order of the table's key.
@@ -91,8 +95,8 @@ enum Phase {
 pub(crate) enum Work {
     /// Take the snapshot under which a table without a key is read.
     Share { attempt: u32 },
-    /// Read the blocks that start there.
-    Blocks { from: Place, block_limit: u32, shared: Arc<SharedPass>, attempt: u32 },
+    /// Read the blocks that start there. While the work waits for its turn, it does not keep the snapshot.
+    Blocks { from: Place, block_limit: u32, shared: Weak<SharedPass>, attempt: u32 },
     /// Read the chunk that starts there.
     Chunk { from: Place, row_limit: u32, attempt: u32 },
     /// Read the rows of these keys again.
@@ -154,6 +158,7 @@ impl TableJob {
             keys: Vec::new(),
             is_keyless: false,
             shared: None,
+            in_vain_since: None,
         }
     }
 
@@ -168,9 +173,13 @@ impl TableJob {
         }
     }
 
-    /// Nothing is read for a while: PostgreSQL need not hold VACUUM back. A table without a key begins anew after it.
+    /// Nothing is read for a while: PostgreSQL need not hold VACUUM back. A table without a key begins anew after it, also where its
+    /// snapshot is just being taken; unless it has been read to its end.
     pub(crate) fn release(&mut self) {
-        self.shared = None;
+        if self.is_keyless && self.phase == Phase::Reading && self.next != Place::End {
+            self.shared = None;
+            self.start_over(None);
+        }
     }
 
     /// All that was read and not emitted is void: the connection has ended, or a chunk must be read again.
@@ -239,7 +248,7 @@ impl TableJob {
         let (attempt, block_limit) = (self.attempt, self.row_limit.min(BLOCKS_MAX));
         match self.shared.as_ref().filter(|shared| shared.has(&self.next)) {
             Some(shared) => {
-                let (from, shared) = (self.next.clone(), Arc::clone(shared));
+                let (from, shared) = (self.next.clone(), Arc::downgrade(shared));
                 Work::Blocks { from, block_limit, shared, attempt }
             }
             None => {
@@ -257,7 +266,7 @@ impl TableJob {
         if read.attempt != self.attempt {
             return;
         }
-        self.reading = false;
+        (self.reading, self.in_vain_since) = (false, None);
         self.outstanding_bytes += signed(read.byte_count);
         if let Some(end) = &read.end {
             self.next.clone_from(end);
@@ -266,6 +275,10 @@ impl TableJob {
             Some(shared) => self.shared = Some(Arc::clone(shared)),
             None if read.end.is_some() => self.row_limit = adapted(self.row_limit, read),
             None => {}
+        }
+        if self.next == Place::End {
+            // Whatever must be read again begins with another one.
+            self.shared = None;
         }
     }
 
@@ -280,6 +293,10 @@ impl TableJob {
     /// A read failed: it is tried again after a while.
     pub(crate) fn read_failed(&mut self, attempt: u32, retry_at: Instant) {
         if attempt == self.attempt {
+            let since = *self.in_vain_since.get_or_insert(retry_at);
+            if retry_at > since + IN_VAIN_MAX {
+                self.shared = None;
+            }
             self.start_over(Some(retry_at));
         }
     }
@@ -400,6 +417,29 @@ mod tests {
         job.was_emitted(0, Some(after("a")), (1, 1));
         assert_eq!(start(&mut job), Some(after("a")));
         assert_eq!(job.row_count, 1);
+    }
+
+    #[test]
+    fn a_snapshot_that_is_taken_while_the_table_is_released_is_not_kept() {
+        let mut job = job();
+        job.is_keyless = true;
+        let now = Instant::now() + AGAIN_PAUSE;
+        let share = |job: &mut TableJob| match job.next_work(now, true) {
+            Some(Work::Share { attempt }) => attempt,
+            other => panic!("{other:?}"),
+        };
+        let first = share(&mut job);
+        job.release();
+        // Its mark is out.
+        job.was_emitted(first, Some(after("a")), (0, 0));
+        job.was_read(&read(first, Some(after("a"))));
+        assert!(job.shared.is_none());
+        assert!(share(&mut job) > first);
+        // What has been read to its end needs none any more, and is not read again.
+        job.was_read(&read(job.attempt, Some(Place::End)));
+        job.release();
+        job.was_emitted(job.attempt, Some(Place::End), (0, 0));
+        assert!(matches!(job.next_work(now, true), Some(Work::Finish { .. })));
     }
 
     #[test]

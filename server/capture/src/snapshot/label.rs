@@ -1,6 +1,7 @@
 //! What all records of a snapshot say of it, so that whoever reads the log knows whom they are for.
 
 use tidegate_control::SnapshotJob;
+use tidegate_model::Position;
 
 /// What kind of snapshot it is, and of which tables.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -12,6 +13,8 @@ pub(crate) struct Label {
     pub(crate) tables: Vec<String>,
     /// Those of which it reads a part.
     pub(crate) partial: Vec<String>,
+    /// Where it begins; None before it does.
+    pub(crate) begin: Option<Position>,
 }
 
 impl Label {
@@ -21,6 +24,7 @@ impl Label {
             ad_hoc: job.ad_hoc,
             tables: job.tables.iter().map(ToString::to_string).collect(),
             partial: job.parts.keys().map(ToString::to_string).collect(),
+            begin: None,
         }
     }
 }

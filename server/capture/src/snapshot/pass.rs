@@ -45,6 +45,8 @@ pub(crate) struct TableResume {
     pub(crate) gaps: Gaps,
     /// Of the definition that the chunk was read under.
     pub(crate) fingerprint: String,
+    /// It has no key, and what was received of it before is void.
+    pub(crate) voided: bool,
 }
 
 /// A snapshot that has not ended.
@@ -170,13 +172,23 @@ impl Pass {
     pub(crate) fn set_state(&mut self, state: JobState) {
         self.job.state = state;
         if state != JobState::Running {
-            self.tables.iter_mut().for_each(TableJob::release);
+            self.release();
         }
+    }
+
+    pub(crate) fn is_paused(&self) -> bool {
+        self.job.state == JobState::Paused
+    }
+
+    /// Nothing can be read for a while: it is paused, or the stream has lost its connection.
+    pub(crate) fn release(&mut self) {
+        self.tables.iter_mut().for_each(TableJob::release);
     }
 
     /// It is to end before it is complete.
     pub(crate) fn abandon(&mut self, state: JobState, detail: String) {
         self.abandoned.get_or_insert((state, detail));
+        self.release();
     }
 
     /// How it has ended, once its end is in the changelog.
@@ -247,9 +259,12 @@ impl Pass {
         self.detail.clear();
     }
 
-    /// It could not begin, and tries again then.
-    pub(crate) fn begin_failed(&mut self, detail: String, retry_at: Instant) {
+    /// It could not begin, and tries again then. Is it another reason than the last time?
+    pub(crate) fn begin_failed(&mut self, detail: String, retry_at: Instant) -> bool {
+        self.release();
+        let is_new = self.detail != detail;
         (self.stage, self.detail, self.retry_at) = (Stage::Idle, detail, Some(retry_at));
+        is_new
     }
 
     /// Why it waits.

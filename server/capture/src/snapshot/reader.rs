@@ -52,15 +52,16 @@ impl Planned {
         self.codec.key.is_empty()
     }
 
-    fn range(&self, work: &Work) -> Result<Range, ReadFailure> {
+    fn range(&self, work: &Work, shared: Option<&SharedPass>) -> Result<Range, ReadFailure> {
         if let (Work::Chunk { from, row_limit, .. }, Some(Part::Keys(keys))) = (work, &self.part) {
             let listed = keys[listed(from, *row_limit, keys.len())].iter();
             let values = |key: &Vec<String>| key.iter().map(|value| value.as_bytes().into()).collect();
             return Ok(Range::Keys(listed.map(values).collect()));
         }
         match work {
-            Work::Blocks { from, block_limit, shared, .. } => {
-                shared.range(from, *block_limit).map(|(range, _)| range).ok_or(ReadFailure::SharedGone)
+            Work::Blocks { from, block_limit, .. } => {
+                let range = shared.and_then(|shared| shared.range(from, *block_limit));
+                range.map(|(range, _)| range).ok_or(ReadFailure::SharedGone)
             }
             Work::Keys { keys, .. } => {
                 let keys = keys.iter().map(|key| self.key_values(key)).collect::<Result<_, _>>()?;
@@ -80,11 +81,9 @@ impl Planned {
     }
 
     /// Where the chunk that the work has read ends.
-    fn end(&self, work: &Work, facts: &ChunkFacts) -> Option<Place> {
+    fn end(&self, work: &Work, shared: Option<&SharedPass>, facts: &ChunkFacts) -> Option<Place> {
         let (from, row_limit) = match work {
-            Work::Blocks { from, block_limit, shared, .. } => {
-                return shared.range(from, *block_limit).map(|(_, end)| end);
-            }
+            Work::Blocks { from, block_limit, .. } => return Some(shared?.range(from, *block_limit)?.1),
             Work::Chunk { from, row_limit, .. } => (from, row_limit),
             Work::Share { .. } | Work::Keys { .. } | Work::Finish { .. } => return None,
         };
@@ -140,14 +139,11 @@ impl EncodedRows {
     }
 
     fn into_chunk(self, (snapshot, table_oid): (u32, u32), facts: ChunkFacts, work: Work) -> Chunk {
-        let (visibility, mut high_lsn) = (facts.visibility, facts.high_watermark);
-        let mut asked_keys = Vec::new();
-        match work {
-            Work::Keys { keys, .. } => asked_keys = keys,
-            // Its mark has waited for all that they see.
-            Work::Blocks { shared, .. } => high_lsn = shared.shared.high_watermark(),
-            Work::Share { .. } | Work::Chunk { .. } | Work::Finish { .. } => {}
-        }
+        let (visibility, high_lsn) = (facts.visibility, facts.high_watermark);
+        let asked_keys = match work {
+            Work::Keys { keys, .. } => keys,
+            Work::Share { .. } | Work::Blocks { .. } | Work::Chunk { .. } | Work::Finish { .. } => Vec::new(),
+        };
         let parts = self.parts.finish();
         // Another fingerprint is an error of the reader's.
         let (as_planned, marks) = (true, false);
@@ -210,16 +206,23 @@ impl Reader {
     ) -> Result<(Read, Chunk), ReadFailure> {
         let shared = match &work {
             Work::Share { attempt } => return self.share(snapshot, planned, *attempt).await,
-            Work::Blocks { shared, .. } if shared.connection != self.connection => return Err(ReadFailure::SharedGone),
-            Work::Blocks { shared, .. } => Some(Arc::clone(shared)),
+            Work::Blocks { shared, .. } => {
+                let shared = shared.upgrade().filter(|shared| shared.connection == self.connection);
+                Some(shared.ok_or(ReadFailure::SharedGone)?)
+            }
             Work::Chunk { .. } | Work::Keys { .. } | Work::Finish { .. } => None,
         };
-        let range = planned.range(&work)?;
+        let shared = shared.as_deref();
+        let range = planned.range(&work, shared)?;
         let mut rows = EncodedRows::default();
-        let shared = shared.as_ref().map(|shared| &shared.shared);
-        let chunk = tidegate_postgres::snapshot::Chunk { plan: &planned.plan, range: &range, shared };
-        let facts = Box::pin(self.reader.read(chunk, |row| rows.push(&planned.codec, row))).await?;
-        let end = planned.end(&work, &facts);
+        let imported = shared.map(|shared| &shared.shared);
+        let chunk = tidegate_postgres::snapshot::Chunk { plan: &planned.plan, range: &range, shared: imported };
+        let mut facts = Box::pin(self.reader.read(chunk, |row| rows.push(&planned.codec, row))).await?;
+        let end = planned.end(&work, shared, &facts);
+        if let Some(shared) = imported {
+            // Its mark has waited for all that it sees.
+            facts.high_watermark = shared.high_watermark();
+        }
         let read = Read {
             attempt: work.attempt(),
             row_count: facts.row_count,

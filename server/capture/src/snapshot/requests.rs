@@ -159,6 +159,17 @@ pub enum SnapshotError {
         /// The other one's number.
         snapshot: u32,
     },
+    /// The same, and the other one waits for someone.
+    #[error(
+        "table {table} has no key, and is being read by snapshot {snapshot}, which is paused and which those receive as well who would \
+         receive this one; resume or cancel it (`tidegate snapshot resume {snapshot}`), and start again"
+    )]
+    BesidePaused {
+        /// Which one.
+        table: TableName,
+        /// The other one's number.
+        snapshot: u32,
+    },
     /// More would take more memory than there is for them.
     #[error("{0} snapshots have been started and have not ended; start it when one has (`tidegate snapshot list`)")]
     TooMany(usize),
@@ -188,6 +199,7 @@ impl SnapshotError {
             SnapshotError::NotConnected
             | SnapshotError::Joining(_)
             | SnapshotError::Beside { .. }
+            | SnapshotError::BesidePaused { .. }
             | SnapshotError::TooMany(_) => Retry::After(Duration::from_secs(1)),
         }
     }

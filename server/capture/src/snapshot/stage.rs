@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_model::{BlockBuilder, Lsn, Op, Position, TableName};
+use tidegate_model::{BlockBuilder, Lsn, Op, Position, TableName, Visibility};
 use tidegate_proto::v1;
 use tidegate_schema::FieldSet;
 
@@ -23,7 +23,7 @@ use super::{
     gaps::Gaps,
     job::Place,
     order::{ChunkResult, Finish, StartedRead, Ticket},
-    pass::{TableResume, before},
+    pass::{SnapshotResume, TableResume, before},
     reconcile::{Chunk, ReadAgain},
     touched::{Covers, Limits},
     tracking::{Passing, ReadId, Recorded, TrackedTable, Tracking, next_position},
@@ -42,7 +42,8 @@ pub(crate) struct Stage {
     tickets: HashMap<ReadId, Ticket>,
     tables: BTreeMap<(u32, u32), Progress>,
     begins: BTreeMap<u32, Position>,
-    not_restored: BTreeSet<u32>,
+    /// With those of their tables that are left in part.
+    not_restored: BTreeMap<u32, Vec<TableName>>,
     connection: u64,
 }
 
@@ -61,6 +62,8 @@ struct Progress {
     fingerprint: String,
     /// Which rows its chunks have.
     covers: Covers,
+    /// It has no key, and what was received of it before is void.
+    voided: bool,
 }
 
 impl Progress {
@@ -75,6 +78,7 @@ impl Progress {
             key: codec.key.clone(),
             fingerprint: resume.map(|resume| resume.fingerprint.clone()).unwrap_or_default(),
             covers,
+            voided: resume.is_some_and(|resume| resume.voided),
         }
     }
 }
@@ -86,7 +90,7 @@ impl Default for Stage {
             tickets: HashMap::new(),
             tables: BTreeMap::new(),
             begins: BTreeMap::new(),
-            not_restored: BTreeSet::new(),
+            not_restored: BTreeMap::new(),
             connection: 0,
         }
     }
@@ -143,9 +147,10 @@ impl Stage {
     }
 
     /// An unfinished snapshot that the changelog has, of which a table cannot be taken up again.
-    pub(crate) fn not_restored(&mut self, snapshot: u32, begin: Position) {
-        self.begins.insert(snapshot, begin);
-        self.not_restored.insert(snapshot);
+    pub(crate) fn not_restored(&mut self, snapshot: u32, resume: &SnapshotResume) {
+        self.begins.insert(snapshot, resume.begin);
+        let voided = resume.tables.iter().filter(|table| table.voided && table.place != Place::End);
+        self.not_restored.insert(snapshot, voided.map(|table| table.name.clone()).collect());
     }
 
     /// What the snapshot's subscribers read after; None where it has not begun, or is over.
@@ -153,7 +158,7 @@ impl Stage {
     /// # Errors
     /// It cannot be taken up again.
     pub(crate) fn after(&self, snapshot: u32) -> Result<Option<Position>, CaptureError> {
-        if self.not_restored.contains(&snapshot) {
+        if self.not_restored.contains_key(&snapshot) {
             return Err(CaptureError::SnapshotNotRestored { snapshot });
         }
         Ok(self.begins.get(&snapshot).copied().map(before))
@@ -258,6 +263,15 @@ impl Stage {
         self.pass(assembler);
     }
 
+    /// What PostgreSQL shows by now is forgotten, whether chunks are being read or not, and where they are all read under one old snapshot.
+    pub(crate) fn observed(&mut self, take: impl FnOnce() -> Option<Visibility>) {
+        if !self.tracking.is_idle()
+            && let Some(visibility) = take()
+        {
+            self.tracking.polled(visibility);
+        }
+    }
+
     /// Does a chunk wait for the stream?
     pub(crate) fn is_waiting(&self) -> bool {
         self.tracking.has_pending()
@@ -319,10 +333,13 @@ impl Stage {
             _ => self.tracking.mark_position(received),
         }?;
         if self.begins.remove(&snapshot).is_some() {
-            if abandoned.is_empty() {
+            let incomplete = if abandoned.is_empty() {
                 position = self.close(snapshot, position, assembler);
-            }
-            assembler.emit_snapshot_end(position, snapshot, abandoned);
+                Vec::new()
+            } else {
+                self.voided(snapshot)
+            };
+            assembler.emit_snapshot_end(position, snapshot, (abandoned, incomplete));
         } else {
             // It has never begun, or has ended before.
             position = Position::ZERO;
@@ -331,6 +348,15 @@ impl Stage {
         self.tables.retain(|(of, _), _| *of != snapshot);
         self.tickets.retain(|_, ticket| ticket.snapshot != snapshot);
         Some(position)
+    }
+
+    /// Tables without a key that the snapshot leaves in part, if it is given up.
+    fn voided(&self, snapshot: u32) -> Vec<String> {
+        let is_left = |progress: &Progress| progress.voided && progress.place != Place::End;
+        let of_snapshot = self.tables.iter().filter(|((of, _), progress)| *of == snapshot && is_left(progress));
+        let names = of_snapshot.map(|(_, progress)| &progress.name);
+        let all: BTreeSet<&TableName> = names.chain(self.not_restored.get(&snapshot).into_iter().flatten()).collect();
+        all.into_iter().map(TableName::to_string).collect()
     }
 
     /// Closes each table that was read as a whole with a chunk without rows, from that position on; returns where the snapshot's end may stand.
@@ -390,6 +416,7 @@ impl Stage {
         let rows = entries.filter(|entry| entry.op == Op::Read && !entry.continues);
         let row_count = rows.count() as u64;
         progress.fingerprint = ticket.fingerprint.as_str().to_owned();
+        progress.voided |= chunk.marks;
         if let Some(end) = &ticket.end {
             progress.place.clone_from(end);
             progress.row_count += row_count;
@@ -436,6 +463,7 @@ impl Stage {
             table: progress.name.table.clone(),
             fingerprint: progress.fingerprint.clone(),
             closes,
+            voided: progress.voided,
         }
         .encode_to_vec()
     }
@@ -473,11 +501,12 @@ pub(crate) fn decode_cursor(cursor: &v1::SnapshotCursor) -> Option<TableResume> 
         (false, false) => Place::After(after),
     };
     let name = TableName::new(cursor.schema.as_str(), cursor.table.as_str());
-    let (row_count, gaps, fingerprint) = (cursor.row_count, Gaps::decode(&bytes)?, cursor.fingerprint.clone());
-    if gaps.may_lack_keys() {
+    let (fingerprint, voided) = (cursor.fingerprint.clone(), cursor.voided);
+    let (row_count, gaps) = (cursor.row_count, Gaps::decode(&bytes)?);
+    let resume = TableResume { name, at, row_type, place, row_count, gaps, fingerprint, voided };
+    if resume.gaps.may_lack_keys() {
         // What they are is not known any more: the pass begins anew.
-        let (place, row_count, gaps) = (Place::Start, 0, Gaps::default());
-        return Some(TableResume { name, at, row_type, place, row_count, gaps, fingerprint });
+        return Some(TableResume { place: Place::Start, row_count: 0, gaps: Gaps::default(), ..resume });
     }
-    Some(TableResume { name, at, row_type, place, row_count, gaps, fingerprint })
+    Some(resume)
 }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 use bytes::{Buf as _, BytesMut};
 use proptest::prelude::*;
 use prost::Message as _;
-use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName};
+use tidegate_model::{AdHoc, Block, BlockBuilder, Entry, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName};
 use tidegate_proto::v1::{self, event::What, session_response::Event as Sent};
 use tidegate_schema::{
     RowType,
@@ -53,7 +53,7 @@ impl Selection {
             };
             TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid")
         };
-        Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot, false)))
+        Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot, AdHoc::default())))
     }
 
     fn wants(&self, change: &Change) -> bool {
@@ -72,6 +72,7 @@ impl Selection {
         match (change.row_type, change.op) {
             (KEYLESS, Op::Truncate) => receives && with(Op::Read),
             (KEYLESS, op) => receives && with(Op::Read) && with(op),
+            (_, Op::Delete) => with(Op::Delete),
             (_, op) => (receives && self.reads()) == (op == Op::Read) && with(op),
         }
     }
@@ -473,11 +474,60 @@ fn a_snapshot_that_someone_starts_comes_to_who_asks_for_such() {
     ];
     let block = blocks(&records, &[records.len()]).remove(0);
     for (asks, expected) in [(true, 2), (false, 0)] {
-        let all = v1::TableSelection::default();
-        let filters = vec![TableFilter::parse(&all, &GatewayConfig::default()).expect("valid")];
-        let plan = Plan::new(PlanKey::new(filters, 0, asks));
+        let plan = asking(AdHoc::default().turned(asks, Position::ZERO));
         let filtered = filter(&plan, &block, Carry::default(), &row_types()).expect("valid");
         assert_eq!(filtered.pieces.len(), expected, "asks: {asks}");
+    }
+}
+
+/// Selects all tables.
+fn asking(ad_hoc: AdHoc) -> Plan {
+    let filters = vec![TableFilter::parse(&v1::TableSelection::default(), &GatewayConfig::default()).expect("valid")];
+    Plan::new(PlanKey::new(filters, 0, ad_hoc))
+}
+
+#[test]
+fn a_snapshot_that_someone_starts_is_received_whole_or_not_at_all() {
+    let (snapshot, table) = (2, "public.audit_log".to_owned());
+    let at = |lsn: u64| Position::new(Lsn(lsn), SNAPSHOT_ORDINAL);
+    let of = |kind, at: Position| Entry { row_type: snapshot, ..entry(kind, at.lsn, at.ordinal) };
+    let begin = v1::Begin { snapshot, ad_hoc: true, snapshot_begin: at(50).to_string(), ..Default::default() };
+    let (op, row_type) = (Op::Read, KEYLESS);
+    let read = v1::Change { op: op as i32, row_type, ..Default::default() };
+    let (abandoned, tables) = ("cancelled".to_owned(), vec![table.clone()]);
+    let end = |incomplete| v1::SnapshotEnd {
+        snapshot,
+        ad_hoc: true,
+        begin: at(50).to_string(),
+        abandoned: abandoned.clone(),
+        tables: tables.clone(),
+        incomplete,
+        ..Default::default()
+    };
+    let records = |incomplete| {
+        let change = Entry { op, row_type, ..entry(Kind::Change, Lsn(60), SNAPSHOT_ORDINAL) };
+        let end = end(incomplete).encode_to_vec();
+        [
+            (of(Kind::Begin, at(60)), field(What::Begin(begin.clone()))),
+            (change, field(What::Change(read.clone()))),
+            (of(Kind::Commit, at(60)), field(What::Commit(v1::Commit::default()))),
+            (of(Kind::SnapshotEnd, at(70)), end),
+        ]
+    };
+    // Since it asks, or it has asked when the snapshot began; asked too late, or had ceased to.
+    let turns: [(&[u64], bool); 5] =
+        [(&[40], true), (&[40, 55], true), (&[55], false), (&[40, 45], false), (&[40, 45, 55], false)];
+    for (turns, receives) in turns {
+        let turns: Vec<Position> = turns.iter().map(|lsn| at(*lsn)).collect();
+        let plan = asking(AdHoc::of_turns(&turns).expect("in order"));
+        for incomplete in [Vec::new(), vec![table.clone()]] {
+            let is_void = receives && !incomplete.is_empty();
+            let block = blocks(&records(incomplete), &[4]).remove(0);
+            let filtered = filter(&plan, &block, Carry::default(), &row_types()).expect("valid");
+            assert_eq!(filtered.pieces.len(), if receives { 2 } else { 0 }, "{turns:?}");
+            let mut ends = filtered.pieces.iter().map(|piece| piece.what == super::What::SnapshotAbandoned);
+            assert_eq!(ends.any(|is_abandoned| is_abandoned), is_void, "{turns:?}");
+        }
     }
 }
 

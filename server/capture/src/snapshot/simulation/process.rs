@@ -339,7 +339,7 @@ impl Process {
             self.ended = true;
             self.tracking.end(SNAPSHOT);
             self.received = position;
-            self.emitter.emit_snapshot_end(self.received, SNAPSHOT, "");
+            self.emitter.emit_snapshot_end(self.received, SNAPSHOT, ("", Vec::new()));
         }
     }
 
