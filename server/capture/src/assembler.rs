@@ -160,9 +160,9 @@ impl Assembler {
         Some(Undeliverable { xid: transaction.xid, commit_lsn: self.final_lsn, place, reason })
     }
 
-    /// The transaction that messages belong to: one that is being sent whole, since it has committed; or one in progress.
-    pub(crate) fn open_xids(&self) -> (Option<u32>, Option<u32>) {
-        (self.plain.as_ref().map(|transaction| transaction.xid), self.current_stream)
+    /// The transaction that messages belong to, where it is being sent whole, since it has committed.
+    pub(crate) fn whole_xid(&self) -> Option<u32> {
+        self.plain.as_ref().map(|transaction| transaction.xid)
     }
 
     /// Says how a relation is treated from here on.

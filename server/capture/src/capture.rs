@@ -496,7 +496,6 @@ impl<P: Publish> Capture<P> {
             last_progress: None,
             gather_until: None,
             snapshots: &mut self.snapshots,
-            passing: Vec::new(),
             orders: &mut self.orders,
             altered: &self.config.mirror.altered,
             ask_at: None,

@@ -50,11 +50,6 @@ impl Numbers {
         numbers
     }
 
-    /// Has this table been followed?
-    pub(crate) fn knows(&self, table_oid: u32) -> bool {
-        self.row_types.values().any(|row_type| row_type.table_oid == table_oid)
-    }
-
     /// What may not be given again.
     pub(crate) fn used(&self, table: &TableName) -> UsedNumbers {
         UsedNumbers {

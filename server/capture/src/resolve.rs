@@ -16,7 +16,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
 use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
-use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, table_name, type_info, visibility};
+use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info, visibility};
 use tidegate_proto::v1;
 use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, RowTypeSpec, TypeShape, ValueKind};
 use tokio::time::{Instant, sleep};
@@ -51,7 +51,10 @@ impl Resolver {
         relation: &Relation,
         xid: Option<u32>,
     ) -> Result<Followed, CaptureError> {
-        let Some(name) = self.followed_name(session, relation, xid).await? else { return Ok(Followed::No) };
+        let name = TableName::new(relation.schema.clone(), relation.table.clone());
+        if !self.tables.matches(&name) {
+            return Ok(Followed::No);
+        }
         let mut catalog = relation_columns(session, relation.oid).await?;
         if !fits(relation, &catalog) && until_visible(session, xid).await? {
             catalog = relation_columns(session, relation.oid).await?;
@@ -86,29 +89,6 @@ impl Resolver {
             fields: numbers.fields,
             announcement,
         })))
-    }
-
-    /// Is the relation's own name one that is followed?
-    pub(crate) fn follows(&self, relation: &Relation) -> bool {
-        self.tables.matches(&TableName::new(relation.schema.clone(), relation.table.clone()))
-    }
-
-    /// The name under which the relation is followed. A table that was renamed away and back has had another in between, and what was
-    /// written meanwhile belongs to it nevertheless.
-    async fn followed_name(
-        &self,
-        session: &Session,
-        relation: &Relation,
-        xid: Option<u32>,
-    ) -> Result<Option<TableName>, CaptureError> {
-        if self.follows(relation) {
-            return Ok(Some(TableName::new(relation.schema.clone(), relation.table.clone())));
-        }
-        if !self.numbers.knows(relation.oid) {
-            return Ok(None);
-        }
-        until_visible(session, xid).await?;
-        Ok(table_name(session, relation.oid).await?.filter(|name| self.tables.matches(name)))
     }
 
     fn row_type_request(&self, name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {

@@ -53,8 +53,6 @@ pub(crate) struct Streaming<'a, P> {
     /// A transaction at which capture has stopped; it streams only when it has got past it.
     pub(crate) stuck: &'a mut Option<Stuck>,
     pub(crate) snapshots: &'a mut Stage,
-    /// Tables that are followed under another name than they have, by the transaction within which that is so.
-    pub(crate) passing: Vec<(u32, u32)>,
     pub(crate) orders: &'a mut mpsc::Receiver<Order>,
     /// Told that a table's definition may have changed.
     pub(crate) altered: &'a Notify,
@@ -184,7 +182,6 @@ impl<P: Publish> Streaming<'_, P> {
                 {
                     self.snapshots.part(xid, commit_end_lsn, &part);
                 }
-                self.pass_by(xid);
                 self.snapshots.passed(commit_end_lsn, self.assembler);
                 Ok(())
             }
@@ -217,7 +214,6 @@ impl<P: Publish> Streaming<'_, P> {
                 commit_time_us: ended.commit_time_us,
             });
         }
-        self.pass_by(xid);
         self.snapshots.passed(commit_end_lsn, self.assembler);
         self.hand_over_full().await
     }
@@ -225,29 +221,17 @@ impl<P: Publish> Streaming<'_, P> {
     /// A table is described whose rows follow.
     async fn relation(&mut self, relation: &Relation) -> Result<(), Interrupt> {
         self.altered.notify_one();
-        let (whole, in_progress) = self.assembler.open_xids();
+        let whole = self.assembler.whole_xid();
         let followed = tokio::select! {
             biased;
             () = self.stop.cancelled() => return Err(Interrupt::Stopped),
             followed = self.resolver.resolve(self.session, relation, whole) => followed?,
         };
-        self.passing.retain(|(_, oid)| *oid != relation.oid);
         if let Followed::Yes(table) = &followed {
             self.snapshots.set_row_type(table);
-            // For the length of the transaction: it may have left for good, and is described again if not.
-            if !self.resolver.follows(relation) {
-                self.passing.extend(whole.or(in_progress).map(|xid| (xid, relation.oid)));
-            }
         }
         self.assembler.set_relation(relation.oid, followed);
         Ok(())
-    }
-
-    /// The transaction is over, and with it the names that tables have had within it. One that has its own again is described again.
-    fn pass_by(&mut self, xid: u32) {
-        for (_, oid) in self.passing.extract_if(.., |(of, _)| *of == xid) {
-            self.assembler.set_relation(oid, Followed::No);
-        }
     }
 
     /// Asks where the server's WAL ends, as long as a chunk waits for it to be passed: an idle server does not say so by itself.

@@ -212,19 +212,6 @@ fn table(row: &Row) -> Result<TableInfo, tokio_postgres::Error> {
     })
 }
 
-/// The name of a table; None if there is no such table.
-///
-/// # Errors
-/// The connection or the server.
-pub async fn table_name(session: &Session, oid: u32) -> Result<Option<TableName>, CatalogError> {
-    const SQL: &str = "
-        SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = $1";
-    let doing = CatalogError::while_we("read a table's name");
-    let row = session.client().query_opt(SQL, &[&oid]).await.map_err(&doing)?;
-    let name = |row: Row| Ok(TableName::new(row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?));
-    row.map(name).transpose().map_err(&doing)
-}
-
 /// The columns of a table in order, generated ones included; empty if there is no such table.
 ///
 /// # Errors

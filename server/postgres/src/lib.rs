@@ -46,8 +46,7 @@ mod url;
 mod wire;
 
 pub use catalog::{
-    CatalogColumn, Persistence, TableInfo, TableKind, TypeInfo, TypeShape, relation_columns, table_name, tables,
-    type_info,
+    CatalogColumn, Persistence, TableInfo, TableKind, TypeInfo, TypeShape, relation_columns, tables, type_info,
 };
 pub use config::{ChannelBinding, ConnectConfig, TlsMode};
 pub use ddl::{
