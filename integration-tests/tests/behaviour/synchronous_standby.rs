@@ -4,16 +4,20 @@
 use anyhow::{Context, Result, ensure};
 use futures_util::StreamExt;
 use tidegate_client::{Changes, Event, Start, Subscription};
-use tidegate_integration_tests::{Cluster, Ended, Recorder, Server, ServerConfig, within};
+use tidegate_integration_tests::{Cluster, Database, Ended, Recorder, Server, ServerConfig, within};
 use tokio::task::JoinSet;
+
+/// A database whose sessions do not wait for a standby unless they say so: the server, too, writes to tables of its own.
+async fn that_waits_for_nobody(cluster: &Cluster, name: &str) -> Result<Database> {
+    let database = cluster.database(name).await?;
+    database.execute(&format!("alter database {name} set synchronous_commit = local")).await?;
+    database.another().await
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_is_not_visible_is_delivered_and_stays_unconfirmed_until_it_is() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
-    let database = cluster.database("standby").await?;
-    // The server writes to tables of its own, which is not to wait.
-    database.execute("alter database standby set synchronous_commit = local").await?;
-    let database = database.another().await?;
+    let database = that_waits_for_nobody(&cluster, "standby").await?;
     database.create_marker().await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let mut recorder = Recorder::new(server.endpoint());
@@ -63,21 +67,16 @@ async fn field_of_next(changes: &mut Changes) -> Result<u32> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_column_that_is_renamed_keeps_its_number_where_the_catalog_shows_it_late() -> Result<()> {
     let cluster = Cluster::start(&[]).await?;
-    let database = cluster.database("renamed").await?;
+    let database = that_waits_for_nobody(&cluster, "renamed").await?;
     database.execute("create table t (id int primary key, b text)").await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let mut changes = server.client().await?.subscribe(Subscription::tables(["t"]).from(Start::Earliest));
     database.execute("insert into t values (1, 'one')").await?;
     let before = field_of_next(&mut changes).await?;
 
-    database.execute("set synchronous_commit = local").await?;
+    database.hold_commits().await?;
     let waiting = database.another().await?;
-    database.execute("alter system set synchronous_standby_names = 'nobody'").await?;
-    database.execute("select pg_reload_conf()").await?;
-    within("the other session to know it", || {
-        waiting.text("select 'yes' where current_setting('synchronous_standby_names') = 'nobody'")
-    })
-    .await?;
+    waiting.execute("set synchronous_commit = on").await?;
     let mut waiter = JoinSet::new();
     waiter.spawn(async move {
         waiting.execute("begin; alter table t rename b to x; insert into t values (2, 'two'); commit").await
@@ -88,8 +87,7 @@ async fn a_column_that_is_renamed_keeps_its_number_where_the_catalog_shows_it_la
         server.slot()
     );
     within("the transaction to be sent and wait", || database.text(&is_sent)).await?;
-    database.execute("alter system reset synchronous_standby_names").await?;
-    database.execute("select pg_reload_conf()").await?;
+    database.release_commits().await?;
     waiter.join_next().await.context("spawned above")???;
     let after = field_of_next(&mut changes).await?;
     ensure!(before == after, "b had the number {before}, x has {after}");
