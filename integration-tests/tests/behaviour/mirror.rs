@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
-use tidegate_client::{MirrorState, MirroredTable, ResetReason, SourceStatus};
+use tidegate_client::{MirrorState, MirroredTable, ResetReason, SnapshotState, SnapshotStatus, SourceStatus};
 use tidegate_integration_tests::{
     Change, Cluster, Database, Ended, History, OnDiscontinuity, Oracle, Recorder, Row, Seed, Server, ServerConfig,
     Value, tidegate, within,
@@ -384,6 +384,13 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
     server.until("shop", "a complete mirror", complete).await?;
     let (code, text) = verify(&server, "account").await?;
     ensure!(code == Some(0) && text.contains("500 rows compared") && text.contains("no difference"), "{text}");
+    // One that has not ended is read again after a restart, and mends what is planted.
+    let client = server.client().await?;
+    within("no snapshot to run", || async {
+        let is_over = |status: &SnapshotStatus| status.state() == SnapshotState::Done;
+        Ok(client.snapshots("").await?.iter().all(is_over).then_some(()))
+    })
+    .await?;
     server.terminate().await?;
     plant_differences(&server.scratch("data/shop.mirror"))?;
     server.launch().await?;
