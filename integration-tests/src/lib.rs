@@ -43,7 +43,7 @@ pub use process::{Process, Signal};
 pub use replay::Replay;
 pub use replica::{
     Arrival, Copier, HeldRow, HeldTable, Replica, RowCounts, Touched, counted_by_postgres, held_by_postgres,
-    must_count_equal, must_equal,
+    held_by_shape, must_count_equal, must_equal, selected,
 };
 pub use scratch::Scratch;
 pub use seed::Seed;

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value as Json};
 use tidegate_client::{
-    Change, Changes, Client, ClientError, Event, Op, Position, ResetReason, Start, Subscription, Token,
+    Change, Changes, Client, ClientError, Event, Op, Position, ResetReason, ShapeRow, ShapeRows, Start, Subscription,
+    Token,
 };
 use tidegate_proto::v1::{Column, RowType};
 use tokio_stream::StreamExt as _;
@@ -27,10 +28,10 @@ pub type RowCounts = BTreeMap<HeldRow, i64>;
 /// What a program holds of tables, by `schema.table`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Replica {
-    /// By `pg_class.oid`, with the newest row type.
-    tables: BTreeMap<u32, (RowType, HeldTable)>,
+    /// By `pg_class.oid` and selection, with the newest row type.
+    tables: BTreeMap<(u32, u32), (RowType, HeldTable)>,
     /// The table that each name meant last.
-    names: BTreeMap<String, u32>,
+    names: BTreeMap<String, (u32, u32)>,
     /// Of tables without a key.
     counts: BTreeMap<String, RowCounts>,
     /// Reads that were received, of any snapshot.
@@ -85,11 +86,10 @@ impl Replica {
     }
 
     fn starts_afresh(&mut self, tables: &[String]) {
-        for name in tables {
-            self.counts.remove(name);
-            if let Some(oid) = self.names.remove(name) {
-                self.tables.remove(&oid);
-            }
+        let is_meant = |name: &str| tables.iter().any(|table| of_selection(name) == table);
+        self.counts.retain(|name, _| !is_meant(name));
+        for (_, held) in self.names.extract_if(.., |name, _| is_meant(name)) {
+            self.tables.remove(&held);
         }
         if self.tables.is_empty() && self.counts.is_empty() {
             *self = Replica::default();
@@ -133,15 +133,15 @@ impl Replica {
 
     fn apply(&mut self, change: &Change) -> Result<Vec<Touched>> {
         let (name, row_type) = match (change.table(), &change.row_type) {
-            (Some(name), Some(row_type)) => (name.to_owned(), row_type.proto()),
+            (Some(name), Some(row_type)) => (selected(name, change.selection), row_type.proto()),
             _ => return Ok(Vec::new()),
         };
         if is_keyless(change) {
             return self.count(name, change);
         }
-        self.names.insert(name.clone(), row_type.table_oid);
-        let (known, table) =
-            self.tables.entry(row_type.table_oid).or_insert_with(|| (row_type.clone(), HeldTable::new()));
+        let held = (row_type.table_oid, change.selection);
+        self.names.insert(name.clone(), held);
+        let (known, table) = self.tables.entry(held).or_insert_with(|| (row_type.clone(), HeldTable::new()));
         if known.row_type != row_type.row_type {
             *table = described(std::mem::take(table), known, row_type);
             known.clone_from(row_type);
@@ -180,6 +180,17 @@ impl Replica {
         table.insert(key_now, row);
         Ok(touched)
     }
+}
+
+/// What a table's copy is called that is of a further selection: the first one's has the table's name.
+#[must_use]
+pub fn selected(table: &str, selection: u32) -> String {
+    if selection == 0 { table.to_owned() } else { format!("{table} of selection {selection}") }
+}
+
+/// The table's name in that of a copy.
+fn of_selection(name: &str) -> &str {
+    name.split_once(" of selection ").map_or(name, |(table, _)| table)
 }
 
 /// Rows under another row type: a column is known by its field, and one that is new is null.
@@ -223,7 +234,22 @@ fn text(value: &Json) -> Result<Option<String>> {
     }))
 }
 
-/// A table's rows as PostgreSQL has them, by key.
+/// The rows that a handle on a shape holds, by key.
+///
+/// # Errors
+/// A row cannot be read.
+pub fn held_by_shape(rows: &ShapeRows) -> Result<HeldTable> {
+    let held = |row: &ShapeRow| {
+        let is_key = |name: &String| row.row_type().column(name).is_some_and(|column| column.key);
+        let values = values(Some(row.json()?))?;
+        let key = values.iter().filter(|(name, _)| is_key(name));
+        let key = key.map(|(_, value)| value.clone().context("NULL in a key")).collect::<Result<_>>()?;
+        Ok((key, values))
+    };
+    rows.iter().map(held).collect()
+}
+
+/// A table's rows as PostgreSQL has them, by key. It may be a subquery with a name.
 ///
 /// # Errors
 /// The query fails.
@@ -288,10 +314,9 @@ pub fn must_equal(what: &str, ours: &HeldTable, theirs: &HeldTable) -> Result<()
 #[derive(Debug)]
 pub struct Copier {
     endpoint: String,
-    tables: Vec<String>,
+    subscription: Subscription,
     events: Option<Changes>,
     start: Start,
-    snapshots: bool,
     open: Vec<Change>,
     open_of: u32,
     /// What it holds.
@@ -306,12 +331,17 @@ impl Copier {
     /// Of these tables; of all where there are none.
     #[must_use]
     pub fn new(endpoint: &str, tables: &[&str], start: Start) -> Self {
+        Self::of(endpoint, Subscription::tables(tables.iter().copied()), start)
+    }
+
+    /// Of what is subscribed to, from elsewhere than it says.
+    #[must_use]
+    pub fn of(endpoint: &str, subscription: Subscription, start: Start) -> Self {
         Copier {
             endpoint: endpoint.to_owned(),
-            tables: tables.iter().map(|name| (*name).to_owned()).collect(),
+            subscription,
             events: None,
             start,
-            snapshots: false,
             open: Vec::new(),
             open_of: 0,
             replica: Replica::default(),
@@ -323,12 +353,12 @@ impl Copier {
     /// Receives also the snapshots that someone starts.
     #[must_use]
     pub fn with_snapshots(self) -> Self {
-        Copier { snapshots: true, ..self }
+        Copier { subscription: self.subscription.snapshots(true), ..self }
     }
 
     /// From the next connection on, receives also the snapshots that someone starts, or does not.
     pub fn asks_for_snapshots(&mut self, asks: bool) {
-        self.snapshots = asks;
+        self.subscription = self.subscription.clone().snapshots(asks);
     }
 
     /// Ends the subscription: the next call goes on by token.
@@ -443,8 +473,7 @@ impl Copier {
             }
             let client =
                 within("the server to answer", || async { Ok(Client::connect(self.endpoint.as_str()).await.ok()) });
-            let subscription = Subscription::tables(self.tables.clone()).from(self.start.clone());
-            let subscription = subscription.snapshots(self.snapshots);
+            let subscription = self.subscription.clone().from(self.start.clone());
             self.events = Some(client.await?.subscribe(subscription));
         }
     }

@@ -328,7 +328,7 @@ impl Server {
     pub async fn command(&self, arguments: &[&str]) -> Result<String> {
         let mut arguments = arguments.to_vec();
         let endpoint = self.endpoint();
-        if arguments.first().is_some_and(|command| ["tail", "status"].contains(command)) {
+        if arguments.first().is_some_and(|command| ["tail", "status", "shape"].contains(command)) {
             arguments.extend(["--server", endpoint.as_str()]);
         }
         let output = tidegate(&arguments).await?;

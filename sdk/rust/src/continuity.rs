@@ -18,7 +18,7 @@
 //! clock, no randomness; `changes.rs` moves bytes and time.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -27,7 +27,7 @@ use bytes::BytesMut;
 use tidegate_proto::v1::{self, event::What, session_response};
 
 use crate::{
-    Change, ClientError, Event, LogicalMessage, OldKind, Op, Position, ResetReason, Retry, RowType, Start,
+    Change, ClientError, Event, LogicalMessage, Move, OldKind, Op, Position, ResetReason, Retry, RowType, Start,
     Subscription, Token, Truncate, Violation,
 };
 
@@ -62,7 +62,7 @@ pub(crate) struct Continuity {
     row_types: HashMap<(u32, u32), Arc<RowType>>,
     /// The row type of the last change: neighbouring changes mostly share it.
     recent: Option<((u32, u32), Arc<RowType>)>,
-    cut: Option<Cut>,
+    cut: BTreeMap<u32, Cut>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ impl Continuity {
             draining: false,
             row_types: HashMap::new(),
             recent: None,
-            cut: None,
+            cut: BTreeMap::new(),
         }
     }
 
@@ -120,7 +120,7 @@ impl Continuity {
         if let Phase::Within { .. } = self.phase {
             out.push_back(Event::Abort);
         }
-        self.cut = None;
+        self.cut.clear();
         self.draining = false;
         self.heard = Position::ZERO;
         self.phase = Phase::Opening;
@@ -300,20 +300,24 @@ impl Continuity {
             Phase::Opening | Phase::Between => return Err(self.unexpected("a change").into()),
         };
         let continues = part.continues;
-        let change = match self.cut.take() {
+        // The pieces of a change come one after the other, those of each selection that has it.
+        if self.cut.values().any(|cut| cut.change.position.ordinal != part.ordinal) {
+            return Err(Violation::Unexpected { message: "a change", state: "within another" }.into());
+        }
+        let change = match self.cut.remove(&selection) {
             None if !continues => self.change(begin, selection, part)?,
             None => {
                 let (row, old) = (std::mem::take(&mut part.row), std::mem::take(&mut part.old));
                 let content = part.message.as_mut().map(|message| std::mem::take(&mut message.content));
                 let change = self.change(begin, selection, part)?;
                 let (row, old, content) = (row.into(), old.into(), content.unwrap_or_default().into());
-                self.cut = Some(Cut { change, row, old, content });
+                self.cut.insert(selection, Cut { change, row, old, content });
                 return Ok(());
             }
             Some(mut cut) => {
-                cut.append(part, selection, self.subscription.row_limit())?;
+                cut.append(part, self.subscription.row_limit())?;
                 if continues {
-                    self.cut = Some(cut);
+                    self.cut.insert(selection, cut);
                     return Ok(());
                 }
                 cut.whole()
@@ -342,6 +346,8 @@ impl Continuity {
             self.follow(self.chunk_of)?;
         }
         let old_kind = v1::change::OldKind::try_from(change.old_kind).map_err(|_| Violation::Unknown("OldKind"))?;
+        let moved = v1::change::Move::try_from(change.r#move).map_err(|_| Violation::Unknown("Move"))?;
+        let moved = Move::from_proto(moved);
         let row_type = match change.row_type {
             0 => None,
             id => Some(self.known(selection, id)?),
@@ -361,6 +367,7 @@ impl Continuity {
             old: change.old,
             old_kind: old_kind_of(old_kind),
             unchanged: change.unchanged,
+            moved,
             message,
             truncate,
         })
@@ -380,7 +387,7 @@ impl Continuity {
     fn commit(&mut self, commit: &v1::Commit, out: &mut VecDeque<Event>) -> Result<Step, ClientError> {
         let position = position(&commit.position)?;
         let (begin, seen) = match self.phase {
-            Phase::Within { begin } if self.cut.is_none() => (begin, true),
+            Phase::Within { begin } if self.cut.is_empty() => (begin, true),
             Phase::Skipping { begin } => (begin, false),
             Phase::Opening | Phase::Between | Phase::Within { .. } => return Err(self.unexpected("Commit").into()),
         };
@@ -439,7 +446,7 @@ impl Continuity {
         let state = match self.phase {
             Phase::Opening => "before Opened",
             Phase::Between => "between transactions",
-            Phase::Within { .. } if self.cut.is_some() => "within a change",
+            Phase::Within { .. } if !self.cut.is_empty() => "within a change",
             Phase::Within { .. } | Phase::Skipping { .. } => "within a transaction",
         };
         Violation::Unexpected { message, state }
@@ -447,10 +454,7 @@ impl Continuity {
 }
 
 impl Cut {
-    fn append(&mut self, part: v1::Change, selection: u32, limit_bytes: usize) -> Result<(), ClientError> {
-        if part.ordinal != self.change.position.ordinal || selection != self.change.selection {
-            return Err(Violation::Unexpected { message: "a change", state: "within another" }.into());
-        }
+    fn append(&mut self, part: v1::Change, limit_bytes: usize) -> Result<(), ClientError> {
         self.row.extend_from_slice(&part.row);
         self.old.extend_from_slice(&part.old);
         if let Some(message) = &part.message {
@@ -858,6 +862,33 @@ mod tests {
         let Some(Event::Change(change)) = out.pop_front() else { panic!("a change") };
         assert_eq!((change.row, change.position.ordinal), (whole, 2));
         assert_eq!(out.len(), 1);
+    }
+
+    #[test]
+    fn a_cut_change_of_two_selections_is_put_together_for_each() {
+        let of = |selection, part: v1::Change| v1::SessionResponse { selection, ..response(changes(&[part])) };
+        let row_type = |selection| v1::SessionResponse { selection, ..response(Message::RowType(orders())) };
+        let whole = row(1, Some("1.00"));
+        let (first, last) = (part(1, whole.slice(..2), true), part(1, whole.slice(2..), false));
+        let mut continuity = between();
+        let mut out = VecDeque::new();
+        let messages = [
+            row_type(1),
+            response(begin("0/5:0")),
+            of(0, first.clone()),
+            of(1, first),
+            of(0, last.clone()),
+            of(1, last),
+            response(commit("0/5:1")),
+        ];
+        for message in messages {
+            continuity.message(message, &mut out).expect("in order");
+        }
+        let rows = out.iter().filter_map(|event| match event {
+            Event::Change(change) => Some((change.selection, change.row.clone())),
+            _other => None,
+        });
+        assert_eq!(rows.collect::<Vec<_>>(), [(0, whole.clone()), (1, whole)]);
     }
 
     #[test]

@@ -206,6 +206,28 @@ pub enum OldKind {
     Full,
 }
 
+/// What an update of a row is to a shape.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Move {
+    /// The row was in the shape and is; or it is no shape, or no update.
+    #[default]
+    Stayed,
+    /// The row is in the shape now, and was not: an insert.
+    In,
+    /// The row was in the shape: a delete.
+    Out,
+}
+
+impl Move {
+    pub(crate) fn from_proto(moved: v1::change::Move) -> Self {
+        match moved {
+            v1::change::Move::Stayed => Move::Stayed,
+            v1::change::Move::MovedIn => Move::In,
+            v1::change::Move::MovedOut => Move::Out,
+        }
+    }
+}
+
 /// Why continuity is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ResetReason {
@@ -219,6 +241,8 @@ pub enum ResetReason {
     SourceDiscontinued,
     /// The snapshot that the subscription started from was cancelled or has failed.
     SnapshotAbandoned,
+    /// What is selected is no longer what the token, or what was received, belongs to.
+    DefinitionChanged,
 }
 
 impl ResetReason {
@@ -229,6 +253,7 @@ impl ResetReason {
             v1::reset::Reason::EpochChanged => ResetReason::EpochChanged,
             v1::reset::Reason::SourceDiscontinued => ResetReason::SourceDiscontinued,
             v1::reset::Reason::SnapshotAbandoned => ResetReason::SnapshotAbandoned,
+            v1::reset::Reason::DefinitionChanged => ResetReason::DefinitionChanged,
         }
     }
 }
@@ -270,8 +295,11 @@ pub struct Change {
     pub old: Bytes,
     /// What `old` holds.
     pub old_kind: OldKind,
-    /// Field numbers of columns that the update left as they were and whose values are not sent (TOAST).
+    /// Field numbers of columns that the update left as they were and whose values are not sent (TOAST; in a shape with
+    /// [`Updates::ChangedColumns`](crate::Updates::ChangedColumns) all that it left as they were).
     pub unchanged: Vec<u32>,
+    /// In a shape: whether an update made the row enter or leave it.
+    pub moved: Move,
     /// Of a logical message.
     pub message: Option<LogicalMessage>,
     /// Of a truncate.

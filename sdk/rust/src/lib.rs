@@ -100,6 +100,10 @@ mod json;
 mod mirror;
 mod position;
 mod row_type;
+mod shape;
+mod shape_handle;
+mod shape_rows;
+mod shapes;
 mod snapshots;
 mod subscription;
 mod transactions;
@@ -108,10 +112,16 @@ pub use catalog::{MirrorState, MirroredTable, NewTable, SourceState, SourceStatu
 pub use changes::{Changes, EventBatch};
 pub use client::{Client, ClientBuilder};
 pub use error::{ClientError, Retry, RowError, Violation};
-pub use event::{Change, Event, LogicalMessage, OldKind, Op, ResetReason, Truncate, UnknownOp};
+pub use event::{Change, Event, LogicalMessage, Move, OldKind, Op, ResetReason, Truncate, UnknownOp};
 pub use mirror::{MirrorComparison, MirrorDifference, MirrorDifferenceKind};
 pub use position::{Position, PositionError, Token, TokenError};
 pub use row_type::{Column, ReplicaIdentity, RowType};
+pub use shape::{Parameter, Shape, Updates};
+pub use shape_handle::{ShapeHandle, ShapeUpdate, ShapeUpdates};
+pub use shape_rows::{RowChange, ShapeRow, ShapeRows};
+pub use shapes::{
+    DescribedShape, ExplainedShape, NamedShape, ShapeColumn, ShapeLookup, ShapeLookupKind, ShapeResidual, ValidShape,
+};
 pub use snapshots::{
     SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SnapshotStatus, SnapshotTable,
     StartedSnapshot,

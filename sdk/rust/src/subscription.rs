@@ -2,9 +2,9 @@
 //!
 //! Names are checked by the server, which knows its tables; this deliberately checks nothing.
 
-use tidegate_proto::v1;
+use tidegate_proto::v1::{self, selection::What};
 
-use crate::{Op, Token};
+use crate::{Op, Shape, Token};
 
 /// Bytes of messages that may be on the way or unread.
 const CREDIT_BYTES: u64 = 8 << 20;
@@ -46,7 +46,7 @@ impl From<Token> for Start {
 #[derive(Clone, Debug)]
 pub struct Subscription {
     source: String,
-    selections: Vec<v1::TableSelection>,
+    selections: Vec<What>,
     start: Start,
     snapshots: bool,
     credit_bytes: u64,
@@ -57,9 +57,19 @@ impl Subscription {
     /// The tables that any of the names or patterns means, in PostgreSQL's identifier syntax: `orders` (schema public),
     /// `shop.orders`, `public.*`, `"Mixed Case".*`, and `!public.audit_*` to leave out. None at all: every table.
     pub fn tables<T: Into<String>>(names: impl IntoIterator<Item = T>) -> Self {
+        Self::of(selection(names))
+    }
+
+    /// The rows of one table that meet a condition, and exactly the changes that concern them.
+    #[must_use]
+    pub fn shape(shape: Shape) -> Self {
+        Self::of(What::Shape(shape.into_proto()))
+    }
+
+    fn of(selection: What) -> Self {
         Subscription {
             source: String::new(),
-            selections: vec![selection(names)],
+            selections: vec![selection],
             start: Start::Now,
             snapshots: false,
             credit_bytes: CREDIT_BYTES,
@@ -75,17 +85,32 @@ impl Subscription {
         self
     }
 
-    /// Only these columns, by exact name, besides the key. Every selected table must have each.
+    /// A further selection, of a shape, in the same order: what a transaction does to several is seen together.
     #[must_use]
-    pub fn columns<T: Into<String>>(mut self, columns: impl IntoIterator<Item = T>) -> Self {
-        self.newest().columns = columns.into_iter().map(Into::into).collect();
+    pub fn and_shape(mut self, shape: Shape) -> Self {
+        self.selections.push(What::Shape(shape.into_proto()));
         self
     }
 
-    /// Only these operations. None at all: every operation.
+    /// Only these columns, by exact name, besides the key. Every selected table must have each. A [`Shape`] has columns of its
+    /// own, and this replaces them.
+    #[must_use]
+    pub fn columns<T: Into<String>>(mut self, columns: impl IntoIterator<Item = T>) -> Self {
+        let columns = columns.into_iter().map(Into::into).collect();
+        match self.newest() {
+            What::Tables(tables) => tables.columns = columns,
+            What::Shape(shape) => shape.columns = columns,
+        }
+        self
+    }
+
+    /// Only these operations. None at all: every operation. A [`Shape`] has all, and this says nothing to it.
     #[must_use]
     pub fn operations(mut self, operations: impl IntoIterator<Item = Op>) -> Self {
-        self.newest().operations = operations.into_iter().map(|op| op.to_proto() as i32).collect();
+        match self.newest() {
+            What::Tables(tables) => tables.operations = operations.into_iter().map(|op| op.to_proto() as i32).collect(),
+            What::Shape(_) => {}
+        }
         self
     }
 
@@ -146,7 +171,7 @@ impl Subscription {
             Start::Snapshot => v1::start::From::At(v1::start::Point::Snapshot as i32),
             Start::Token(token) => v1::start::From::Token(token.to_string()),
         };
-        let what = |tables| v1::Selection { what: Some(v1::selection::What::Tables(tables)) };
+        let what = |what| v1::Selection { what: Some(what) };
         v1::Subscribe {
             subscription: id,
             source: self.source.clone(),
@@ -158,13 +183,13 @@ impl Subscription {
         }
     }
 
-    fn newest(&mut self) -> &mut v1::TableSelection {
+    fn newest(&mut self) -> &mut What {
         self.selections.last_mut().expect("a subscription is made with one selection")
     }
 }
 
-fn selection<T: Into<String>>(names: impl IntoIterator<Item = T>) -> v1::TableSelection {
-    v1::TableSelection { names: names.into_iter().map(Into::into).collect(), ..Default::default() }
+fn selection<T: Into<String>>(names: impl IntoIterator<Item = T>) -> What {
+    What::Tables(v1::TableSelection { names: names.into_iter().map(Into::into).collect(), ..Default::default() })
 }
 
 #[cfg(test)]
@@ -184,6 +209,7 @@ mod tests {
             .into_iter()
             .map(|selection| match selection.what.expect("set") {
                 v1::selection::What::Tables(tables) => (tables.names, tables.columns, tables.operations),
+                v1::selection::What::Shape(shape) => unreachable!("tables were selected, not {shape:?}"),
             })
             .collect();
         let text = |text: &str| vec![text.to_owned()];

@@ -175,7 +175,7 @@ impl Assembly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{OldKind, Op};
+    use crate::{Move, OldKind, Op};
     use bytes::Bytes;
 
     fn change(ordinal: u32, bytes: usize) -> Event {
@@ -188,6 +188,7 @@ mod tests {
             old: Bytes::new(),
             old_kind: OldKind::None,
             unchanged: Vec::new(),
+            moved: Move::default(),
             message: None,
             truncate: None,
         })

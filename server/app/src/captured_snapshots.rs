@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, stream};
 use tidegate_capture::{SnapshotError as CaptureSnapshotError, SnapshotRequests, SnapshotStatus, TableStatus};
 use tidegate_control::JobState;
 use tidegate_gateway::{Answer, Described, MalformedKey, SnapshotError, SnapshotStart, Snapshots, Statuses};
-use tidegate_model::{Retry, SnapshotSpec, TableName};
+use tidegate_model::{ReplicaIdentity, Retry, SnapshotSpec, TableName};
 use tidegate_postgres::{
     ConnectConfig, Session,
     snapshot::{Collation, PartColumn, SnapshotReadError, TablePlan, held_table_plan, malformed_key, part_columns},
@@ -79,8 +79,15 @@ impl Snapshots for CapturedSnapshots {
             let described = async {
                 let (session, plan) = self.planned(&table).await?;
                 let (columns, default) = part_columns(&session, &plan).await?;
+                let relation = &plan.relation;
+                let type_of = |column: &PartColumn| {
+                    relation.columns.iter().find(|known| known.name == column.name).map_or(0, |known| known.type_oid)
+                };
+                let type_oids = columns.iter().map(type_of).collect();
+                let whole_old_rows = relation.replica_identity == ReplicaIdentity::Full;
                 let key = plan.key.into_iter().map(|column| column.name).collect();
-                Ok(Described { facts: facts(table, columns, default), key })
+                let type_names = columns.iter().map(|column| column.type_name.clone()).collect();
+                Ok(Described { facts: facts(table, columns, default), key, type_oids, type_names, whole_old_rows })
             };
             described.await.map_err(|error: SnapshotReadError| refusal(error.into()))
         })
@@ -172,7 +179,7 @@ fn status(status: &SnapshotStatus) -> v1::SnapshotStatus {
     }
 }
 
-fn timestamp(us: i64) -> prost_types::Timestamp {
+pub(crate) fn timestamp(us: i64) -> prost_types::Timestamp {
     let nanos = i32::try_from(us.rem_euclid(1_000_000) * 1_000).expect("less than a second");
     prost_types::Timestamp { seconds: us.div_euclid(1_000_000), nanos }
 }

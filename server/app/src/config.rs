@@ -13,6 +13,7 @@ mod layers;
 mod options;
 mod problem;
 pub(crate) mod reference;
+mod shape;
 mod value;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -23,12 +24,14 @@ use std::{
     path::{Path, PathBuf},
     time::Duration,
 };
+use tidegate_gateway::KnownShapes;
 use tidegate_model::{SourceName, TablePatterns};
 use tidegate_postgres::{ConnectConfig, ConnectError};
 
 use layers::Layers;
 pub(crate) use problem::ConfigError;
 use problem::Problem;
+use shape::WrittenShape;
 
 /// All that the server needs to know.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ pub(crate) struct Source {
     pub(crate) on_discontinuity: OnDiscontinuity,
     pub(crate) memory: Memory,
     pub(crate) snapshots: Snapshots,
+    /// Those that are declared.
+    pub(crate) shapes: KnownShapes,
 }
 
 /// What happens to a table that appears.
@@ -254,6 +259,8 @@ struct WrittenSource {
     on_discontinuity: OnDiscontinuity,
     memory: Memory,
     snapshots: Snapshots,
+    #[serde(default)]
+    shapes: BTreeMap<String, WrittenShape>,
 }
 
 impl Written {
@@ -363,6 +370,7 @@ impl WrittenSource {
             .map_err(|error| Problem::invalid(format!("{path}.tables"), error.to_string()));
         let mirror = TablePatterns::parse(&self.mirror)
             .map_err(|error| Problem::invalid(format!("{path}.mirror"), error.to_string()));
+        let shapes = shape::check(self.shapes, &path, problems);
         if !is_slot_name(&self.slot) {
             let reason = "a slot's name is made of a-z, 0-9 and _, at most 63 of them";
             problems.push(Problem::invalid(format!("{path}.slot"), reason));
@@ -387,6 +395,7 @@ impl WrittenSource {
             on_discontinuity: self.on_discontinuity,
             memory: self.memory,
             snapshots: self.snapshots,
+            shapes,
         })
     }
 }
@@ -456,7 +465,8 @@ mod tests {
                 (_, value::Kind::Choice(words)) => words[words.len() - 1].to_owned(),
                 (_, value::Kind::List) => "a, b.*".to_owned(),
             };
-            environment.push((layers::variable_name(&option.path.replace("<name>", "shop")), value));
+            let path = option.path.replace("<name>", "shop").replace("<shape>", "open_orders");
+            environment.push((layers::variable_name(&path), value));
         }
         let config = Config::read(None, &environment).expect("all are known and valid");
         assert_eq!(patterns(&config), ["a", "b.*"]);
@@ -464,6 +474,8 @@ mod tests {
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.shutdown_deadline, Duration::from_secs(3));
         assert!(config.tls.is_some());
+        let shape = config.sources[0].shapes.values().next().expect("a shape").definition.clone();
+        assert_eq!((shape.name.as_str(), shape.parameters.len(), shape.columns.len()), ("open_orders", 2, 2));
     }
 
     #[test]

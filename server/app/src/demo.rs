@@ -133,6 +133,7 @@ fn configuration(postgres: &TemporaryPostgres, listen: Listen, log: Log) -> anyh
         on_discontinuity: OnDiscontinuity::Reset,
         snapshots: Snapshots { readers: 2, rows_per_second_max: 0, lag_bytes_max: 0 },
         memory: Memory { transaction_bytes: 16 << 20, feed_bytes: 8 << 20, tail_bytes: 16 << 20, mirror_bytes: 0 },
+        shapes: tidegate_gateway::KnownShapes::new(),
     };
     Ok(Config {
         listen,

@@ -1,9 +1,9 @@
 //! The `tidegate` binary: its commands, and what their exit codes mean.
 //!
 //! ```text
-//! serve ─▶ config ─▶ serve ─▶ capture_task, known_tables, mirror_keeper (a source each) ─▶ gateway, http
+//! serve ─▶ config ─▶ serve ─▶ capture_task, known_tables, mirror_keeper (a source each), named_shapes ─▶ gateway, http
 //! check, source, ddl ─▶ config ─▶ the source's database
-//! tail, status, snapshot, mirror ─▶ a running server, by the client library
+//! tail, status, snapshot, mirror, shape ─▶ a running server, by the client library
 //! demo ───────────▶ own PostgreSQL + shop + serve + what tail does
 //! ```
 //!
@@ -24,9 +24,12 @@ mod metrics;
 mod mirror;
 mod mirror_definitions;
 mod mirror_keeper;
+mod named_shapes;
 mod remote;
 mod render;
 mod serve;
+mod shape;
+mod shape_args;
 mod signals;
 mod snapshot;
 mod snapshot_part;
@@ -67,6 +70,9 @@ enum Command {
     /// Run snapshots of tables on a running server.
     #[command(subcommand)]
     Snapshot(snapshot::SnapshotCommand),
+    /// Define shapes on a running server: rows of a table that meet a condition.
+    #[command(subcommand)]
+    Shape(shape::ShapeCommand),
     /// About the mirror of a running server.
     #[command(subcommand)]
     Mirror(mirror::MirrorCommand),
@@ -148,6 +154,7 @@ async fn run_until(command: Command, stop: CancellationToken) -> anyhow::Result<
         Command::Tail(args) => unless_stopped(&stop, tail::run(args)).await?,
         Command::Status(args) => unless_stopped(&stop, status::run(args)).await?,
         Command::Snapshot(command) => unless_stopped(&stop, snapshot::run(command)).await?,
+        Command::Shape(command) => unless_stopped(&stop, shape::run(command)).await?,
         Command::Mirror(command) => {
             return tokio::select! {
                 result = mirror::run(command) => result,

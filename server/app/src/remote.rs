@@ -1,4 +1,4 @@
-//! Which running server a client command speaks to.
+//! Which running server a client command speaks to, and of which source.
 
 use std::{fs, path::PathBuf};
 
@@ -23,6 +23,16 @@ pub(crate) struct RemoteArgs {
     /// The name in the server's certificate, where it is not that of the address.
     #[arg(long, env = "TIDEGATE_TLS_SERVER_NAME", value_name = "NAME")]
     tls_server_name: Option<String>,
+}
+
+/// Which server and source.
+#[derive(clap::Args)]
+pub(crate) struct ServerArgs {
+    #[command(flatten)]
+    pub(crate) remote: RemoteArgs,
+    /// The source; needed where the server has several.
+    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
+    pub(crate) source: String,
 }
 
 impl RemoteArgs {

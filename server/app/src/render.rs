@@ -10,7 +10,7 @@ use std::{
 
 use owo_colors::{OwoColorize, Style};
 use serde_json::{Value, json};
-use tidegate_client::{Change, Event, LogicalMessage, Op, RowError, Timestamp};
+use tidegate_client::{Change, Event, LogicalMessage, Move, Op, RowError, Timestamp};
 
 /// Longer values are cut in lines for people, in characters.
 const VALUE_CHARS_MAX: usize = 60;
@@ -124,6 +124,9 @@ impl<W: Write> Printer<W> {
             };
             line["message"] = json!({ "prefix": prefix, "content": content, "transactional": transactional });
         }
+        if let Some(moved) = moved(change) {
+            line["move"] = moved.into();
+        }
         if let Some(truncate) = change.truncate {
             line["truncate"] = json!({
                 "cascade": truncate.cascade,
@@ -208,7 +211,17 @@ fn details(change: &Change, palette: Palette) -> Result<String, RowError> {
             parts.push(format!("{}={value}", shown(name).style(style)));
         }
     }
+    parts.extend(moved(change).map(|way| format!("(moved {way})").style(palette.quiet).to_string()));
     Ok(parts.join("  "))
+}
+
+/// Which way an update has moved the row, seen from a shape.
+fn moved(change: &Change) -> Option<&'static str> {
+    match change.moved {
+        Move::Stayed => None,
+        Move::In => Some("in"),
+        Move::Out => Some("out"),
+    }
 }
 
 fn changed(before: Option<&Value>, now: &Value) -> String {
@@ -317,6 +330,7 @@ mod tests {
             old: Bytes::new(),
             old_kind: OldKind::None,
             unchanged: Vec::new(),
+            moved: Move::default(),
             message: None,
             truncate: None,
         }

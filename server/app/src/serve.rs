@@ -5,6 +5,7 @@
 //! each source ─┤                                     ├─▶ Store ─▶ gateway (gRPC)
 //!              ├ known_tables ───────────────────────┤       └──▶ http (metrics, health)
 //!              └ mirror_keeper, mirror_definitions ──┘
+//! all sources ── named_shapes ──▶ gateway
 //! ```
 //!
 //! What a task's death means: a store that fails takes the process down in order, since a restart recovers it; so does
@@ -42,6 +43,7 @@ use crate::{
     metrics::{Metrics, ObservedSource},
     mirror_definitions::{DefinitionWatch, Definitions, Tables},
     mirror_keeper::MirrorKeeper,
+    named_shapes::ShapeKeeper,
 };
 
 /// What a source's keeper of its mirror follows.
@@ -101,6 +103,7 @@ pub(crate) async fn run(config: Config, listeners: Listeners, stop: Cancellation
     for source in &config.sources {
         server.add_source(&config, source).await.with_context(|| format!("source {}", source.name))?;
     }
+    server.keep_shapes();
     server.open_ports(&config, listeners)?;
     let failure = tokio::select! {
         () = stop.cancelled() => None,
@@ -147,6 +150,7 @@ struct Server {
     /// See [`instance`].
     instance: String,
     control: ControlConnector,
+    shapes: Arc<ShapeKeeper>,
     sources: Vec<SourceHandle>,
     observed: Vec<ObservedSource>,
     /// Captures and catalog readers: they end by themselves only when they have said why in their source's status.
@@ -168,10 +172,13 @@ struct Stop {
 
 impl Server {
     fn new(config: &Config, clock: Arc<dyn Clock>, instance: String) -> Self {
+        let control = ControlConnector::new(config.control.clone());
+        let declared = config.sources.iter().map(|source| (source.name.clone(), source.shapes.clone())).collect();
         Server {
             clock,
             instance,
-            control: ControlConnector::new(config.control.clone()),
+            shapes: Arc::new(ShapeKeeper::new(control.connector(), &config.data_dir, declared)),
+            control,
             sources: Vec::new(),
             observed: Vec::new(),
             intake: JoinSet::new(),
@@ -229,7 +236,8 @@ impl Server {
         });
         let (name, connect, publication) = (source.name.clone(), source.connect.clone(), source.publication.clone());
         let snapshots = Arc::new(CapturedSnapshots { requests: requests_seen, connect, publication });
-        self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror });
+        let named_shapes = self.shapes.of(&name);
+        self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror, named_shapes });
         Ok(())
     }
 
@@ -294,6 +302,15 @@ impl Server {
         let stop = self.stop.intake.clone();
         self.intake.spawn(async move {
             keeper.run(stop).await;
+            Ok(())
+        });
+    }
+
+    /// Keeps the named shapes current.
+    fn keep_shapes(&mut self) {
+        let (shapes, stop) = (Arc::clone(&self.shapes), self.stop.intake.clone());
+        self.intake.spawn(async move {
+            shapes.run(stop).await;
             Ok(())
         });
     }

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tidegate_client::{Client, Retry, SnapshotState, SnapshotStatus, SnapshotTable};
 use tokio::time::sleep;
 
-use crate::{remote::RemoteArgs, snapshot_part::PartArgs};
+use crate::{remote::ServerArgs, snapshot_part::PartArgs};
 
 /// Characters of the bar.
 const BAR_WIDTH: usize = 24;
@@ -53,16 +53,6 @@ pub(crate) enum SnapshotCommand {
     Resume(OneArgs),
     /// Give a snapshot up; subscriptions that wait for its end are reset.
     Cancel(OneArgs),
-}
-
-/// Which server and source.
-#[derive(clap::Args)]
-pub(crate) struct ServerArgs {
-    #[command(flatten)]
-    remote: RemoteArgs,
-    /// The source; needed where the server has several.
-    #[arg(long, value_name = "NAME", default_value = "", hide_default_value = true)]
-    source: String,
 }
 
 /// Which snapshot.

@@ -12,12 +12,13 @@ use std::{
 };
 
 use anyhow::bail;
-use tidegate_client::{Change, Changes, Event, Op, Position, Start, Subscription, Token};
+use tidegate_client::{Change, Changes, Event, Op, Position, Shape, Start, Subscription, Token};
 use tokio::time::timeout;
 
 use crate::{
     remote::RemoteArgs,
     render::{Format, PrintError, Printer},
+    shape_args::ValueArgs,
 };
 
 /// How long the Commit behind the last change is waited for.
@@ -35,11 +36,20 @@ pub(crate) struct TailArgs {
     /// without it, every table.
     #[arg(long = "table", value_name = "TABLE", allow_hyphen_values = true)]
     tables: Vec<String>,
+    /// A named shape instead of tables, with --param for its parameters; `tidegate shape list` prints them.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["tables", "condition", "columns", "operations"])]
+    shape: Option<String>,
+    /// Only the rows of the one table for which this is true, and the changes that concern them: what a WHERE would say, with $1,
+    /// $2, … for --param. The table has to be mirrored, or to have REPLICA IDENTITY FULL.
+    #[arg(long = "where", value_name = "CONDITION", requires = "tables")]
+    condition: Option<String>,
+    #[command(flatten)]
+    values: ValueArgs,
     /// Only these columns, besides the key.
     #[arg(long, value_name = "COLUMN,…", value_delimiter = ',')]
     columns: Vec<String>,
     /// Only these operations: insert, update, delete, truncate, message, and read, a row of a snapshot.
-    #[arg(long = "op", value_name = "OP,…", value_delimiter = ',')]
+    #[arg(long = "op", value_name = "OP,…", value_delimiter = ',', conflicts_with = "condition")]
     operations: Vec<Op>,
     /// Where to start: now, earliest, snapshot (with the rows that the tables have), or a token.
     #[arg(long, value_name = "now|earliest|snapshot|TOKEN", default_value = "now", value_parser = start)]
@@ -50,7 +60,7 @@ pub(crate) struct TailArgs {
     /// End after this many changes.
     #[arg(long, value_name = "N")]
     limit: Option<NonZeroU64>,
-    /// One JSON object a line, with position, commit_time, xid, op, table, key, row, old and unchanged.
+    /// One JSON object a line, with position, commit_time, xid, op, table, key, row, old and unchanged, and with --where, move.
     #[arg(long)]
     json: bool,
     /// No colours, also on a terminal. So does the environment variable NO_COLOR.
@@ -63,7 +73,7 @@ pub(crate) async fn run(args: TailArgs) -> anyhow::Result<()> {
     let client = args.remote.connect().await?;
     let format = Format::for_stdout(args.json, args.no_color);
     let limit = args.limit.map_or(u64::MAX, NonZeroU64::get);
-    let changes = client.subscribe(args.subscription());
+    let changes = client.subscribe(args.subscription()?);
     let mut hint = ResumeHint(None);
     let printer = Printer::new(BufWriter::new(io::stdout()), format);
     match print(changes, printer, limit, &mut hint).await {
@@ -77,13 +87,17 @@ pub(crate) async fn run(args: TailArgs) -> anyhow::Result<()> {
 }
 
 impl TailArgs {
-    fn subscription(self) -> Subscription {
-        Subscription::tables(self.tables)
-            .columns(self.columns)
-            .operations(self.operations)
-            .source(self.source.unwrap_or_default())
-            .snapshots(self.snapshots)
-            .from(self.from)
+    fn subscription(self) -> anyhow::Result<Subscription> {
+        let selected = match (self.shape, self.condition) {
+            (Some(name), _) => Subscription::shape(self.values.of(Shape::named(name))),
+            (None, Some(condition)) => {
+                let [table] = self.tables.as_slice() else { bail!("--where is about one table: give --table once") };
+                Subscription::shape(self.values.of(Shape::of(table).matching(condition).columns(self.columns)))
+            }
+            (None, None) if !self.values.is_empty() => bail!("--param goes with --shape or --where"),
+            (None, None) => Subscription::tables(self.tables).columns(self.columns).operations(self.operations),
+        };
+        Ok(selected.source(self.source.unwrap_or_default()).snapshots(self.snapshots).from(self.from))
     }
 }
 
@@ -215,7 +229,7 @@ fn start(text: &str) -> Result<Start, String> {
 mod tests {
     use super::*;
     use clap::Parser;
-    use tidegate_client::OldKind;
+    use tidegate_client::{Move, OldKind};
 
     #[derive(clap::Parser)]
     struct Cli {
@@ -252,6 +266,7 @@ mod tests {
             old: bytes::Bytes::new(),
             old_kind: OldKind::None,
             unchanged: Vec::new(),
+            moved: Move::default(),
             message: None,
             truncate: None,
         };

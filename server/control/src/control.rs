@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use tidegate_model::{Epoch, SnapshotSpec, SourceName, TableName};
+use tidegate_model::{Epoch, ShapeName, SnapshotSpec, SourceName, TableName};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
@@ -13,6 +13,7 @@ use crate::{
     ControlError, RowTypeNumbers, RowTypeRequest,
     migrate::migrate,
     row_types,
+    shapes::{self, ShapeRecord, ShapeVersions, StoredShape},
     snapshots::{self, JobState, SnapshotJob},
 };
 
@@ -146,6 +147,38 @@ impl Control {
         detail: &str,
     ) -> Result<bool, ControlError> {
         self.ask(async |client| snapshots::set_state(client, source, (snapshot, state), detail).await).await
+    }
+
+    /// Defines a named shape, of which the source may have so many, or defines it anew.
+    ///
+    /// # Errors
+    /// The database cannot be reached, or there are too many.
+    pub async fn define_shape(
+        &self,
+        source: &SourceName,
+        (name, shape): (&ShapeName, &ShapeRecord),
+        count_max: usize,
+    ) -> Result<StoredShape, ControlError> {
+        self.ask(async |client| shapes::define(client, source, (name, shape), count_max).await).await
+    }
+
+    /// Removes a named shape; false where there is none.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn delete_shape(&self, source: &SourceName, name: &ShapeName) -> Result<bool, ControlError> {
+        self.ask(async |client| shapes::delete(client, source, name).await).await
+    }
+
+    /// The named shapes of all sources, by source and name, and their versions; None where these are the known ones.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn changed_shapes(
+        &self,
+        known: Option<&ShapeVersions>,
+    ) -> Result<Option<(ShapeVersions, Vec<StoredShape>)>, ControlError> {
+        self.ask(async |client| shapes::changed(client, known).await).await
     }
 
     /// Forgets a source that is dropped for good, its numbers included.

@@ -27,6 +27,14 @@ pub enum ControlError {
         /// The number of fields.
         limit: i32,
     },
+    /// A source has as many named shapes as it may have.
+    #[error("source {source_name} has {limit} named shapes, the most allowed; delete one that is not used any more")]
+    TooManyShapes {
+        /// The source's name.
+        source_name: String,
+        /// How many there may be.
+        limit: usize,
+    },
 }
 
 impl ControlError {
@@ -38,7 +46,7 @@ impl ControlError {
             | ControlError::Silent(_)
             | ControlError::Database(_)
             | ControlError::Migration(_) => Retry::After(Duration::from_secs(2)),
-            ControlError::FieldsExhausted { .. } => Retry::Never,
+            ControlError::FieldsExhausted { .. } | ControlError::TooManyShapes { .. } => Retry::Never,
         }
     }
 }

@@ -228,7 +228,7 @@ fn job(row: &Row) -> SnapshotJob {
     }
 }
 
-fn microseconds(time: SystemTime) -> i64 {
+pub(crate) fn microseconds(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
 }

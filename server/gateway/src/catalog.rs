@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use tidegate_model::TableName;
+use tidegate_model::{TableName, near};
 use tidegate_proto::v1::{self, catalog_server::Catalog, source_status::State};
 use tonic::{Request, Response, Status};
 
 use crate::{
     gateway::Shared,
-    near::near,
     open_subscriptions::Whereabouts,
     source::{Source, SourceState},
     status::GatewayError,

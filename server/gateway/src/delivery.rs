@@ -11,9 +11,13 @@
 //! Of snapshots' marks, a plan has those of its own snapshot, of snapshots of new tables, and where it asks for them, of those that
 //! someone has started. Of their chunks it has the reads, and of tables without a key all; of the others', what they correct.
 //!
+//! A change of which a shape is to be told has to be whole first: its pieces are held until the last has come.
+//!
 //! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
 //! matched; messages of changes are sent only while credit is positive, so that it is overdrawn by at most one.
+
+mod shapes;
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
@@ -28,6 +32,7 @@ use crate::{
     opening::abandoned,
     projection::ChangeProjector,
     selection::{Deliver, Plan, Routing, RowTypeLookup},
+    shape::route::ShapeFailure,
     snapshot_marks::{SnapshotMark, receives_chunk, snapshot_mark},
     status::GatewayError,
     time::microseconds,
@@ -54,6 +59,8 @@ pub(crate) struct Filtered {
     complete: Option<Position>,
     /// Commit time of the last transaction that ends in the block, in microseconds since 1970.
     commit_time_us: Option<i64>,
+    /// Why the subscription ends behind the pieces.
+    failed: Option<Arc<ShapeFailure>>,
 }
 
 /// A message, or what a subscription has to know.
@@ -80,6 +87,8 @@ enum What {
     SnapshotEnd(Position),
     /// The snapshot was given up: its subscriptions end.
     SnapshotAbandoned,
+    /// It is not known what a change is to a shape: its subscriptions end.
+    Failed,
 }
 
 impl What {
@@ -115,6 +124,8 @@ pub(crate) struct Carry {
     open: Option<Open>,
     /// Projections of changes. Empty almost always.
     cut: Vec<(u32, ChangeProjector)>,
+    /// The pieces of a change that has to be whole; at most as much as one change may be. Empty almost always.
+    pieces: Vec<Bytes>,
 }
 
 impl Carry {
@@ -173,11 +184,16 @@ pub(crate) fn filter(
         copied: BytesMut::new(),
         routing: None,
         ended: None,
+        failed: None,
     };
     for entry in block.entries() {
         filter.entry(entry, lookup)?;
+        if filter.failed.is_some() {
+            filter.pieces.push(Piece { what: What::Failed, range: 0..0, copied: false });
+            break;
+        }
     }
-    let Filter { mut carry, pieces, uses, copied, ended, .. } = filter;
+    let Filter { mut carry, pieces, uses, copied, ended, failed, .. } = filter;
     if let Some(Open { begin: begin @ Begin::Here(_), .. }) = &mut carry.open {
         *begin = Begin::Kept(Bytes::copy_from_slice(begin.bytes(block.payload())));
     }
@@ -189,6 +205,7 @@ pub(crate) fn filter(
         carry,
         complete: block.complete_through(),
         commit_time_us: ended.and_then(|begin| commit_time_us(begin.bytes(block.payload()))),
+        failed,
     })
 }
 
@@ -204,6 +221,7 @@ struct Filter<'a> {
     routing: Option<(u32, Arc<Routing>)>,
     /// The begin of the last transaction that has ended.
     ended: Option<Begin>,
+    failed: Option<Arc<ShapeFailure>>,
 }
 
 impl Filter<'_> {
@@ -231,10 +249,17 @@ impl Filter<'_> {
             Kind::Change => {
                 let Some(chunk) = self.carry.open.as_ref().map(|open| open.chunk) else { return Ok(()) };
                 let routing = self.routing(entry.row_type, lookup)?;
+                let is_piece = routing.needs_whole() && (entry.continues || !self.carry.pieces.is_empty());
+                if is_piece {
+                    self.carry.pieces.push(self.payload.slice(range(entry)));
+                }
                 for selection in 0..routing.deliver.len() {
                     if self.plan.wants(selection, entry.op, chunk, &routing) {
                         self.change(entry, selection, &routing)?;
                     }
+                }
+                if !entry.continues {
+                    self.carry.pieces = Vec::new();
                 }
                 self.routing = Some((entry.row_type, routing));
             }
@@ -277,12 +302,19 @@ impl Filter<'_> {
     }
 
     fn change(&mut self, entry: &Entry, selection: usize, routing: &Routing) -> Result<(), GatewayError> {
-        let number = u32::try_from(selection).expect("selections are limited at open");
-        let columns = match &routing.deliver[selection] {
-            Deliver::Skip => return Ok(()),
-            Deliver::Whole => None,
-            Deliver::Columns(fields) => Some(fields),
-        };
+        match &routing.deliver[selection] {
+            Deliver::Skip => Ok(()),
+            Deliver::Whole | Deliver::Columns(_) => self.pass(entry, selection, routing),
+            // The last piece brings the change.
+            Deliver::Shape(_) if entry.continues => Ok(()),
+            Deliver::Shape(route) => self.shape(entry, (selection, route), routing),
+        }
+    }
+
+    /// A change as it came, or a piece of one, with the selected columns.
+    fn pass(&mut self, entry: &Entry, selection: usize, routing: &Routing) -> Result<(), GatewayError> {
+        let number = number(selection);
+        let columns = routing.deliver[selection].fields();
         self.begin(number, columns.is_some());
         let change_count = u32::from(!entry.continues);
         let what = What::Changes { selection: Some(number), change_count, complete: None };
@@ -300,11 +332,16 @@ impl Filter<'_> {
                 Piece { what, range: start..self.copied.len(), copied: true }
             }
         };
+        self.announces(entry, selection, routing);
+        self.append(piece, false);
+        Ok(())
+    }
+
+    fn announces(&mut self, entry: &Entry, selection: usize, routing: &Routing) {
+        let number = number(selection);
         if entry.row_type != 0 && !self.uses.iter().any(|(s, r, _)| (*s, *r) == (number, entry.row_type)) {
             self.uses.push((number, entry.row_type, routing.announcements[selection].clone()));
         }
-        self.append(piece, false);
-        Ok(())
     }
 
     /// Puts the transaction's Begin before its first change, which will be copied or is a slice of the block.
@@ -351,6 +388,10 @@ impl Filter<'_> {
     }
 }
 
+fn number(selection: usize) -> u32 {
+    u32::try_from(selection).expect("selections are limited at open")
+}
+
 /// Copies events, and says where to.
 fn copy(events: &[u8], copied: &mut BytesMut) -> Range<usize> {
     let start = copied.len();
@@ -387,6 +428,8 @@ pub(crate) enum Step {
     Exhausted,
     /// Its snapshot was given up: nothing more comes.
     Abandoned(v1::Reset),
+    /// It is not known what a change is to a shape: nothing more comes.
+    Failed(Arc<ShapeFailure>),
 }
 
 /// One subscription's way through the filtered blocks.
@@ -472,6 +515,10 @@ impl Delivery {
                 What::SnapshotAbandoned => {
                     let end = v1::SnapshotEnd::decode(filtered.payload.slice(piece.range.clone())).unwrap_or_default();
                     return Step::Abandoned(abandoned(&end));
+                }
+                What::Failed => {
+                    let failure = filtered.failed.clone();
+                    return Step::Failed(failure.expect("a block that ends so says why"));
                 }
                 What::SnapshotBegin(at) => self.snapshot_mark((Event::SnapshotBegin, at), &filtered, piece, out),
                 What::SnapshotEnd(at) => self.snapshot_mark((Event::SnapshotEnd, at), &filtered, piece, out),

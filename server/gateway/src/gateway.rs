@@ -28,6 +28,7 @@ use crate::{
     mirror_service::MirrorService,
     reflection::ReflectionService,
     service::ChangesService,
+    shape_service::ShapeService,
     share::ShareCache,
     snapshot_service::SnapshotService,
     source::{Source, SourceHandle, Sources},
@@ -129,6 +130,7 @@ impl Gateway {
             .add_service(CatalogServer::new(CatalogService::new(shared())).max_decoding_message_size(limit))
             .add_service(SnapshotService::server(shared()))
             .add_service(MirrorService::server(shared()))
+            .add_service(ShapeService::server(shared()))
             .add_service(HealthServer::new(HealthService::new(shared())).max_decoding_message_size(limit))
             .add_service(ServerReflectionServer::new(reflection.clone()).max_decoding_message_size(limit))
             .add_service(ServerReflectionServerV1Alpha::new(reflection).max_decoding_message_size(limit));

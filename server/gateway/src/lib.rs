@@ -3,11 +3,12 @@
 //! ```text
 //!               ┌───────────────────────────── gateway ──────────────────────────────┐
 //! store ──────▶ │ opening ─▶ reader ─▶ share ─▶ delivery ─▶ frame ─▶ session (Session)│ ──▶ SDKs
-//!  blocks       │   │ selection: plan   (filtered once per plan)                      │
+//!  blocks       │   │ selection, shape: plan   (filtered once per plan)               │
 //!  mirror ────▶ │   │ mirror_snapshot: rows woven into the log                        │
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
+//! app ◀───────▶ │ named_shapes ─▶ opening, shape_service                              │
 //! capture ◀───▶ │ snapshots ─▶ opening, snapshot_service, mirror_service              │
 //!               └─────────────────────────────────────────────────────────────────────┘
 //! ```
@@ -26,15 +27,19 @@ mod service;
 mod session;
 
 mod mirror_service;
+mod named_shapes;
 mod open_subscriptions;
+mod shape_service;
 mod snapshot_marks;
 mod snapshot_parts;
 mod snapshot_service;
 mod snapshots;
 
+mod facts;
 mod mirror_snapshot;
 mod opening;
 mod selection;
+mod shape;
 
 mod delivery;
 mod projection;
@@ -49,7 +54,6 @@ mod catalog;
 mod drain;
 mod health;
 mod metrics;
-mod near;
 mod progress;
 mod reflection;
 mod status;
@@ -58,5 +62,6 @@ mod time;
 pub use config::GatewayConfig;
 pub use gateway::{Gateway, ServeError};
 pub use metrics::{GatewayMetrics, SourceMetrics};
+pub use named_shapes::{KnownShapes, NamedShape, NamedShapeError, NamedShapes, NoNamedShapes, ShapeAnswer};
 pub use snapshots::{Answer, Described, MalformedKey, NoSnapshots, SnapshotError, SnapshotStart, Snapshots, Statuses};
 pub use source::{KnownTable, SourceHandle, SourceState, SourceStatus};

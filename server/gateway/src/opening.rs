@@ -13,13 +13,16 @@ use futures_util::StreamExt as _;
 use tidegate_model::{AdHoc, Epoch, Position, SnapshotSpec, TableName, Token, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorError, ReadError, Reader, Snapshots};
+use tidegate_views::ShapeDefinition;
 
 use crate::{
     config::GatewayConfig,
     gateway::Shared,
     metrics::OpenSubscription,
     mirror_snapshot::{self, Incoming, Interrupted, MirrorSnapshot, MirrorStart, mirrored},
-    selection::{Plan, PlanKey, TableFilter, Tables},
+    named_shapes::{NamedInUse, looked_up},
+    selection::{Filter, Plan, PlanKey, TableFilter, Tables},
+    shape::{self, ShapeFilter},
     source::Source,
     status::GatewayError,
 };
@@ -32,7 +35,7 @@ const KNOWN_WITHIN_S: i64 = 15;
 /// What a client asks for.
 pub(crate) struct Opening {
     pub(crate) source: String,
-    pub(crate) selections: Vec<v1::TableSelection>,
+    pub(crate) selections: Vec<v1::selection::What>,
     pub(crate) start: Option<v1::Start>,
     /// Also those that someone starts while it is open.
     pub(crate) snapshots: bool,
@@ -48,6 +51,7 @@ pub(crate) struct Opened {
     pub(crate) after: Position,
     /// Where the changelog ended.
     pub(crate) head: Position,
+    pub(crate) named: NamedInUse,
     pub(crate) counted: OpenSubscription,
 }
 
@@ -81,11 +85,9 @@ impl Opening {
         if count > limit {
             return Err(GatewayError::TooMany { what: "selections", count, limit, field: "selections" });
         }
-        let tables = |(index, selection): (usize, v1::Selection)| match selection.what {
-            Some(v1::selection::What::Tables(tables)) => Ok(tables),
-            None => Err(GatewayError::EmptySelection { index }),
-        };
-        let selections = subscribe.selections.into_iter().enumerate().map(tables).collect::<Result<_, _>>()?;
+        let what =
+            |(index, selection): (usize, v1::Selection)| selection.what.ok_or(GatewayError::EmptySelection { index });
+        let selections = subscribe.selections.into_iter().enumerate().map(what).collect::<Result<_, _>>()?;
         let v1::Subscribe { source, start, snapshots, .. } = subscribe;
         Ok(Opening { source, selections, start, snapshots })
     }
@@ -95,8 +97,9 @@ impl Opening {
     pub(crate) async fn open(self, shared: Arc<Shared>) -> Result<Opened, Refusal> {
         let start = Start::parse(self.start)?;
         let source = shared.sources.get(&self.source)?;
-        let parse = |selection| TableFilter::parse(selection, &shared.config);
-        let filters = self.selections.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let (selections, named) = looked_up(self.selections, source.handle.named_shapes.known())?;
+        let parse = |selection| Selected::parse(selection, &shared.config);
+        let selected = selections.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
         let first_epoch = async {
             let mut head = source.handle.store.head();
             head.wait_for(|head| head.epoch.is_some()).await.is_ok()
@@ -104,12 +107,13 @@ impl Opening {
         if !tokio::time::timeout(shared.config.first_epoch_wait, first_epoch).await.unwrap_or(false) {
             return Err(not_ready(&source).into());
         }
-        let tables = Tables::of(&source.handle);
-        for filter in &filters {
-            filter.validate(&tables)?;
-        }
+        let filters = opened(selected, &source, &shared.config).await?;
+        let definitions = shape::definitions(filters.iter().filter_map(Filter::shape));
         let (start, of_mirror) = match start {
-            Start::Snapshot => start_snapshot(&source, &filters, &shared).await?,
+            Start::Token(token) if token.prefix.definitions != definitions => {
+                return Err(Refusal::Reset(definition_changed()));
+            }
+            Start::Snapshot => start_snapshot(&source, (&filters[..], definitions), &shared).await?,
             Start::Token(token) if mirror_snapshot::is_of_mirror(token.prefix.snapshot) => {
                 go_on(token, &source, &filters, &shared.config).await?
             }
@@ -126,15 +130,64 @@ impl Opening {
         let plan = source.plan(PlanKey::new(filters, snapshot, ad_hoc));
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
-        let prefix = TokenPrefix { epoch, definitions: 0, snapshot, ad_hoc };
+        let prefix = TokenPrefix { epoch, definitions, snapshot, ad_hoc };
         let first_chunk = mirror_snapshot::first_chunk(&*shared.clock);
         let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, tables, first_chunk });
         let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
             Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
             None => Incoming::log(reader),
         };
-        Ok(Opened { source, plan, incoming, prefix, after, head, counted })
+        Ok(Opened { source, plan, incoming, prefix, after, head, named, counted })
     }
+}
+
+/// A selection that can be read, before it is known whether it fits the source.
+enum Selected {
+    Tables(TableFilter),
+    Shape(ShapeDefinition),
+}
+
+impl Selected {
+    fn parse(selection: v1::selection::What, config: &GatewayConfig) -> Result<Self, GatewayError> {
+        match selection {
+            v1::selection::What::Tables(tables) => TableFilter::parse(&tables, config).map(Selected::Tables),
+            v1::selection::What::Shape(shape) => shape::definition(shape, config).map(Selected::Shape),
+        }
+    }
+}
+
+/// The selections, checked against the source as it is.
+async fn opened(selected: Vec<Selected>, source: &Source, config: &GatewayConfig) -> Result<Vec<Filter>, GatewayError> {
+    let tables = Tables::of(&source.handle);
+    let mut filters = Vec::with_capacity(selected.len());
+    for selected in selected {
+        filters.push(match selected {
+            Selected::Tables(filter) => {
+                filter.validate(&tables)?;
+                Filter::Tables(filter)
+            }
+            Selected::Shape(definition) => {
+                tables.check_exists(&definition.table)?;
+                Filter::Shape(ShapeFilter::open(definition, source, config).await?)
+            }
+        });
+    }
+    Ok(filters)
+}
+
+/// The plan with its shapes made of what the catalog says now; None where that says what they were made of.
+pub(crate) async fn renewed(source: &Source, plan: &Plan) -> Result<Option<Arc<Plan>>, GatewayError> {
+    let mut filters = plan.key.filters().to_vec();
+    let mut is_renewed = false;
+    for filter in &mut filters {
+        if let Some(shape) = filter.shape()
+            && let Some(renewed) = shape.renewed(source).await?
+        {
+            *filter = Filter::Shape(renewed);
+            is_renewed = true;
+        }
+    }
+    Ok(is_renewed.then(|| source.plan(plan.key.with(filters))))
 }
 
 /// Where a client wants to start.
@@ -157,13 +210,7 @@ impl Start {
                 Ok(v1::start::Point::Snapshot) => Ok(Start::Snapshot),
                 Err(_) => Err(GatewayError::Start { value }),
             },
-            Some(v1::start::From::Token(text)) => {
-                let token: Token = text.parse()?;
-                match token.prefix.definitions {
-                    0 => Ok(Start::Token(token)),
-                    version => Err(GatewayError::TokenDefinitions { version }),
-                }
-            }
+            Some(v1::start::From::Token(text)) => Ok(Start::Token(text.parse()?)),
         }
     }
 
@@ -213,7 +260,7 @@ impl Start {
 /// The tables of the source whose rows the filters want. Waits some seconds for the catalog to be read.
 pub(crate) async fn matched_tables(
     source: &Source,
-    filters: &[TableFilter],
+    filters: &[Filter],
     config: &GatewayConfig,
 ) -> Result<Vec<TableName>, GatewayError> {
     let mut known = source.handle.tables.clone();
@@ -230,7 +277,7 @@ pub(crate) async fn matched_tables(
     };
     let mut matched: Vec<TableName> = tables.names().filter(wanted).cloned().collect();
     if matched.is_empty() {
-        return Err(GatewayError::NoTable { names: filters.iter().flat_map(TableFilter::names).collect() });
+        return Err(GatewayError::NoTable { names: filters.iter().flat_map(Filter::names).collect() });
     }
     matched.sort_unstable();
     Ok(matched)
@@ -243,7 +290,7 @@ type Mirrored = Option<Vec<(TableName, u32)>>;
 /// new table that it leaves out must be delivered from its own snapshot's begin on.
 async fn start_snapshot(
     source: &Source,
-    filters: &[TableFilter],
+    (filters, definitions): (&[Filter], u32),
     shared: &Shared,
 ) -> Result<(Start, Mirrored), Refusal> {
     let config = &shared.config;
@@ -255,7 +302,7 @@ async fn start_snapshot(
         && !misses_a_begin(source, filters, &tables, now.complete).await
     {
         let (snapshot, ad_hoc) = (mirror_snapshot::number(&*shared.clock), AdHoc::default());
-        let prefix = TokenPrefix { epoch, definitions: 0, snapshot, ad_hoc };
+        let prefix = TokenPrefix { epoch, definitions, snapshot, ad_hoc };
         let position = mirror_snapshot::opened(now.complete.lsn);
         return Ok((Start::Token(Token { prefix, position }), of_mirror));
     }
@@ -276,7 +323,7 @@ async fn start_snapshot(
             continue;
         }
         if let Some(epoch) = before.filter(|_| head.borrow().epoch == before) {
-            let prefix = TokenPrefix { epoch, definitions: 0, snapshot: start.snapshot, ad_hoc: AdHoc::default() };
+            let prefix = TokenPrefix { epoch, definitions, snapshot: start.snapshot, ad_hoc: AdHoc::default() };
             return Ok((Start::Token(Token { prefix, position: start.after }), None));
         }
     }
@@ -291,7 +338,7 @@ fn newest_begin(unfinished: &Snapshots, after: Position) -> Position {
 
 /// Has the snapshot of a new table begun just before this position, of one that is wanted, and is not among the tables? Only where
 /// the table was not known yet: older ones are known, or gone.
-async fn misses_a_begin(source: &Source, filters: &[TableFilter], tables: &[TableName], after: Position) -> bool {
+async fn misses_a_begin(source: &Source, filters: &[Filter], tables: &[TableName], after: Position) -> bool {
     let statuses = source.handle.snapshots.statuses().next().await.unwrap_or_default();
     let newest = statuses.iter().filter_map(|status| status.started.as_ref()).map(|started| started.seconds).max();
     let is_recent = |status: &&v1::SnapshotStatus| {
@@ -308,7 +355,7 @@ async fn misses_a_begin(source: &Source, filters: &[TableFilter], tables: &[Tabl
 async fn go_on(
     token: Token,
     source: &Source,
-    filters: &[TableFilter],
+    filters: &[Filter],
     config: &GatewayConfig,
 ) -> Result<(Start, Mirrored), Refusal> {
     let Token { prefix, position } = token;
@@ -383,6 +430,15 @@ fn too_old(position: Position, earliest: Position) -> v1::Reset {
 /// Why the history before the current one ended, where that is known.
 fn because(source: &Source) -> String {
     source.handle.store.reset_reason().map_or_else(String::new, |reason| format!(": {reason}"))
+}
+
+fn definition_changed() -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::DefinitionChanged as i32,
+        detail: "the token belongs to other selections: a shape's table, condition, parameters, columns or updates, or the type of \
+                 a column that it reads, are not what they were; subscribe as before, or without the token to read the rows anew"
+            .to_owned(),
+    }
 }
 
 fn epoch_changed(source: &Source) -> v1::Reset {

@@ -103,7 +103,7 @@ impl ReadableChange {
             return Err(MalformedChange);
         }
         let op = v1::change::Op::try_from(first.op).unwrap_or_default();
-        let mut response = v1::WatchResponse { op: op as i32, ..v1::WatchResponse::default() };
+        let mut response = v1::WatchResponse { op: op as i32, r#move: first.r#move, ..v1::WatchResponse::default() };
         if let Some(message) = &first.message {
             response.message = Some(v1::LogicalMessage { content: self.message.clone().freeze(), ..message.clone() });
             if self.message_omitted {

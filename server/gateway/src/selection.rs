@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! TableSelection ──parse──▶ TableFilter ──plan──▶ Plan (one per distinct list of filters, shared)
-//!   names, operations, columns                     row type 7 ─▶ Routing: for each selection Skip | Whole | Columns
+//!   names, operations, columns      │             row type 7 ─▶ Routing: for each selection Skip | Whole | Columns | Shape
+//! ShapeSelection ───────────▶ ShapeFilter (shape.rs)
 //! ```
 //!
 //! Logical messages belong to no table: a selection receives them when its operations list MESSAGE, or when it leaves both
@@ -19,20 +20,32 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_model::{AdHoc, Op, Position, TableName, TablePatterns};
+use tidegate_model::{AdHoc, Op, Position, TableName, TablePatterns, near};
 use tidegate_proto::v1;
 use tidegate_schema::{FieldSet, RowType};
 
-use crate::{config::GatewayConfig, near::near, source::SourceHandle, status::GatewayError};
+use crate::{
+    config::GatewayConfig,
+    shape::{ShapeFilter, route::ShapeRoute},
+    source::SourceHandle,
+    status::GatewayError,
+};
 
 /// Row types by number, as the store has them at the moment of asking.
 pub(crate) trait RowTypeLookup {
     fn row_type(&self, row_type: u32) -> Option<Arc<RowType>>;
+
+    /// All of a table, in no order.
+    fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>>;
 }
 
 impl RowTypeLookup for tidegate_store::Store {
     fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
         self.row_type(row_type)
+    }
+
+    fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>> {
+        self.row_types().iter().filter(|row_type| row_type.name() == table).cloned().collect()
     }
 }
 
@@ -42,6 +55,8 @@ pub(crate) struct Operations(u8);
 
 impl Operations {
     const ALL: Operations = Operations(u8::MAX);
+    /// What happens to rows.
+    const OF_ROWS: Operations = Operations(!(1 << Op::Message as u8));
 
     pub(crate) fn contains(self, op: Op) -> bool {
         self.0 & (1 << op as u8) != 0
@@ -49,6 +64,78 @@ impl Operations {
 }
 
 /// One selection. Equal filters mean the same, however they were written.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Filter {
+    Tables(TableFilter),
+    Shape(ShapeFilter),
+}
+
+impl Filter {
+    /// Refuses tables and columns that do not exist, as far as they are known.
+    pub(crate) fn validate(&self, tables: &Tables) -> Result<(), GatewayError> {
+        match self {
+            Filter::Tables(filter) => filter.validate(tables),
+            Filter::Shape(shape) => tables.check_exists(shape.table()),
+        }
+    }
+
+    /// The patterns to be included, as they were written.
+    pub(crate) fn names(&self) -> Vec<String> {
+        match self {
+            Filter::Tables(filter) => filter.patterns.included().map(|(text, _)| text.to_owned()).collect(),
+            Filter::Shape(shape) => vec![shape.table().to_string()],
+        }
+    }
+
+    /// Is the table named, and not meant by a pattern?
+    pub(crate) fn is_named(&self, table: &TableName) -> bool {
+        match self {
+            Filter::Tables(filter) => filter.patterns.exact_names().any(|name| name == *table),
+            Filter::Shape(shape) => shape.table() == table,
+        }
+    }
+
+    /// Are the table's rows of a snapshot to be delivered?
+    pub(crate) fn reads(&self, table: &TableName) -> bool {
+        match self {
+            Filter::Tables(filter) => filter.reads(table),
+            Filter::Shape(shape) => shape.table() == table,
+        }
+    }
+
+    pub(crate) fn shape(&self) -> Option<&ShapeFilter> {
+        match self {
+            Filter::Tables(_) => None,
+            Filter::Shape(shape) => Some(shape),
+        }
+    }
+
+    fn operations(&self) -> Operations {
+        match self {
+            Filter::Tables(filter) => filter.operations,
+            Filter::Shape(_) => Operations::OF_ROWS,
+        }
+    }
+
+    fn messages(&self) -> bool {
+        match self {
+            Filter::Tables(filter) => filter.messages,
+            Filter::Shape(_) => false,
+        }
+    }
+
+    fn deliver(&self, row_type: &Arc<RowType>, lookup: &impl RowTypeLookup) -> Result<Deliver, GatewayError> {
+        match self {
+            Filter::Tables(filter) => Ok(filter.deliver(row_type)),
+            Filter::Shape(shape) if shape.table() == row_type.name() => {
+                Ok(Deliver::Shape(Box::new(shape.route(row_type, lookup)?)))
+            }
+            Filter::Shape(_) => Ok(Deliver::Skip),
+        }
+    }
+}
+
+/// A selection of tables.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct TableFilter {
     patterns: TablePatterns,
@@ -92,10 +179,7 @@ impl TableFilter {
     /// Refuses tables and columns that do not exist, as far as they are known.
     pub(crate) fn validate(&self, tables: &Tables) -> Result<(), GatewayError> {
         for table in self.patterns.exact_names() {
-            if tables.complete && !tables.columns.contains_key(&table) {
-                let near = near(&table.to_string(), tables.columns.keys().map(TableName::to_string));
-                return Err(GatewayError::UnknownTable { table, near });
-            }
+            tables.check_exists(&table)?;
         }
         let selected = tables.columns.iter().filter(|(table, _)| self.patterns.matches(table));
         for (table, known) in selected {
@@ -105,16 +189,6 @@ impl TableFilter {
             }
         }
         Ok(())
-    }
-
-    /// The patterns to be included, as they were written.
-    pub(crate) fn names(&self) -> impl Iterator<Item = String> + '_ {
-        self.patterns.included().map(|(text, _)| text.to_owned())
-    }
-
-    /// Is the table named, and not meant by a pattern?
-    pub(crate) fn is_named(&self, table: &TableName) -> bool {
-        self.patterns.exact_names().any(|name| name == *table)
     }
 
     /// Are the table's rows of a snapshot to be delivered?
@@ -182,6 +256,15 @@ impl Tables {
     pub(crate) fn names(&self) -> impl Iterator<Item = &TableName> {
         self.columns.keys()
     }
+
+    /// Refuses a table that does not exist, as far as that is known.
+    pub(crate) fn check_exists(&self, table: &TableName) -> Result<(), GatewayError> {
+        if !self.complete || self.columns.contains_key(table) {
+            return Ok(());
+        }
+        let near = near(&table.to_string(), self.columns.keys().map(TableName::to_string));
+        Err(GatewayError::UnknownTable { table: table.clone(), near })
+    }
 }
 
 /// What happens to the changes of a row type in a selection.
@@ -190,6 +273,19 @@ pub(crate) enum Deliver {
     Skip,
     Whole,
     Columns(FieldSet),
+    /// What its shape says of each change.
+    Shape(Box<ShapeRoute>),
+}
+
+impl Deliver {
+    /// The columns that are delivered; None for all.
+    pub(crate) fn fields(&self) -> Option<&FieldSet> {
+        match self {
+            Deliver::Skip | Deliver::Whole => None,
+            Deliver::Columns(fields) => Some(fields),
+            Deliver::Shape(route) => route.fields(),
+        }
+    }
 }
 
 /// What happens to the changes of a row type.
@@ -207,20 +303,34 @@ impl Routing {
     fn is_keyless(&self) -> bool {
         self.row_type.as_ref().is_some_and(|row_type| row_type.key().is_empty())
     }
+
+    /// Has a change to be whole before it is known what is delivered of it?
+    pub(crate) fn needs_whole(&self) -> bool {
+        self.deliver.iter().any(|deliver| matches!(deliver, Deliver::Shape(_)))
+    }
 }
 
 /// The normalised selections of a subscription, and which snapshots it receives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct PlanKey {
-    filters: Arc<[TableFilter]>,
+    filters: Arc<[Filter]>,
     snapshot: u32,
     ad_hoc: AdHoc,
 }
 
 impl PlanKey {
     /// Of a subscription that started from this snapshot; 0 for none. `ad_hoc`: which it receives of those that someone starts.
-    pub(crate) fn new(filters: Vec<TableFilter>, snapshot: u32, ad_hoc: AdHoc) -> Self {
+    pub(crate) fn new(filters: Vec<Filter>, snapshot: u32, ad_hoc: AdHoc) -> Self {
         PlanKey { filters: filters.into(), snapshot, ad_hoc }
+    }
+
+    pub(crate) fn filters(&self) -> &[Filter] {
+        &self.filters
+    }
+
+    /// The same with other filters.
+    pub(crate) fn with(&self, filters: Vec<Filter>) -> Self {
+        PlanKey { filters: filters.into(), ..self.clone() }
     }
 }
 
@@ -228,32 +338,29 @@ impl PlanKey {
 pub(crate) struct Plan {
     /// Unique while the server runs.
     pub(crate) id: u64,
-    filters: Arc<[TableFilter]>,
-    snapshot: u32,
-    ad_hoc: AdHoc,
+    pub(crate) key: PlanKey,
     routings: RwLock<HashMap<u32, Arc<Routing>>>,
 }
 
 impl Plan {
     pub(crate) fn new(key: PlanKey) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        let PlanKey { filters, snapshot, ad_hoc } = key;
-        Plan { id: NEXT_ID.fetch_add(1, Relaxed), filters, snapshot, ad_hoc, routings: RwLock::default() }
+        Plan { id: NEXT_ID.fetch_add(1, Relaxed), key, routings: RwLock::default() }
     }
 
     /// Is this the snapshot whose chunks and marks are wanted?
     pub(crate) fn follows(&self, snapshot: u32) -> bool {
-        snapshot != 0 && self.snapshot == snapshot
+        snapshot != 0 && self.key.snapshot == snapshot
     }
 
     /// Is a snapshot of this kind received besides the subscription's own? `ad_hoc`: someone has started it, and it begins there.
     pub(crate) fn receives(&self, new_tables: bool, ad_hoc: Option<Position>) -> bool {
-        new_tables || ad_hoc.is_some_and(|begin| self.ad_hoc.receives(begin))
+        new_tables || ad_hoc.is_some_and(|begin| self.key.ad_hoc.receives(begin))
     }
 
     /// Are the table's rows of a snapshot to be delivered?
     pub(crate) fn reads(&self, table: &TableName) -> bool {
-        self.filters.iter().any(|filter| filter.reads(table))
+        self.key.filters.iter().any(|filter| filter.reads(table))
     }
 
     /// Is an operation on a table with this routing for a selection? `chunk`: it stands in a chunk, of a snapshot that the plan
@@ -261,18 +368,17 @@ impl Plan {
     /// a row is gone is for both: who has not received the begin cannot tell it from a row that was never read. All
     /// that a chunk of a table without a key has is for who receives it and wants reads: he must hear of what voids them.
     pub(crate) fn wants(&self, selection: usize, op: Op, chunk: Option<bool>, routing: &Routing) -> bool {
-        let filter = &self.filters[selection];
+        let filter = &self.key.filters[selection];
+        let operations = filter.operations();
         match chunk {
-            _ if op == Op::Message => filter.messages,
-            None => filter.operations.contains(op),
+            _ if op == Op::Message => filter.messages(),
+            None => operations.contains(op),
             Some(receives) if routing.is_keyless() => {
-                receives
-                    && filter.operations.contains(Op::Read)
-                    && (op == Op::Truncate || filter.operations.contains(op))
+                receives && operations.contains(Op::Read) && (op == Op::Truncate || operations.contains(op))
             }
             Some(receives) => {
-                let reads = receives && filter.operations.contains(Op::Read);
-                (op == Op::Delete || reads == (op == Op::Read)) && filter.operations.contains(op)
+                let reads = receives && operations.contains(Op::Read);
+                (op == Op::Delete || reads == (op == Op::Read)) && operations.contains(op)
             }
         }
     }
@@ -283,33 +389,34 @@ impl Plan {
             return Ok(Arc::clone(known));
         }
         let routing = if row_type == 0 {
-            let deliver = |filter: &TableFilter| if filter.messages { Deliver::Whole } else { Deliver::Skip };
+            let deliver = |filter: &Filter| if filter.messages() { Deliver::Whole } else { Deliver::Skip };
             Routing {
                 row_type: None,
-                deliver: self.filters.iter().map(deliver).collect(),
+                deliver: self.key.filters.iter().map(deliver).collect(),
                 announcements: Box::default(),
             }
         } else {
             let found = lookup.row_type(row_type).ok_or(GatewayError::MissingRowType { row_type })?;
-            self.route(found)
+            self.route(found, lookup)?
         };
         let mut routings = self.routings.write().unwrap_or_else(PoisonError::into_inner);
         Ok(Arc::clone(routings.entry(row_type).or_insert_with(|| Arc::new(routing))))
     }
 
-    fn route(&self, row_type: Arc<RowType>) -> Routing {
-        let deliver: Box<[Deliver]> = self.filters.iter().map(|filter| filter.deliver(&row_type)).collect();
+    fn route(&self, row_type: Arc<RowType>, lookup: &impl RowTypeLookup) -> Result<Routing, GatewayError> {
+        let deliver = |filter: &Filter| filter.deliver(&row_type, lookup);
+        let deliver = self.key.filters.iter().map(deliver).collect::<Result<Box<[Deliver]>, _>>()?;
         let announcements = deliver.iter().map(|deliver| announcement(row_type.proto(), deliver)).collect();
-        Routing { row_type: Some(row_type), deliver, announcements }
+        Ok(Routing { row_type: Some(row_type), deliver, announcements })
     }
 }
 
 /// The row type with the columns that are delivered.
 fn announcement(row_type: &v1::RowType, deliver: &Deliver) -> Bytes {
-    match deliver {
-        Deliver::Skip => Bytes::new(),
-        Deliver::Whole => row_type.encode_to_vec().into(),
-        Deliver::Columns(fields) => {
+    match (deliver, deliver.fields()) {
+        (Deliver::Skip, _) => Bytes::new(),
+        (Deliver::Whole | Deliver::Columns(_) | Deliver::Shape(_), None) => row_type.encode_to_vec().into(),
+        (Deliver::Whole | Deliver::Columns(_) | Deliver::Shape(_), Some(fields)) => {
             let mut selected = row_type.clone();
             selected.columns.retain(|column| fields.contains(column.field));
             selected.encode_to_vec().into()
@@ -341,7 +448,9 @@ mod tests {
         use v1::change::Op::{Delete, Insert};
         let a = filter(&["orders", "shop.*", "orders"], &[Insert, Delete], &["b", "a"]).expect("valid");
         let b = filter(&[" shop.*", "orders"], &[Delete, Insert, Insert], &["a", "b", "b"]).expect("valid");
-        let key = |filter: &TableFilter, snapshot| PlanKey::new(vec![filter.clone()], snapshot, AdHoc::default());
+        let key = |filter: &TableFilter, snapshot| {
+            PlanKey::new(vec![Filter::Tables(filter.clone())], snapshot, AdHoc::default())
+        };
         assert_eq!(key(&a, 0), key(&b, 0));
         assert_ne!(key(&a, 0), key(&b, 1));
     }

@@ -35,10 +35,12 @@ use crate::{
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
     mirror_snapshot::{Incoming, Interrupted},
+    named_shapes::NamedInUse,
     open_subscriptions::{Entry, Whereabouts},
-    opening::{Opened, Opening, Refusal, refusal},
+    opening::{Opened, Opening, Refusal, refusal, renewed},
     progress::progress,
     selection::Plan,
+    shape::route::ShapeFailure,
     source::Source,
     status::GatewayError,
 };
@@ -67,6 +69,13 @@ struct Arrival {
 enum Arrived {
     Opened(Result<Box<Opened>, Refusal>),
     Block(Incoming, Result<Block, Interrupted>),
+    /// The block does not fit what its shapes were made of: the plan with what the catalog says now, if that is different.
+    Renewed {
+        incoming: Incoming,
+        block: Block,
+        plan: Result<Option<Arc<Plan>>, GatewayError>,
+        failure: Arc<ShapeFailure>,
+    },
 }
 
 /// One stream.
@@ -111,6 +120,7 @@ struct Open {
     /// Progress was sent since the last turn of the clock, so that catching up is told at once, but not for each block.
     told_caught_up: bool,
     entry: Entry,
+    named: NamedInUse,
     _counted: OpenSubscription,
 }
 
@@ -207,7 +217,11 @@ impl Session {
             self.next_progress = now + self.shared.config.progress_interval;
             let subscriptions: Vec<u32> = self.subscriptions.keys().copied().collect();
             for subscription in subscriptions {
-                self.tell_progress(subscription, false);
+                let gone = open_of(&mut self.subscriptions, subscription).and_then(|open| open.named.gone());
+                match gone {
+                    Some(refused) => self.close(subscription, refused),
+                    None => self.tell_progress(subscription, false),
+                }
             }
         }
     }
@@ -254,6 +268,7 @@ impl Session {
                 }
                 Step::Starved => return,
                 Step::Abandoned(reset) => return self.close(subscription, Refusal::Reset(reset)),
+                Step::Failed(failure) => return self.close(subscription, failure.refusal()),
                 Step::Exhausted => {
                     if open.delivery.has_credit() {
                         self.read(subscription);
@@ -271,15 +286,21 @@ impl Session {
         let Some(found) = self.subscriptions.get_mut(&subscription) else { return };
         let State::Open(open) = &mut found.state else { return };
         let Some(mut incoming) = open.incoming.take() else { return };
-        let serial = found.serial;
-        let (arriving, handle) = abortable(async move {
+        self.wait_for(subscription, async move {
             let block = incoming.next().await;
-            Arrival { subscription, serial, what: Arrived::Block(incoming, block) }
+            Arrived::Block(incoming, block)
         });
-        found.waiting = Some(handle);
-        self.arrivals.push(Box::pin(arriving.map(Result::ok)));
         self.take_arrivals();
         self.tell_progress(subscription, true);
+    }
+
+    /// Has a subscription wait for one thing, until it is closed.
+    fn wait_for(&mut self, subscription: u32, what: impl Future<Output = Arrived> + Send + 'static) {
+        let Some(found) = self.subscriptions.get_mut(&subscription) else { return };
+        let serial = found.serial;
+        let (arriving, handle) = abortable(async move { Arrival { subscription, serial, what: what.await } });
+        found.waiting = Some(handle);
+        self.arrivals.push(Box::pin(arriving.map(Result::ok)));
     }
 
     fn arrival(&mut self, arrival: Arrival) {
@@ -302,27 +323,45 @@ impl Session {
                     incoming: Some(opened.incoming),
                     queued: false,
                     told_caught_up: false,
+                    named: opened.named,
                     _counted: opened.counted,
                 }));
                 self.send(subscription, event);
                 Ok(())
             }
             (Arrived::Block(incoming, Ok(block)), State::Open(open)) => {
-                open.incoming = Some(incoming);
                 let store = &open.source.handle.store;
-                match self.shared.share.filtered(&open.plan, block, &open.delivery, store) {
+                match self.shared.share.filtered(&open.plan, block.clone(), &open.delivery, store) {
                     Ok(filtered) => {
+                        open.incoming = Some(incoming);
                         open.delivery.offer(filtered);
                         Ok(())
+                    }
+                    Err(GatewayError::ShapeFailed(failure)) if failure.is_of_old_facts() => {
+                        let (source, plan) = (Arc::clone(&open.source), Arc::clone(&open.plan));
+                        return self.wait_for(subscription, async move {
+                            let plan = renewed(&source, &plan).await;
+                            Arrived::Renewed { incoming, block, plan, failure }
+                        });
                     }
                     Err(error) => Err(Refusal::Error(error)),
                 }
             }
+            (Arrived::Renewed { incoming, block, plan, failure }, State::Open(open)) => match plan {
+                Ok(Some(plan)) => {
+                    open.plan = plan;
+                    let what = Arrived::Block(incoming, Ok(block));
+                    return self.arrival(Arrival { subscription, serial, what });
+                }
+                Ok(None) => Err(failure.refusal()),
+                Err(error) => Err(Refusal::Error(error)),
+            },
             (Arrived::Block(_, Err(error)), State::Open(open)) => {
                 Err(refusal(error, open.delivery.position(), &open.source))
             }
             (Arrived::Opened(Err(refused)), State::Opening { .. }) => Err(refused),
-            (Arrived::Opened(_), State::Open(_)) | (Arrived::Block(..), State::Opening { .. }) => {
+            (Arrived::Opened(_), State::Open(_))
+            | (Arrived::Block(..) | Arrived::Renewed { .. }, State::Opening { .. }) => {
                 unreachable!("a subscription is opened once, and read only then")
             }
         };
@@ -418,13 +457,9 @@ impl Session {
         };
         self.next_serial += 1;
         let (serial, shared) = (self.next_serial, Arc::clone(&self.shared));
-        let (arriving, handle) = abortable(async move {
-            let opened = opening.open(shared).await.map(Box::new);
-            Arrival { subscription, serial, what: Arrived::Opened(opened) }
-        });
-        self.arrivals.push(Box::pin(arriving.map(Result::ok)));
         let state = State::Opening { credit_bytes };
-        self.subscriptions.insert(subscription, Subscription { serial, waiting: Some(handle), state });
+        self.subscriptions.insert(subscription, Subscription { serial, waiting: None, state });
+        self.wait_for(subscription, async move { Arrived::Opened(opening.open(shared).await.map(Box::new)) });
         Ok(())
     }
 

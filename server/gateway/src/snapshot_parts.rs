@@ -68,7 +68,7 @@ pub(crate) async fn parts(source: &Source, requested: Vec<SnapshotPart>) -> Resu
         let table: TableName = table.parse()?;
         let refuse = |error| refused(table.clone(), error);
         let rows = rows.ok_or_else(|| refuse(PartError::Empty))?;
-        let Described { facts, key } = source.handle.snapshots.describe(table.clone()).await?;
+        let Described { facts, key, .. } = source.handle.snapshots.describe(table.clone()).await?;
         if key.is_empty() {
             return Err(refuse(PartError::Keyless));
         }

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     gateway::Shared,
     opening::matched_tables,
-    selection::TableFilter,
+    selection::{Filter, TableFilter},
     snapshot_parts::{KEY_BYTES_MAX, PartError, part_tables, parts},
     snapshots::{SnapshotError, Statuses},
     source::Source,
@@ -55,10 +55,10 @@ impl SnapshotService {
             if let Some(twice) = of_parts.iter().find(|table| whole.reads(table)) {
                 return Err(GatewayError::Part { table: twice.clone(), error: Box::new(PartError::Twice) });
             }
-            filters.push(whole);
+            filters.push(Filter::Tables(whole));
         }
         if !of_parts.is_empty() {
-            filters.push(filter(of_parts.iter().map(TableName::to_string).collect())?);
+            filters.push(Filter::Tables(filter(of_parts.iter().map(TableName::to_string).collect())?));
         }
         let tables = matched_tables(&source, &filters, &self.shared.config).await?;
         let parts = parts(&source, requested).await?;

@@ -19,7 +19,7 @@ pub trait Snapshots: Send + Sync {
     /// Starts a snapshot, or joins one that runs over just the same. It is among the statuses before this answers.
     fn start(&self, spec: SnapshotSpec) -> Answer<'_, SnapshotStart>;
 
-    /// What a part of the table can be asked for with, as the catalog has it now.
+    /// What conditions on the table are about, as the catalog has it now.
     fn describe(&self, table: TableName) -> Answer<'_, Described>;
 
     /// The first value of the keys that PostgreSQL does not read as that of its column; None where it reads them all. Each key
@@ -48,13 +48,27 @@ pub struct SnapshotStart {
     pub after: Position,
 }
 
-/// A table of which a part may be asked for.
+/// A table that conditions are about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Described {
     /// For conditions: the columns that are published.
     pub facts: TableFacts,
     /// The key's columns, in its order; none where it has no key.
     pub key: Vec<String>,
+    /// Of each column of the facts, `pg_attribute.atttypid`, which may be a domain.
+    pub type_oids: Vec<u32>,
+    /// The same as `format_type` prints it.
+    pub type_names: Vec<String>,
+    /// Updates and deletes come with every column of the old row: REPLICA IDENTITY FULL.
+    pub whole_old_rows: bool,
+}
+
+impl Described {
+    /// The type with which a column was declared.
+    pub(crate) fn type_of(&self, column: &str) -> Option<u32> {
+        let at = self.facts.columns.iter().position(|known| known.name == column)?;
+        self.type_oids.get(at).copied()
+    }
 }
 
 /// A value that PostgreSQL does not read as the key's.

@@ -7,14 +7,15 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use tidegate_model::{Clock, Lsn, SourceName, TableName};
+use tidegate_model::{Clock, Lsn, SourceName, TableName, near};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorReader, Store};
 use tokio::sync::watch;
 
 use crate::{
+    facts::Facts,
     metrics::SourceMetrics,
-    near::near,
+    named_shapes::NamedShapes,
     open_subscriptions::OpenSubscriptions,
     selection::{Plan, PlanKey},
     snapshots::Snapshots,
@@ -37,6 +38,8 @@ pub struct SourceHandle {
     pub snapshots: Arc<dyn Snapshots>,
     /// Its mirror, where it has one.
     pub mirror: Option<MirrorReader>,
+    /// Its shapes that have a name.
+    pub named_shapes: Arc<dyn NamedShapes>,
 }
 
 /// A table of the source's catalog.
@@ -120,13 +123,20 @@ pub(crate) struct Source {
     pub(crate) handle: SourceHandle,
     pub(crate) metrics: Arc<SourceMetrics>,
     pub(crate) subscriptions: OpenSubscriptions,
+    pub(crate) facts: Facts,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
 
 impl Source {
     pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
-        Source { handle, metrics, subscriptions: OpenSubscriptions::default(), plans: Mutex::default() }
+        Source {
+            handle,
+            metrics,
+            subscriptions: OpenSubscriptions::default(),
+            facts: Facts::default(),
+            plans: Mutex::default(),
+        }
     }
 
     pub(crate) fn name(&self) -> &SourceName {

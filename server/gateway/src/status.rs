@@ -4,15 +4,21 @@
 //! same may succeed later, and a `BadRequest` where a field of the request is wrong: in the subscription's `error`, or in
 //! `grpc-status-details-bin` where it ends a call. Nothing else in the server knows about `Status`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use tidegate_model::{NameError, PatternError, PositionError, Retry, TableName, TokenError};
 use tidegate_proto::rpc;
 use tidegate_store::{MirrorError, ReadError};
+use tidegate_views::{Place, Refusal, ShapeError};
 use tonic::{Code, Status};
 
-use crate::{snapshot_parts::PartError, snapshots::SnapshotError};
+use crate::{
+    named_shapes::{NamedShapeError, NamingError},
+    shape::{ShapeRefusal, route::ShapeFailure},
+    snapshot_parts::PartError,
+    snapshots::SnapshotError,
+};
 
 /// `ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "tidegate.dev";
@@ -26,8 +32,10 @@ pub(crate) enum GatewayError {
     UnknownSource { name: String, near: Vec<String> },
     #[error("a subscription needs at least one selection")]
     NoSelection,
-    #[error("selection {index} is empty; set its tables (an empty TableSelection means every table)")]
+    #[error("selection {index} is empty; set its tables (an empty TableSelection means every table), or its shape")]
     EmptySelection { index: usize },
+    #[error("both tables and shape are set; set one of them, or use Session, which takes several selections")]
+    TwoSelections,
     #[error("{count} {what} are too many; the limit is {limit}")]
     TooMany { what: &'static str, count: usize, limit: usize, field: &'static str },
     #[error(transparent)]
@@ -44,8 +52,6 @@ pub(crate) enum GatewayError {
     Start { value: i32 },
     #[error(transparent)]
     Token(#[from] TokenError),
-    #[error("the token belongs to definitions of version {version}, and tables have none; use it unchanged")]
-    TokenDefinitions { version: u32 },
     #[error(
         "a snapshot needs tables, and {} of those that the source follows; a selection whose operations lack READ has none",
         selected_none(names)
@@ -53,6 +59,14 @@ pub(crate) enum GatewayError {
     NoTable { names: Vec<String> },
     #[error("table {table}: {error}")]
     Part { table: TableName, error: Box<PartError> },
+    #[error("table {table}: {error}")]
+    Shape { table: TableName, error: Box<ShapeRefusal> },
+    #[error(transparent)]
+    NamedShape(#[from] NamedShapeError),
+    #[error(transparent)]
+    Naming(NamingError),
+    #[error(transparent)]
+    ShapeFailed(Arc<ShapeFailure>),
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("group is reserved and must be empty")]
@@ -105,6 +119,11 @@ pub(crate) enum Reason {
     UnknownSource,
     InvalidSelection,
     InvalidPart,
+    InvalidShape,
+    ShapeRefused,
+    ShapeLater,
+    ShapeFailed,
+    UnknownShape,
     UnknownTable,
     UnknownColumn,
     InvalidStart,
@@ -126,11 +145,16 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 22] = [
+    pub(crate) const ALL: [Reason; 27] = [
         Reason::SourceRequired,
         Reason::UnknownSource,
         Reason::InvalidSelection,
         Reason::InvalidPart,
+        Reason::InvalidShape,
+        Reason::ShapeRefused,
+        Reason::ShapeLater,
+        Reason::ShapeFailed,
+        Reason::UnknownShape,
         Reason::UnknownTable,
         Reason::UnknownColumn,
         Reason::InvalidStart,
@@ -157,6 +181,11 @@ impl Reason {
             Reason::UnknownSource => "UNKNOWN_SOURCE",
             Reason::InvalidSelection => "INVALID_SELECTION",
             Reason::InvalidPart => "INVALID_PART",
+            Reason::InvalidShape => "INVALID_SHAPE",
+            Reason::ShapeRefused => "SHAPE_REFUSED",
+            Reason::ShapeLater => "SHAPE_LATER",
+            Reason::ShapeFailed => "SHAPE_FAILED",
+            Reason::UnknownShape => "UNKNOWN_SHAPE",
             Reason::UnknownTable => "UNKNOWN_TABLE",
             Reason::UnknownColumn => "UNKNOWN_COLUMN",
             Reason::InvalidStart => "INVALID_START",
@@ -188,11 +217,15 @@ impl GatewayError {
             GatewayError::Read(error) => error.retry(),
             GatewayError::Mirror(error) => error.retry(),
             GatewayError::Snapshot(error) => error.retry(),
+            GatewayError::Shape { error, .. } => error.retry(),
+            GatewayError::NamedShape(error) => error.retry(),
+            GatewayError::ShapeFailed(failure) => failure.retry(),
             GatewayError::Reset { .. } => Retry::Reset,
             GatewayError::SourceRequired { .. }
             | GatewayError::UnknownSource { .. }
             | GatewayError::NoSelection
             | GatewayError::EmptySelection { .. }
+            | GatewayError::TwoSelections
             | GatewayError::TooMany { .. }
             | GatewayError::Pattern(_)
             | GatewayError::Name(_)
@@ -201,8 +234,8 @@ impl GatewayError {
             | GatewayError::Operation { .. }
             | GatewayError::Start { .. }
             | GatewayError::Token(_)
-            | GatewayError::TokenDefinitions { .. }
             | GatewayError::NoTable { .. }
+            | GatewayError::Naming(_)
             | GatewayError::Part { .. }
             | GatewayError::Group
             | GatewayError::Credit { .. }
@@ -227,15 +260,29 @@ impl GatewayError {
             GatewayError::UnknownSource { .. } => Reason::UnknownSource,
             GatewayError::NoSelection
             | GatewayError::EmptySelection { .. }
+            | GatewayError::TwoSelections
             | GatewayError::Pattern(_)
-            | GatewayError::Name(_)
+            | GatewayError::Name(NameError::Source(_) | NameError::Table(_))
             | GatewayError::Operation { .. } => Reason::InvalidSelection,
+            GatewayError::Name(NameError::Shape(_)) => Reason::InvalidShape,
             GatewayError::Part { .. } => Reason::InvalidPart,
+            GatewayError::Shape { error, .. } => match **error {
+                ShapeRefusal::Definition(_) | ShapeRefusal::Updates { .. } => Reason::InvalidShape,
+                ShapeRefusal::OldRows => Reason::ShapeRefused,
+                ShapeRefusal::Building => Reason::ShapeLater,
+            },
+            GatewayError::Naming(_) => Reason::InvalidShape,
+            GatewayError::NamedShape(error) => match error {
+                NamedShapeError::Unknown { .. } => Reason::UnknownShape,
+                NamedShapeError::Later { .. } => Reason::ShapeLater,
+                NamedShapeError::Declared(_) | NamedShapeError::Refused { .. } => Reason::ShapeRefused,
+            },
+            GatewayError::ShapeFailed(_) => Reason::ShapeFailed,
             GatewayError::TooMany { .. } | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
             GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => Reason::UnknownTable,
             GatewayError::UnknownColumn { .. } => Reason::UnknownColumn,
             GatewayError::Start { .. } => Reason::InvalidStart,
-            GatewayError::Token(_) | GatewayError::TokenDefinitions { .. } => Reason::InvalidToken,
+            GatewayError::Token(_) => Reason::InvalidToken,
             GatewayError::SourceNotReady { .. } => Reason::SourceNotReady,
             GatewayError::Snapshot(SnapshotError::Unavailable) => Reason::SnapshotsUnavailable,
             GatewayError::Snapshot(SnapshotError::Unknown(_)) => Reason::UnknownSnapshot,
@@ -263,15 +310,18 @@ impl GatewayError {
             Reason::SourceRequired
             | Reason::InvalidSelection
             | Reason::InvalidPart
+            | Reason::InvalidShape
             | Reason::UnknownColumn
             | Reason::InvalidStart
             | Reason::InvalidToken
             | Reason::ProtocolViolation => Code::InvalidArgument,
-            Reason::UnknownSource | Reason::UnknownTable | Reason::UnknownSnapshot => Code::NotFound,
+            Reason::UnknownSource | Reason::UnknownShape | Reason::UnknownTable | Reason::UnknownSnapshot => {
+                Code::NotFound
+            }
             Reason::SnapshotsUnavailable => Code::Unimplemented,
-            Reason::SnapshotRefused => Code::FailedPrecondition,
+            Reason::SnapshotRefused | Reason::ShapeRefused | Reason::ShapeFailed => Code::FailedPrecondition,
             Reason::LimitExceeded | Reason::CreditExceeded => Code::ResourceExhausted,
-            Reason::SourceNotReady | Reason::SnapshotLater | Reason::Draining => Code::Unavailable,
+            Reason::SourceNotReady | Reason::SnapshotLater | Reason::ShapeLater | Reason::Draining => Code::Unavailable,
             Reason::Cancelled => Code::Cancelled,
             Reason::Reset => Code::Aborted,
             Reason::InvalidRequest => match self {
@@ -291,16 +341,29 @@ impl GatewayError {
         match self {
             GatewayError::SourceRequired { .. } | GatewayError::UnknownSource { .. } => Some("source"),
             GatewayError::NoSelection | GatewayError::EmptySelection { .. } => Some("selections"),
+            GatewayError::TwoSelections => Some("shape"),
             GatewayError::TooMany { field, .. } => Some(field),
             GatewayError::Pattern(_) | GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => {
                 Some("names")
             }
-            GatewayError::Name(_) => Some("table"),
+            GatewayError::Name(NameError::Source(_) | NameError::Table(_)) => Some("table"),
+            GatewayError::Name(NameError::Shape(_)) => Some("shape.name"),
             GatewayError::Part { .. } => Some("parts"),
+            GatewayError::Naming(error) => Some(error.field()),
+            GatewayError::NamedShape(NamedShapeError::Unknown { .. } | NamedShapeError::Declared(_)) => {
+                Some("shape.name")
+            }
+            GatewayError::Shape { error, .. } => match &**error {
+                ShapeRefusal::Definition(ShapeError::UnknownColumn { .. }) => Some("shape.columns"),
+                ShapeRefusal::Definition(ShapeError::Condition(_)) => Some("shape.where"),
+                ShapeRefusal::Definition(ShapeError::Keyless) | ShapeRefusal::OldRows => Some("shape.table"),
+                ShapeRefusal::Updates { .. } => Some("shape.updates"),
+                ShapeRefusal::Building => None,
+            },
             GatewayError::UnknownColumn { .. } => Some("columns"),
             GatewayError::Operation { .. } => Some("operations"),
             GatewayError::Start { .. } => Some("start.at"),
-            GatewayError::Token(_) | GatewayError::TokenDefinitions { .. } => Some("start.token"),
+            GatewayError::Token(_) => Some("start.token"),
             GatewayError::Group => Some("group"),
             GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Some("credit_bytes"),
             GatewayError::SubscriptionZero
@@ -310,6 +373,8 @@ impl GatewayError {
             GatewayError::AckPosition(_) => Some("ack.position"),
             GatewayError::Snapshot(SnapshotError::Unknown(_)) => Some("snapshot"),
             GatewayError::Snapshot(_)
+            | GatewayError::NamedShape(NamedShapeError::Later { .. } | NamedShapeError::Refused { .. })
+            | GatewayError::ShapeFailed(_)
             | GatewayError::SourceNotReady { .. }
             | GatewayError::TooManySubscriptions { .. }
             | GatewayError::Cancelled
@@ -324,12 +389,23 @@ impl GatewayError {
         }
     }
 
+    /// Where in a condition's text it is wrong.
+    fn place(&self) -> Vec<(String, String)> {
+        let GatewayError::Shape { error, .. } = self else { return Vec::new() };
+        let ShapeRefusal::Definition(ShapeError::Condition(Refusal { place, .. })) = &**error else {
+            return Vec::new();
+        };
+        let Place { offset, line, column } = place;
+        let named = [("offset", offset), ("line", line), ("column", column)];
+        named.map(|(name, at)| (name.to_owned(), at.to_string())).to_vec()
+    }
+
     /// The form in which one subscription ends.
     pub(crate) fn to_rpc(&self) -> rpc::Status {
         let info = rpc::ErrorInfo {
             reason: self.reason().as_str().to_owned(),
             domain: DOMAIN.to_owned(),
-            metadata: std::collections::HashMap::default(),
+            metadata: self.place().into_iter().collect(),
         };
         let mut details = vec![any("google.rpc.ErrorInfo", &info)];
         if let Retry::After(delay) = self.retry() {

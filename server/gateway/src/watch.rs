@@ -9,9 +9,10 @@ use std::{
     sync::Arc,
 };
 
+use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use tidegate_model::{Block, Entry, Kind, Position, Token, TokenPrefix};
-use tidegate_proto::v1::{self, watch_response::Mark};
+use tidegate_proto::v1::{self, selection::What, watch_response::Mark};
 use tidegate_schema::event_body;
 use tokio::time::Instant;
 use tonic::Status;
@@ -20,10 +21,15 @@ use crate::{
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
     mirror_snapshot::{Incoming, Interrupted},
-    opening::{Opened, Opening, Refusal, abandoned, refusal},
+    named_shapes::NamedInUse,
+    opening::{Opened, Opening, Refusal, abandoned, refusal, renewed},
     progress::progress,
     readable::ReadableChange,
     selection::{Deliver, Plan},
+    shape::{
+        change::WholeChange,
+        route::{ShapeRoute, Verdict},
+    },
     snapshot_marks::{SnapshotMark, receives_begun, snapshot_mark},
     source::Source,
     status::GatewayError,
@@ -53,11 +59,14 @@ struct Live {
     /// The block at hand, and its next entry.
     block: Option<(Block, usize)>,
     begin: v1::Begin,
+    /// Of a change that a shape is to be told of.
+    pieces: Vec<Bytes>,
     /// The change that is being put together.
     change: Option<ReadableChange>,
     /// The last change, until it is known whether another follows in its transaction.
     held: Option<v1::WatchResponse>,
     announced: HashSet<u32>,
+    named: NamedInUse,
     _counted: OpenSubscription,
 }
 
@@ -71,9 +80,13 @@ impl Watching {
         if shared.drain.begun() {
             return Err(failed(GatewayError::Draining));
         }
-        let selections = vec![request.tables.unwrap_or_default()];
-        let v1::WatchRequest { source, start, snapshots, .. } = request;
-        let opening = Opening { source, selections, start, snapshots };
+        let v1::WatchRequest { source, tables, start, snapshots, shape } = request;
+        let what = match (tables, shape) {
+            (tables, None) => What::Tables(tables.unwrap_or_default()),
+            (None, Some(shape)) => What::Shape(shape),
+            (Some(_), Some(_)) => return Err(failed(GatewayError::TwoSelections)),
+        };
+        let opening = Opening { source, selections: vec![what], start, snapshots };
         let opened = opening.open(Arc::clone(&shared)).await;
         let mut watching = Watching {
             live: None,
@@ -103,7 +116,9 @@ impl Watching {
             self.keep_time();
             let Some(live) = &mut self.live else { continue };
             if live.block.is_some() {
-                if let Err(refused) = live.advance(&mut self.queue) {
+                if let Err(refused) = live.advance(&mut self.queue)
+                    && let Err(refused) = live.renew(refused).await
+                {
                     self.end(refused);
                 }
             } else if self.queue.is_empty() {
@@ -144,9 +159,12 @@ impl Watching {
             }
         }
         if now >= self.next_progress
-            && let Some(live) = &self.live
+            && let Some(live) = &mut self.live
         {
             self.next_progress = now + self.shared.config.progress_interval;
+            if let Some(refused) = live.named.gone() {
+                return self.end(refused);
+            }
             let progress = progress(&live.source, &*self.shared.clock, live.position, live.commit_time_us);
             let token = live.token(live.position);
             self.queue.push_back(Ok(v1::WatchResponse { token, ..mark(Mark::Progress(progress)) }));
@@ -180,9 +198,11 @@ impl Live {
             commit_time_us: None,
             block: None,
             begin: v1::Begin::default(),
+            pieces: Vec::new(),
             change: None,
             held: None,
             announced: HashSet::new(),
+            named: opened.named,
             _counted: opened.counted,
         }
     }
@@ -194,15 +214,30 @@ impl Live {
     /// Goes through the block until there is a response, or it is through.
     fn advance(&mut self, queue: &mut VecDeque<Result<v1::WatchResponse, Status>>) -> Result<(), Refusal> {
         let Some((block, mut at)) = self.block.take() else { return Ok(()) };
+        let mut advanced = Ok(());
         while queue.is_empty() {
             let Some(entry) = block.entries().get(at) else { return Ok(()) };
-            at += 1;
             if entry.position() > self.after {
-                self.entry(&block, entry, queue)?;
+                advanced = self.entry(&block, entry, queue);
+                if advanced.is_err() {
+                    break;
+                }
             }
+            at += 1;
         }
         self.block = Some((block, at));
-        Ok(())
+        advanced
+    }
+
+    /// Makes the shape of what the catalog says now, where that may help; else it is refused.
+    async fn renew(&mut self, refused: Refusal) -> Result<(), Refusal> {
+        match &refused {
+            Refusal::Error(GatewayError::ShapeFailed(failure)) if failure.is_of_old_facts() => {
+                self.plan = renewed(&self.source, &self.plan).await?.ok_or(refused)?;
+                Ok(())
+            }
+            Refusal::Error(_) | Refusal::Reset(_) => Err(refused),
+        }
     }
 
     fn entry(
@@ -255,18 +290,23 @@ impl Live {
         block: &Block,
         entry: &Entry,
         queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
-    ) -> Result<(), GatewayError> {
+    ) -> Result<(), Refusal> {
         let routing = self.plan.routing(entry.row_type, &self.source.handle.store)?;
         if !self.plan.wants(0, entry.op, self.chunk(entry), &routing) {
             return Ok(());
         }
-        let fields = match &routing.deliver[0] {
+        let pieces = match &routing.deliver[0] {
             Deliver::Skip => return Ok(()),
-            Deliver::Whole => None,
-            Deliver::Columns(fields) => Some(fields),
+            Deliver::Whole | Deliver::Columns(_) => vec![block.slice(entry)],
+            Deliver::Shape(route) => self.judged(route, block.slice(entry), entry)?,
         };
+        if pieces.is_empty() {
+            return Ok(());
+        }
         let mut change = self.change.take().unwrap_or_else(|| ReadableChange::new(routing.row_type.clone()));
-        change.push(block.slice(entry), fields).map_err(|_| damaged(entry))?;
+        for piece in pieces {
+            change.push(piece, routing.deliver[0].fields()).map_err(|_| damaged(entry))?;
+        }
         if entry.continues {
             self.change = Some(change);
             return Ok(());
@@ -280,11 +320,36 @@ impl Live {
         if entry.row_type != 0 && self.announced.insert(entry.row_type) {
             let announcement = v1::RowType::decode(routing.announcements[0].clone()).map_err(|_| damaged(entry))?;
             // The descriptor is served by reflection; here it would only hide the rest.
-            let announcement = v1::RowType { file: bytes::Bytes::new(), ..announcement };
+            let announcement = v1::RowType { file: Bytes::new(), ..announcement };
             queue.push_back(Ok(mark(Mark::RowType(announcement))));
         }
         self.held = Some(response);
         Ok(())
+    }
+
+    /// What a shape is told of a change, once that is whole; nothing before.
+    fn judged(&mut self, route: &ShapeRoute, piece: Bytes, entry: &Entry) -> Result<Vec<Bytes>, Refusal> {
+        self.pieces.push(piece);
+        if entry.continues {
+            return Ok(Vec::new());
+        }
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let change = WholeChange::read(entry.op, entry.row_type, &pieces).map_err(|_| damaged(entry))?;
+        let rewritten = match route.judge(&change, entry.position()) {
+            Ok(Verdict::Nothing) => return Ok(Vec::new()),
+            Ok(Verdict::AsItCame) => return Ok(pieces),
+            Ok(Verdict::Rewritten(change)) => change,
+            Err(failure) => {
+                // The entry may come again.
+                pieces.pop();
+                self.pieces = pieces;
+                return Err(failure.refusal());
+            }
+        };
+        let mut out = BytesMut::new();
+        let ranges = rewritten.write(None, &mut out).map_err(|_| damaged(entry))?;
+        let out = out.freeze();
+        Ok(ranges.into_iter().map(|(range, _)| out.slice(range)).collect())
     }
 }
 

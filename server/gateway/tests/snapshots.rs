@@ -217,7 +217,8 @@ async fn a_part_is_printed_from_what_was_typed_and_keys_come_in_their_order() {
         default_collation: default,
     };
     let key = vec!["id".to_owned(), "line".to_owned()];
-    *fixture.snapshots.described.lock().expect("no panic") = Some(Described { facts, key });
+    *fixture.snapshots.described.lock().expect("no panic") =
+        Some(Described { facts, key, type_oids: vec![20, 23], type_names: vec![], whole_old_rows: false });
     let mut client = SnapshotsClient::new(fixture.channel().await);
     let request = |tables: &[&str], rows| v1::StartSnapshotRequest {
         tables: tables.iter().map(|name| (*name).to_owned()).collect(),

@@ -22,7 +22,9 @@
 //! - **Snapshot**: a numbered pass over the rows that tables have already, delivered amid the changes; exact at its end.
 //!   **Chunk**: a part of it, read at once. **Watermark**: the LSN that the stream must pass before a chunk is reconciled.
 //!   **Visibility**: the transactions that a chunk's query has seen. **Mirror**: the current rows of a table, kept here.
-//! - **Shape**, **Aggregate**, **Group**, **Lease**, **Term**: not built yet.
+//! - **Shape**: the rows of one table that meet a condition, with some of their columns. A row **moves in** when an update makes it
+//!   meet the condition, and **out** when it ceases to.
+//! - **Aggregate**, **Group**, **Lease**, **Term**: not built yet.
 
 mod ad_hoc;
 mod block;
@@ -30,6 +32,7 @@ mod clock;
 mod epoch;
 mod lsn;
 mod name;
+mod near;
 mod part;
 mod pattern;
 mod position;
@@ -43,7 +46,8 @@ pub use block::{Block, BlockBuilder, BlockError, ENTRY_BYTES, Entry, Kind, MAX_B
 pub use clock::{Clock, SystemClock};
 pub use epoch::{Delivered, Epoch, EpochInfo, TransactionId};
 pub use lsn::{Lsn, LsnError};
-pub use name::{NameError, SourceName, TableName, quote_identifier};
+pub use name::{NameError, ShapeName, SourceName, TableName, quote_identifier};
+pub use near::near;
 pub use part::{Part, Parts, SnapshotSpec};
 pub use pattern::{PatternError, TablePatterns};
 pub use position::{MESSAGE_ORDINAL, Position, PositionError, PositionText, SNAPSHOT_ORDINAL};

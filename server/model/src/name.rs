@@ -29,6 +29,9 @@ pub enum NameError {
     /// Not a source name.
     #[error("source name '{0}' is not usable; use a-z, 0-9 and _, starting with a letter, at most 48 of them")]
     Source(String),
+    /// Not a shape's name.
+    #[error("shape name '{0}' is not usable; use a-z, 0-9 and _, starting with a letter, at most 63 of them")]
+    Shape(String),
     /// Not `table` or `schema.table`.
     #[error(
         "'{0}' is not a table name; write table or schema.table, with \"double quotes\" around parts that need them"
@@ -40,12 +43,46 @@ impl FromStr for SourceName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let first = text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase());
-        let rest = text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-        if first && rest && text.len() <= 48 {
+        if is_word(text) && text.len() <= 48 {
             Ok(SourceName(text.to_owned()))
         } else {
             Err(NameError::Source(text.to_owned()))
+        }
+    }
+}
+
+/// `[a-z][a-z0-9_]*`
+fn is_word(text: &str) -> bool {
+    text.bytes().next().is_some_and(|byte| byte.is_ascii_lowercase())
+        && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+}
+
+/// Name of a shape, unique within its source: `[a-z][a-z0-9_]*`, at most 63 bytes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShapeName(String);
+
+impl ShapeName {
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ShapeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ShapeName {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if is_word(text) && text.len() <= 63 {
+            Ok(ShapeName(text.to_owned()))
+        } else {
+            Err(NameError::Shape(text.to_owned()))
         }
     }
 }
@@ -179,10 +216,10 @@ mod tests {
     }
 
     #[test]
-    fn source_names_are_plain() {
-        assert!("shop_2".parse::<SourceName>().is_ok());
+    fn names_of_sources_and_shapes_are_plain() {
+        assert!("shop_2".parse::<SourceName>().is_ok() && "open_orders_2".parse::<ShapeName>().is_ok());
         for text in ["", "2shop", "Shop", "shop-a", "_a"] {
-            assert!(text.parse::<SourceName>().is_err(), "{text}");
+            assert!(text.parse::<SourceName>().is_err() && text.parse::<ShapeName>().is_err(), "{text}");
         }
     }
 }

@@ -456,7 +456,10 @@ fn renumbered(access: Access, columns: &[usize]) -> Access {
 }
 
 /// The fields whose bytes differ, ascending.
-fn changed_fields(old: &[u8], new: &[u8]) -> Result<Vec<u32>, WireError> {
+///
+/// # Errors
+/// A row is damaged.
+pub fn changed_fields(old: &[u8], new: &[u8]) -> Result<Vec<u32>, WireError> {
     let sorted = |row| {
         let fields = Fields::new(row).map(|field| field.map(|field| (field.number, field.whole)));
         let mut fields = fields.collect::<Result<Vec<_>, _>>()?;

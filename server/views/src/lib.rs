@@ -4,18 +4,21 @@
 //! where text, parameters, table facts ──▶ Predicate ──▶ verdict for an encoded row
 //!                                              ├──▶ SQL for a snapshot's SELECT
 //!                                              ├──▶ hash, by which equal definitions are found
-//!                                              └──▶ Index: a change ──▶ the shapes that it concerns
+//!                                              ├──▶ Index: a change ──▶ the shapes that it concerns
+//!                                              └──▶ Shape, with columns: what a change is to it
 //! ```
 //!
-//! Not here yet: shapes, aggregates.
+//! Not here yet: aggregates.
 
 mod index;
 mod predicate;
 #[cfg(test)]
 mod random;
+mod shape;
 
-pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room, Routed, Served};
+pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room, Routed, Served, changed_fields};
 pub use predicate::{
     CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Outcome, Parameter, Place, Predicate, Reason,
     Refusal, RowError, TEXT_BYTES_MAX, TableFacts,
 };
+pub use shape::{Shape, ShapeDefinition, ShapeError, Updates};

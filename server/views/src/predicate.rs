@@ -172,6 +172,16 @@ impl Predicate {
         &self.columns
     }
 
+    /// Does the other read the columns in the same way: by the same numbers, types and labels?
+    pub(crate) fn reads_like(&self, other: &Self) -> bool {
+        self.columns.len() == other.columns.len() && self.columns.iter().all(|column| other.columns.contains(column))
+    }
+
+    /// The exact names of the columns that it reads, in no order.
+    pub fn columns(&self) -> impl ExactSizeIterator<Item = &str> {
+        self.columns.iter().map(Input::name)
+    }
+
     /// The fields that it reads, ascending.
     pub fn fields(&self) -> impl ExactSizeIterator<Item = u32> {
         self.by_field.iter().map(|&(field, _)| field)

@@ -13,7 +13,7 @@
 use serde_json::{Map, Value};
 
 use super::{
-    options::{OPTIONS, find, is_group, keys_below},
+    options::{OPTIONS, find, is_group, is_placeholder, keys_below},
     problem::Problem,
     value::Kind,
 };
@@ -200,7 +200,7 @@ fn is_service_link(name: &str) -> bool {
 /// The known word that was probably meant.
 fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let distance = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
-    let best = known.filter(|candidate| *candidate != "<name>").min_by_key(|candidate| distance(candidate))?;
+    let best = known.filter(|candidate| !is_placeholder(candidate)).min_by_key(|candidate| distance(candidate))?;
     (distance(best) <= 2.max(word.len() / 3)).then_some(best)
 }
 
@@ -212,8 +212,11 @@ fn place_of(key: &str) -> Option<String> {
 /// The option's path that was probably meant, with the source's name as it was given.
 fn nearest_path(path: &[&str]) -> Option<String> {
     let name = if path.first() == Some(&"sources") { path.get(1).copied() } else { None };
-    let known: Vec<String> =
-        OPTIONS.iter().map(|option| option.path.replace("<name>", name.unwrap_or("name"))).collect();
+    let shape = if path.get(2) == Some(&"shapes") { path.get(3).copied().unwrap_or("shape") } else { "shape" };
+    let known: Vec<String> = OPTIONS
+        .iter()
+        .map(|option| option.path.replace("<name>", name.unwrap_or("name")).replace("<shape>", shape))
+        .collect();
     nearest(&path.join("."), known.iter().map(String::as_str)).map(str::to_owned)
 }
 

@@ -10,7 +10,7 @@ use super::value::Kind;
 /// One option.
 #[derive(Debug)]
 pub(crate) struct Opt {
-    /// Where it stands, such as `sources.<name>.slot`; `<name>` is chosen by the user.
+    /// Where it stands, such as `sources.<name>.slot`; `<name>`, as all in such brackets, is chosen by the user.
     pub(crate) path: &'static str,
     /// What may be written.
     pub(crate) kind: Kind,
@@ -183,6 +183,38 @@ pub(crate) const OPTIONS: &[Opt] = &[
         "While capture is further than this behind PostgreSQL's WAL, snapshots read nothing; 0 for no limit.",
     ),
     opt(
+        "sources.<name>.shapes.<shape>.table",
+        Kind::Text,
+        None,
+        "Table of a named shape, which is selected by `<shape>`, a name of `a-z`, `0-9` and `_` that is yours to choose. What is \
+         declared here cannot be changed over gRPC; shapes that are (`tidegate shape define`) stand in the control database. \
+         `tidegate shape show` says whether it fits its table.",
+    ),
+    opt(
+        "sources.<name>.shapes.<shape>.where",
+        Kind::Text,
+        None,
+        "Condition on the table's columns, as in [predicates.md](predicates.md). Default: all rows.",
+    ),
+    opt(
+        "sources.<name>.shapes.<shape>.parameters",
+        Kind::List,
+        None,
+        "Types of `$1`, `$2` and so on in `where`, such as `[bigint, text]`. Whoever selects the shape gives the values.",
+    ),
+    opt(
+        "sources.<name>.shapes.<shape>.columns",
+        Kind::List,
+        None,
+        "Only these columns, besides the key, by exact name. Default: all.",
+    ),
+    opt(
+        "sources.<name>.shapes.<shape>.updates",
+        Kind::Choice(&["full_row", "changed_columns"]),
+        None,
+        "What an update of a row that stays in the shape holds: every column, which is the default, or the key and what has changed.",
+    ),
+    opt(
         "retention.size",
         Kind::Size,
         Some("50GiB"),
@@ -234,12 +266,17 @@ pub(crate) fn keys_below(path: &[&str]) -> Vec<&'static str> {
     keys
 }
 
+/// Does the user choose what stands there?
+pub(crate) fn is_placeholder(segment: &str) -> bool {
+    segment.starts_with('<')
+}
+
 /// How many segments of the option's path are left behind the given one; None where they differ.
 fn matches<'a>(option: impl Iterator<Item = &'a str> + Clone, path: &[&str]) -> Option<usize> {
     let mut segments = option;
     for given in path {
         let segment = segments.next()?;
-        if segment != *given && segment != "<name>" {
+        if segment != *given && !is_placeholder(segment) {
             return None;
         }
     }
@@ -251,7 +288,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sources_name_stands_for_any() {
+    fn names_of_sources_and_shapes_stand_for_any() {
+        let table = find(&["sources", "shop", "shapes", "open_orders", "table"]).map(|o| o.path);
+        assert_eq!(table, Some("sources.<name>.shapes.<shape>.table"));
         assert_eq!(find(&["sources", "shop", "slot"]).map(|o| o.path), Some("sources.<name>.slot"));
         assert!(is_group(&["sources", "shop"]) && is_group(&[]) && !is_group(&["data_dir"]));
         assert!(find(&["sources", "shop"]).is_none());

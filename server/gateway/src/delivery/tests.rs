@@ -18,7 +18,7 @@ use crate::{
     config::GatewayConfig,
     frame::Outbox,
     metrics::GatewayMetrics,
-    selection::{Plan, PlanKey, RowTypeLookup, TableFilter},
+    selection::{Filter as Selected, Plan, PlanKey, RowTypeLookup, TableFilter},
     share::ShareCache,
 };
 
@@ -51,7 +51,7 @@ impl Selection {
                 operations: selection.operations.iter().map(|op| OPS[*op] as i32).collect(),
                 columns: selection.columns.iter().map(|column| COLUMNS[*column].to_owned()).collect(),
             };
-            TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid")
+            Selected::Tables(TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid"))
         };
         Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot, AdHoc::default())))
     }
@@ -232,6 +232,7 @@ fn deliver(
                 }
                 Step::Exhausted => break,
                 Step::Abandoned(reset) => panic!("{reset:?}"),
+                Step::Failed(failure) => panic!("{failure}"),
             }
         }
     }
@@ -482,7 +483,8 @@ fn a_snapshot_that_someone_starts_comes_to_who_asks_for_such() {
 
 /// Selects all tables.
 fn asking(ad_hoc: AdHoc) -> Plan {
-    let filters = vec![TableFilter::parse(&v1::TableSelection::default(), &GatewayConfig::default()).expect("valid")];
+    let all = TableFilter::parse(&v1::TableSelection::default(), &GatewayConfig::default()).expect("valid");
+    let filters = vec![Selected::Tables(all)];
     Plan::new(PlanKey::new(filters, 0, ad_hoc))
 }
 

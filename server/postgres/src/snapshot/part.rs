@@ -18,6 +18,8 @@ use crate::{
 pub struct PartColumn {
     /// Exact name.
     pub name: String,
+    /// Its type, as `format_type` prints it.
+    pub type_name: String,
     /// The type below all domains.
     pub base_type_oid: u32,
     /// `pg_attribute.attcollation`; None where the type has none.
@@ -65,10 +67,10 @@ pub async fn part_columns(
         FROM pg_database d WHERE d.datname = current_database()";
     const COLUMNS: &str = "
         WITH RECURSIVE base AS (
-            SELECT a.attnum, a.attname, a.attcollation, a.atttypid AS oid
+            SELECT a.attnum, a.attname, a.attcollation, a.atttypid AS oid, format_type(a.atttypid, a.atttypmod) AS type_name
             FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
             UNION ALL
-            SELECT b.attnum, b.attname, b.attcollation, t.typbasetype FROM base b JOIN pg_type t ON t.oid = b.oid
+            SELECT b.attnum, b.attname, b.attcollation, t.typbasetype, b.type_name FROM base b JOIN pg_type t ON t.oid = b.oid
             WHERE t.typtype = 'd')
         SELECT b.attname::text, b.oid,
                CASE WHEN cn.nspname = 'pg_catalog' THEN c.collname::text
@@ -80,7 +82,8 @@ pub async fn part_columns(
                    ELSE false END,
                tn.nspname::text, t.typname::text,
                CASE WHEN t.typtype = 'e' THEN
-                   ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END
+                   ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END,
+               b.type_name
         FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd' JOIN pg_namespace tn ON tn.oid = t.typnamespace
         LEFT JOIN pg_collation c ON c.oid = b.attcollation LEFT JOIN pg_namespace cn ON cn.oid = c.collnamespace
         ORDER BY b.attnum";
@@ -111,6 +114,7 @@ fn column(row: &Row, default: &Collation) -> Result<PartColumn, tokio_postgres::
     let (schema, name) = (row.try_get(6)?, row.try_get(7)?);
     Ok(PartColumn {
         name: row.try_get(0)?,
+        type_name: row.try_get(9)?,
         base_type_oid: row.try_get(1)?,
         collation,
         enum_type: labels.map(|labels| (schema, name, labels)),

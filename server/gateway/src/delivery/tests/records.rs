@@ -15,6 +15,10 @@ impl RowTypeLookup for RowTypes {
     fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
         self.0.get(&row_type).cloned()
     }
+
+    fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>> {
+        self.0.values().filter(|row_type| row_type.name() == table).cloned().collect()
+    }
 }
 
 /// Row types 1, 2, 3 for the tables, with the columns as fields 1 to 4, of which the first is the key of two.

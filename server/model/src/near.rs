@@ -6,7 +6,8 @@ const NAMES_MAX: usize = 3;
 const COMPARED_MAX: usize = 10_000;
 
 /// The known names most like the given one, best first; empty when none is like it.
-pub(crate) fn near(name: &str, known: impl Iterator<Item = String>) -> Vec<String> {
+#[must_use]
+pub fn near(name: &str, known: impl Iterator<Item = String>) -> Vec<String> {
     let wanted = name.to_lowercase();
     let mut found: Vec<(f64, String)> = known
         .take(COMPARED_MAX)

@@ -1,0 +1,408 @@
+//! The rows of a shape, and what events do to them.
+//!
+//! ```text
+//! SnapshotBegin ─▶ Reading: rows that nobody sees ─── SnapshotEnd ──▶ all at once: the rows
+//! Begin, Change… ─▶ open ── Commit ──▶ all at once: into what is being read, or else into the rows
+//! ```
+//!
+//! Invariant: what is seen is the state at a commit, or at a snapshot's end. Pure: no I/O, no clock.
+
+use std::{collections::BTreeMap, mem, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+use serde_json::{Map, Value};
+
+use crate::{Change, Event, OldKind, Op, RowError, RowType};
+
+/// Changes that are listed one by one; of more at once, the rows are told anew.
+const LISTED_MAX: usize = 10_000;
+
+/// The rows of a shape at one moment, in the order of their encoded keys, which is none that means anything.
+#[derive(Clone, Debug, Default)]
+pub struct ShapeRows {
+    rows: BTreeMap<Bytes, ShapeRow>,
+}
+
+impl ShapeRows {
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Are there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = &ShapeRow> {
+        self.rows.values()
+    }
+}
+
+/// A row of a shape. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct ShapeRow {
+    row_type: Arc<RowType>,
+    bytes: Bytes,
+}
+
+impl ShapeRow {
+    /// How it is encoded. Rows may have come under different versions of the table; a column that is new since is NULL.
+    #[must_use]
+    pub fn row_type(&self) -> &Arc<RowType> {
+        &self.row_type
+    }
+
+    /// As it came.
+    #[must_use]
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// As a message generated from the table's descriptor.
+    ///
+    /// # Errors
+    /// The bytes are not such a message.
+    pub fn decode<M: prost::Message + Default>(&self) -> Result<M, RowError> {
+        M::decode(self.bytes.clone()).map_err(|cause| malformed(&self.row_type, cause))
+    }
+
+    /// As JSON: values by exact column name; NULL is null.
+    ///
+    /// # Errors
+    /// The row type or the bytes are not usable.
+    pub fn json(&self) -> Result<Map<String, Value>, RowError> {
+        self.row_type.json(&self.row_type.dynamic(&self.bytes)?, |_| true)
+    }
+}
+
+/// What has become of one row.
+#[derive(Clone, Debug)]
+pub struct RowChange {
+    /// None where it was not there.
+    pub before: Option<ShapeRow>,
+    /// None where it is not there any more.
+    pub after: Option<ShapeRow>,
+}
+
+/// What an event has done.
+#[derive(Debug)]
+pub(crate) enum Step {
+    /// Nothing that is seen.
+    Nothing,
+    /// These rows.
+    Changed(Vec<RowChange>),
+    /// All rows, or too many to list.
+    Replaced,
+    /// What follows does not join up: read everything anew.
+    StartOver,
+}
+
+/// What has come and is not seen yet.
+#[derive(Debug, Default)]
+pub(crate) struct ShapeCopy {
+    phase: Phase,
+    /// Of the transaction that has begun.
+    open: Vec<Change>,
+    /// Numbers of the key's fields.
+    key: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+enum Phase {
+    /// The snapshot has not begun: what comes is in its rows.
+    #[default]
+    Joining,
+    /// It has not ended; its number, and its rows.
+    Reading(u32, ShapeRows),
+    /// The rows are those of the last commit.
+    Whole,
+}
+
+impl ShapeCopy {
+    /// Are the rows of the moment, with all that has come?
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.phase, Phase::Whole) && self.open.is_empty()
+    }
+
+    /// Takes an event, of a subscription to one shape.
+    pub(crate) fn take(&mut self, event: Event, rows: &mut Arc<ShapeRows>) -> Result<Step, RowError> {
+        match event {
+            Event::Begin { .. } | Event::Abort => self.open.clear(),
+            Event::Change(change) => self.open.push(change),
+            Event::Commit { .. } => return self.commit(rows),
+            // A shape has one table.
+            Event::SnapshotBegin { snapshot, partial, .. } if partial.is_empty() => {
+                self.phase = Phase::Reading(snapshot, ShapeRows::default());
+            }
+            Event::SnapshotEnd { snapshot, .. } => {
+                if let Phase::Reading(number, read) = &mut self.phase
+                    && *number == snapshot
+                {
+                    *rows = Arc::new(mem::take(read));
+                    self.phase = Phase::Whole;
+                    return Ok(Step::Replaced);
+                }
+            }
+            Event::SnapshotAbandoned { .. } | Event::Reset { .. } => return Ok(Step::StartOver),
+            Event::SnapshotBegin { .. }
+            | Event::Opened { .. }
+            | Event::RowType(_)
+            | Event::Progress { .. }
+            | Event::Drain { .. }
+            | Event::Interrupted { .. } => {}
+        }
+        Ok(Step::Nothing)
+    }
+
+    fn commit(&mut self, seen: &mut Arc<ShapeRows>) -> Result<Step, RowError> {
+        let changes = mem::take(&mut self.open);
+        let key_fields = |row_type: &RowType| {
+            row_type.columns().iter().filter(|column| column.key).map(|column| column.field).collect::<Vec<_>>()
+        };
+        for row_type in changes.iter().filter_map(|change| change.row_type.as_deref()) {
+            let key = key_fields(row_type);
+            if !self.key.is_empty() && self.key != key {
+                // Rows that are held have keys of another kind.
+                return Ok(Step::StartOver);
+            }
+            self.key = key;
+        }
+        if changes.is_empty() {
+            return Ok(Step::Nothing);
+        }
+        let (rows, is_seen) = match &mut self.phase {
+            Phase::Joining => return Ok(Step::Nothing),
+            Phase::Reading(_, read) => (&mut read.rows, false),
+            Phase::Whole => (&mut Arc::make_mut(seen).rows, true),
+        };
+        let (mut listed, mut are_all) = (Vec::new(), true);
+        for change in changes {
+            let changed = apply(change, rows)?;
+            are_all &= listed.len() + changed.len() <= LISTED_MAX;
+            if are_all && is_seen {
+                listed.extend(changed);
+            }
+        }
+        Ok(match (is_seen, are_all) {
+            (false, _) => Step::Nothing,
+            (true, true) if listed.is_empty() => Step::Nothing,
+            (true, true) => Step::Changed(listed),
+            (true, false) => Step::Replaced,
+        })
+    }
+}
+
+/// What a change does to rows by key.
+fn apply(change: Change, rows: &mut BTreeMap<Bytes, ShapeRow>) -> Result<Vec<RowChange>, RowError> {
+    let Some(row_type) = change.row_type.clone() else { return Ok(Vec::new()) };
+    let old_key = match change.old_kind {
+        OldKind::None => None,
+        OldKind::Key | OldKind::Full => Some(key(&row_type, &change.old)?),
+    };
+    match change.op {
+        Op::Truncate => {
+            let gone = mem::take(rows).into_values();
+            Ok(gone.map(|before| RowChange { before: Some(before), after: None }).collect())
+        }
+        Op::Delete => {
+            let before = old_key.and_then(|key| rows.remove(&key));
+            Ok(before.map(|before| RowChange { before: Some(before), after: None }).into_iter().collect())
+        }
+        Op::Read | Op::Insert | Op::Update => {
+            let key = key(&row_type, &change.row)?;
+            let moved = old_key.filter(|old| *old != key && change.op == Op::Update).and_then(|old| rows.remove(&old));
+            let before = moved.or_else(|| rows.get(&key).cloned());
+            let bytes = whole(&row_type, &change, before.as_ref())?;
+            let after = ShapeRow { row_type, bytes };
+            rows.insert(key, after.clone());
+            Ok(vec![RowChange { before, after: Some(after) }])
+        }
+        Op::Message => Ok(Vec::new()),
+    }
+}
+
+/// The row with the values that were not sent. A copy: what came is part of a larger message, which would be kept with it.
+fn whole(row_type: &RowType, change: &Change, before: Option<&ShapeRow>) -> Result<Bytes, RowError> {
+    let Some(before) = before.filter(|_| !change.unchanged.is_empty()) else {
+        return Ok(Bytes::copy_from_slice(&change.row));
+    };
+    let mut row = BytesMut::from(&change.row[..]);
+    for (field, bytes) in fields(row_type, &before.bytes)? {
+        if change.unchanged.contains(&field) {
+            row.extend_from_slice(bytes);
+        }
+    }
+    Ok(row.freeze())
+}
+
+/// The key's fields, in their order; of a table without a key, all.
+fn key(row_type: &RowType, row: &Bytes) -> Result<Bytes, RowError> {
+    let is_key = |field: u32| row_type.columns().iter().any(|column| column.field == field && column.key);
+    let mut found: Vec<(u32, &[u8])> = fields(row_type, row)?;
+    found.retain(|(field, _)| row_type.is_keyless() || is_key(*field));
+    found.sort_unstable_by_key(|(field, _)| *field);
+    Ok(found.into_iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect())
+}
+
+/// Each field's number with its bytes, tag included.
+fn fields<'r>(row_type: &RowType, row: &'r Bytes) -> Result<Vec<(u32, &'r [u8])>, RowError> {
+    let mut rest: &[u8] = row;
+    let mut found = Vec::new();
+    while !rest.is_empty() {
+        let start = rest;
+        let (field, wire_type) = decode_key(&mut rest).map_err(|cause| malformed(row_type, cause))?;
+        skip_field(wire_type, field, &mut rest, DecodeContext::default())
+            .map_err(|cause| malformed(row_type, cause))?;
+        found.push((field, &start[..start.len() - rest.len()]));
+    }
+    Ok(found)
+}
+
+fn malformed(row_type: &RowType, cause: prost::DecodeError) -> RowError {
+    RowError::Decode { message: row_type.message().to_owned(), cause }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        Move, Position, Timestamp, Token,
+        json::tests::{orders, row},
+    };
+
+    struct Scene {
+        copy: ShapeCopy,
+        rows: Arc<ShapeRows>,
+    }
+
+    fn token() -> Token {
+        Token::new("p".into(), Position { lsn: 7, ordinal: 0 })
+    }
+
+    fn change(op: Op, new: Option<Bytes>, old: Option<Bytes>) -> Event {
+        let old_kind = if old.is_some() { OldKind::Full } else { OldKind::None };
+        Event::Change(Change {
+            position: Position { lsn: 7, ordinal: 1 },
+            op,
+            selection: 0,
+            row_type: Some(Arc::new(RowType::from(orders()))),
+            row: new.unwrap_or_default(),
+            old: old.unwrap_or_default(),
+            old_kind,
+            unchanged: Vec::new(),
+            message: None,
+            truncate: None,
+            moved: Move::default(),
+        })
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let mut scene = Scene { copy: ShapeCopy::default(), rows: Arc::default() };
+            scene.take(Event::SnapshotBegin { snapshot: 3, tables: vec![], partial: vec![], token: token() });
+            scene
+        }
+
+        fn take(&mut self, event: Event) -> Step {
+            self.copy.take(event, &mut self.rows).expect("valid")
+        }
+
+        fn transaction(&mut self, changes: Vec<Event>) -> Step {
+            let position = Position { lsn: 7, ordinal: 0 };
+            let commit_time = Timestamp::default();
+            self.take(Event::Begin { position, commit_time, xid: 1, origin: String::new(), snapshot: 0 });
+            for change in changes {
+                assert!(matches!(self.take(change), Step::Nothing));
+            }
+            self.take(Event::Commit { token: token() })
+        }
+
+        fn end_snapshot(&mut self) -> Step {
+            self.take(Event::SnapshotEnd { snapshot: 3, token: token() })
+        }
+
+        fn json(&self) -> Vec<String> {
+            self.rows.iter().map(|row| Value::Object(row.json().expect("JSON")).to_string()).collect()
+        }
+    }
+
+    #[test]
+    fn a_snapshot_is_seen_at_its_end_and_a_transaction_at_its_commit() {
+        let mut scene = Scene::new();
+        scene.transaction(vec![change(Op::Read, Some(row(1, Some("9.50"))), None)]);
+        scene.transaction(vec![change(Op::Insert, Some(row(2, None)), None)]);
+        assert!(scene.rows.is_empty());
+        assert!(matches!(scene.end_snapshot(), Step::Replaced));
+        assert_eq!(scene.rows.len(), 2);
+        let held = Arc::clone(&scene.rows);
+        let step = scene.transaction(vec![
+            change(Op::Update, Some(row(1, Some("8.00"))), None),
+            change(Op::Delete, None, Some(row(2, None))),
+        ]);
+        assert!(matches!(step, Step::Changed(changes) if changes.len() == 2));
+        assert_eq!(scene.json(), [r#"{"id":1,"Total Price":"8.00"}"#]);
+        assert_eq!(held.len(), 2);
+    }
+
+    #[test]
+    fn what_comes_before_the_snapshot_begins_is_not_applied_to_rows_of_before() {
+        let mut scene = Scene::new();
+        scene.transaction(vec![change(Op::Read, Some(row(1, Some("9.50"))), None)]);
+        scene.end_snapshot();
+        scene.copy = ShapeCopy::default();
+        assert!(matches!(scene.transaction(vec![change(Op::Delete, None, Some(row(1, None)))]), Step::Nothing));
+        assert!(!scene.copy.is_whole());
+        assert_eq!(scene.rows.len(), 1);
+    }
+
+    #[test]
+    fn an_update_of_the_key_moves_the_row() {
+        let mut scene = Scene::new();
+        scene.transaction(vec![change(Op::Read, Some(row(1, Some("9.50"))), None)]);
+        scene.end_snapshot();
+        scene.transaction(vec![change(Op::Update, Some(row(5, Some("9.50"))), Some(row(1, None)))]);
+        assert_eq!(scene.json(), [r#"{"id":5,"Total Price":"9.50"}"#]);
+    }
+
+    #[test]
+    fn what_was_not_sent_stays() {
+        let mut scene = Scene::new();
+        scene.transaction(vec![change(Op::Read, Some(row(1, Some("9.50"))), None)]);
+        scene.end_snapshot();
+        let Event::Change(mut update) = change(Op::Update, Some(row(1, None)), None) else { unreachable!("a change") };
+        update.unchanged = vec![orders().columns[1].field];
+        scene.transaction(vec![Event::Change(update)]);
+        assert_eq!(scene.json(), [r#"{"id":1,"Total Price":"9.50"}"#]);
+    }
+
+    #[test]
+    fn what_was_aborted_leaves_nothing_and_a_truncate_too() {
+        let mut scene = Scene::new();
+        scene.transaction(vec![change(Op::Read, Some(row(1, None)), None)]);
+        scene.end_snapshot();
+        scene.take(change(Op::Insert, Some(row(2, None)), None));
+        assert!(!scene.copy.is_whole());
+        scene.take(Event::Abort);
+        assert!(scene.copy.is_whole());
+        let step = scene.transaction(vec![change(Op::Truncate, None, None)]);
+        assert!(matches!(step, Step::Changed(changes) if changes.len() == 1));
+        assert!(scene.rows.is_empty());
+    }
+
+    #[test]
+    fn a_key_of_another_kind_is_read_anew() {
+        let mut scene = Scene::new();
+        scene.transaction(vec![change(Op::Read, Some(row(1, None)), None)]);
+        scene.end_snapshot();
+        let Event::Change(mut other) = change(Op::Insert, Some(row(2, None)), None) else { unreachable!("a change") };
+        let mut proto = orders();
+        proto.columns[1].key = true;
+        other.row_type = Some(Arc::new(RowType::from(proto)));
+        assert!(matches!(scene.transaction(vec![Event::Change(other)]), Step::StartOver));
+    }
+}

@@ -1,0 +1,332 @@
+//! Shapes that have a name: a seam, behind which the application keeps them; and what a name in a selection means.
+//!
+//! Invariant: selecting one asks nobody. What is known is what this node has heard last, also while the control database is down.
+
+use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
+
+use tidegate_model::{Retry, ShapeName, near};
+use tidegate_proto::v1::{self, selection::What};
+use tokio::sync::watch;
+
+use crate::{opening::Refusal, status::GatewayError};
+
+/// What the keeper of named shapes answers when it can.
+pub type ShapeAnswer<'a, T> = Pin<Box<dyn Future<Output = Result<T, NamedShapeError>> + Send + 'a>>;
+/// A source's shapes, by name.
+pub type KnownShapes = BTreeMap<ShapeName, NamedShape>;
+
+/// Keeps the named shapes of one source.
+pub trait NamedShapes: Send + Sync {
+    /// All of them, and again whenever one changes.
+    fn known(&self) -> watch::Receiver<Arc<KnownShapes>>;
+
+    /// Defines one, or defines it anew. It is known before this answers. The definition has been checked.
+    fn define(&self, name: ShapeName, definition: v1::ShapeSelection) -> ShapeAnswer<'_, NamedShape>;
+
+    /// Takes a name away. It is known no more before this answers.
+    fn delete(&self, name: ShapeName) -> ShapeAnswer<'_, ()>;
+}
+
+/// A shape that has a name.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NamedShape {
+    /// With its name; its parameters have no values.
+    pub definition: v1::ShapeSelection,
+    /// Another one after each change of the definition; 0 of one that is declared.
+    pub version: u64,
+    /// When it was defined, in microseconds since 1970; None of one that is declared.
+    pub defined_us: Option<i64>,
+}
+
+impl NamedShape {
+    /// Does the configuration declare it?
+    #[must_use]
+    pub fn is_declared(&self) -> bool {
+        self.defined_us.is_none()
+    }
+}
+
+/// Why a named shape is not defined or deleted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NamedShapeError {
+    /// It stands in the configuration.
+    #[error(
+        "shape {0} is declared in the server's configuration, under the source's `shapes`; change it there, or choose another \
+         name"
+    )]
+    Declared(ShapeName),
+    /// There is none of that name.
+    #[error("there is no shape {name}{}; see Shapes.List, or `tidegate shape list`", meant(near))]
+    Unknown {
+        /// As it was given.
+        name: ShapeName,
+        /// The names most like it.
+        near: Vec<String>,
+    },
+    /// Not now.
+    #[error("{detail}")]
+    Later {
+        /// Why, and what to do.
+        detail: String,
+        /// When to ask again.
+        retry_in: Duration,
+    },
+    /// Not as things are.
+    #[error("{detail}")]
+    Refused {
+        /// Why, and what to do.
+        detail: String,
+    },
+}
+
+impl NamedShapeError {
+    /// What to do after it.
+    #[must_use]
+    pub fn retry(&self) -> Retry {
+        match self {
+            NamedShapeError::Later { retry_in, .. } => Retry::After(*retry_in),
+            NamedShapeError::Declared(_) | NamedShapeError::Unknown { .. } | NamedShapeError::Refused { .. } => {
+                Retry::Never
+            }
+        }
+    }
+}
+
+fn meant(near: &[String]) -> String {
+    if near.is_empty() { String::new() } else { format!(" (did you mean {}?)", near.join(" or ")) }
+}
+
+/// Why a name and what stands beside it do not go together.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NamingError {
+    #[error("shape {0} has a definition already; leave out table, where, columns and updates, or the name")]
+    DefinedTwice(ShapeName),
+    #[error("shape {name} has {expected} parameters ({}), and {given} are given", list(types))]
+    ParameterCount { name: ShapeName, types: Vec<String>, expected: usize, given: usize },
+    #[error("a shape that is defined needs a name; give one, made of a-z, 0-9 and _")]
+    Nameless,
+    #[error(
+        "parameter ${number} has a value, and whoever selects the shape gives it; leave it out, or write it into the \
+         condition"
+    )]
+    Value { number: usize },
+    #[error("parameter ${number} has no value, which may decide what is looked up; give one that is typical")]
+    NoValue { number: usize },
+}
+
+impl NamingError {
+    /// The request's field that is wrong.
+    pub(crate) fn field(&self) -> &'static str {
+        match self {
+            NamingError::DefinedTwice(_) | NamingError::Nameless => "shape.name",
+            NamingError::ParameterCount { .. } | NamingError::Value { .. } | NamingError::NoValue { .. } => {
+                "shape.parameters"
+            }
+        }
+    }
+}
+
+fn list(types: &[String]) -> String {
+    let shown = |(number, name): (usize, &String)| {
+        let name = if name.is_empty() { "its type from its place" } else { name };
+        format!("${}: {name}", number + 1)
+    };
+    if types.is_empty() {
+        "none".to_owned()
+    } else {
+        types.iter().enumerate().map(shown).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A source that has no named shapes.
+#[derive(Clone, Debug)]
+pub struct NoNamedShapes(watch::Receiver<Arc<KnownShapes>>);
+
+impl NoNamedShapes {
+    /// As a source's handle wants it.
+    #[must_use]
+    pub fn shared() -> Arc<dyn NamedShapes> {
+        Arc::new(NoNamedShapes(watch::channel(Arc::default()).1))
+    }
+}
+
+impl NamedShapes for NoNamedShapes {
+    fn known(&self) -> watch::Receiver<Arc<KnownShapes>> {
+        self.0.clone()
+    }
+
+    fn define(&self, _: ShapeName, _: v1::ShapeSelection) -> ShapeAnswer<'_, NamedShape> {
+        let detail = "named shapes are not available on this source".to_owned();
+        Box::pin(std::future::ready(Err(NamedShapeError::Refused { detail })))
+    }
+
+    fn delete(&self, name: ShapeName) -> ShapeAnswer<'_, ()> {
+        Box::pin(std::future::ready(Err(NamedShapeError::Unknown { name, near: Vec::new() })))
+    }
+}
+
+/// The shape of that name.
+pub(crate) fn known(name: &str, shapes: &KnownShapes) -> Result<(ShapeName, NamedShape), GatewayError> {
+    let name: ShapeName = name.parse()?;
+    match shapes.get(&name) {
+        Some(found) => Ok((name, found.clone())),
+        None => {
+            let near = near(name.as_str(), shapes.keys().map(ShapeName::to_string));
+            Err(NamedShapeError::Unknown { name, near }.into())
+        }
+    }
+}
+
+/// Is a shape selected by its name alone?
+pub(crate) fn is_by_name(selection: &v1::ShapeSelection) -> bool {
+    !selection.name.is_empty() && selection.table.is_empty()
+}
+
+/// What a selection by name means: the definition, with the subscriber's values.
+pub(crate) fn resolved(
+    selection: v1::ShapeSelection,
+    shapes: &KnownShapes,
+) -> Result<(v1::ShapeSelection, NamedVersion), GatewayError> {
+    let (name, NamedShape { mut definition, version, .. }) = known(&selection.name, shapes)?;
+    let v1::ShapeSelection { name: _, table, r#where, parameters, columns, updates } = selection;
+    let refused = |error| Err(GatewayError::Naming(error));
+    if !(table.is_empty() && r#where.is_empty() && columns.is_empty() && updates == 0) {
+        return refused(NamingError::DefinedTwice(name));
+    }
+    let (expected, given) = (definition.parameters.len(), parameters.len());
+    if expected != given {
+        let types = definition.parameters.into_iter().map(|parameter| parameter.r#type).collect();
+        return refused(NamingError::ParameterCount { name, types, expected, given });
+    }
+    for (parameter, given) in definition.parameters.iter_mut().zip(parameters) {
+        parameter.value = given.value;
+    }
+    definition.name.clear();
+    Ok((definition, NamedVersion { name, version }))
+}
+
+/// A named shape as it was when it was selected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct NamedVersion {
+    name: ShapeName,
+    version: u64,
+}
+
+/// The named shapes that a subscription has selected, to see when one is defined anew.
+#[derive(Debug)]
+pub(crate) struct NamedInUse {
+    known: watch::Receiver<Arc<KnownShapes>>,
+    versions: Vec<NamedVersion>,
+}
+
+impl NamedInUse {
+    /// Why the subscription ends, if one is not any more what it was. Costs nothing while nothing is defined.
+    pub(crate) fn gone(&mut self) -> Option<Refusal> {
+        if self.versions.is_empty() || !self.known.has_changed().unwrap_or(false) {
+            return None;
+        }
+        let known = Arc::clone(&self.known.borrow_and_update());
+        self.versions.iter().find_map(|NamedVersion { name, version }| match known.get(name) {
+            None => {
+                let error = NamedShapeError::Unknown { name: name.clone(), near: Vec::new() };
+                Some(Refusal::Error(error.into()))
+            }
+            Some(found) if found.version != *version => Some(Refusal::Reset(defined_anew(name))),
+            Some(_) => None,
+        })
+    }
+}
+
+fn defined_anew(name: &ShapeName) -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::DefinitionChanged as i32,
+        detail: format!(
+            "shape {name} has been defined anew; read its rows anew, by subscribing without the token from a snapshot"
+        ),
+    }
+}
+
+/// The selections with what their names mean, and the names that they have.
+pub(crate) fn looked_up(
+    selections: Vec<What>,
+    shapes: watch::Receiver<Arc<KnownShapes>>,
+) -> Result<(Vec<What>, NamedInUse), GatewayError> {
+    let mut shapes = shapes;
+    let known = Arc::clone(&shapes.borrow_and_update());
+    let mut versions = Vec::new();
+    let look_up = |selection| match selection {
+        What::Shape(shape) if !shape.name.is_empty() => {
+            let (meant, version) = resolved(shape, &known)?;
+            versions.push(version);
+            Ok(What::Shape(meant))
+        }
+        What::Shape(_) | What::Tables(_) => Ok(selection),
+    };
+    let selections = selections.into_iter().map(look_up).collect::<Result<_, GatewayError>>()?;
+    Ok((selections, NamedInUse { known: shapes, versions }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shapes() -> KnownShapes {
+        let parameters = vec![v1::Parameter { r#type: "int8".to_owned(), value: None }];
+        let definition = v1::ShapeSelection {
+            name: "open_orders".to_owned(),
+            table: "orders".to_owned(),
+            r#where: "tenant = $1".to_owned(),
+            parameters,
+            ..v1::ShapeSelection::default()
+        };
+        let name = "open_orders".parse().expect("a name");
+        KnownShapes::from([(name, NamedShape { definition, version: 3, defined_us: Some(1) })])
+    }
+
+    fn selection(name: &str, values: &[&str]) -> v1::ShapeSelection {
+        let parameter = |value: &&str| v1::Parameter { r#type: String::new(), value: Some((*value).to_owned()) };
+        let parameters = values.iter().map(parameter).collect();
+        v1::ShapeSelection { name: name.to_owned(), parameters, ..v1::ShapeSelection::default() }
+    }
+
+    fn refused(selection: v1::ShapeSelection) -> String {
+        resolved(selection, &shapes()).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_name_means_its_definition_with_the_subscribers_values() {
+        let (meant, version) = resolved(selection("open_orders", &["7"]), &shapes()).expect("known");
+        assert_eq!((meant.table.as_str(), meant.r#where.as_str(), version.version), ("orders", "tenant = $1", 3));
+        assert_eq!(meant.parameters, [v1::Parameter { r#type: "int8".to_owned(), value: Some("7".to_owned()) }]);
+    }
+
+    #[test]
+    fn what_does_not_go_with_a_name_is_refused() {
+        assert_eq!(
+            refused(selection("open_order", &["7"])),
+            "there is no shape open_order (did you mean open_orders?); see Shapes.List, or `tidegate shape list`"
+        );
+        assert_eq!(
+            refused(selection("open_orders", &[])),
+            "shape open_orders has 1 parameters ($1: int8), and 0 are given"
+        );
+        let twice = v1::ShapeSelection { r#where: "true".to_owned(), ..selection("open_orders", &["7"]) };
+        assert!(refused(twice).contains("has a definition already"));
+    }
+
+    #[test]
+    fn a_shape_in_use_is_gone_when_it_is_defined_anew_or_deleted() {
+        let (sender, known) = watch::channel(Arc::new(shapes()));
+        let selections = vec![What::Shape(selection("open_orders", &["7"]))];
+        let (_, mut in_use) = looked_up(selections, known).expect("known");
+        assert!(in_use.gone().is_none());
+        sender.send_replace(Arc::new(shapes()));
+        assert!(in_use.gone().is_none());
+        let mut anew = shapes();
+        anew.values_mut().for_each(|shape| shape.version += 1);
+        sender.send_replace(Arc::new(anew));
+        assert!(matches!(in_use.gone(), Some(Refusal::Reset(_))));
+        sender.send_replace(Arc::default());
+        assert!(matches!(in_use.gone(), Some(Refusal::Error(_))));
+    }
+}

@@ -1,0 +1,343 @@
+//! What a change of a row is to a shape, for one row type.
+//!
+//! ```text
+//! before │ after │ delivered                                  before │ after │ delivered
+//! in     │ in    │ the update, if a selected column changed   not known │ in  │ the update, as an upsert
+//! in     │ out   │ a delete, moved out                        not known │ out │ a delete, moved out
+//! out    │ in    │ an insert, moved in                        out    │ out   │ nothing
+//! ```
+//!
+//! Invariant: who applies what is delivered (reads, inserts and updates as upserts, deletes as such) holds exactly the rows that
+//! meet the condition. Where the old row is not known (its table's mirror was not complete then, or the row had not been read since a
+//! column was added), it may have been in the shape, and is taken to have been. Pure.
+
+use std::{borrow::Cow, sync::Arc};
+
+use tidegate_model::{Op, Position, Retry, TableName};
+use tidegate_proto::v1::{self, change::Move};
+use tidegate_schema::{
+    FieldSet, OldKind, RowDecoder, RowText, RowType,
+    wire::{Fields, WireError},
+};
+use tidegate_views::{Effect, Failure, RowError, Shape, Updates, changed_fields};
+
+use super::change::{WholeChange, keep};
+use crate::{opening::Refusal, projection::MalformedChange, status::GatewayError};
+
+/// Bytes of a key in an error.
+const KEY_BYTES_MAX: usize = 200;
+
+/// A shape of rows of one row type.
+#[derive(Clone, Debug)]
+pub(crate) struct ShapeRoute {
+    shape: Shape,
+    row_type: Arc<RowType>,
+    /// The selected columns' and the key's; None for all.
+    fields: Option<FieldSet>,
+    lost: Option<Lost>,
+}
+
+/// The row type has not what the shape needs, and one before it had.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Lost {
+    #[error(
+        "the table has no key any more, by which rows enter and leave a shape; give it one, and subscribe again from SNAPSHOT"
+    )]
+    Key,
+    #[error("{}", lost_column(column, *retyped))]
+    Column {
+        column: String,
+        /// It has another type.
+        retyped: bool,
+        /// No later row type has it either.
+        for_reads: bool,
+    },
+}
+
+fn lost_column(column: &str, retyped: bool) -> String {
+    let how = if retyped { "has another type now" } else { "is gone" };
+    let next =
+        if retyped { "subscribe without the token" } else { "subscribe with another condition, without the token" };
+    format!("column \"{column}\", which the condition reads, {how}; {next}, to read the rows anew")
+}
+
+/// Why it is not known what a change is to a shape.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Cause {
+    #[error(transparent)]
+    Condition(#[from] Failure),
+    #[error(
+        "the value of column \"{column}\" has never come, and the condition reads it; subscribe again from SNAPSHOT"
+    )]
+    Unknown { column: String },
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    #[error("the change is damaged")]
+    Damaged,
+}
+
+impl From<MalformedChange> for Cause {
+    fn from(_: MalformedChange) -> Self {
+        Cause::Damaged
+    }
+}
+
+impl From<WireError> for Cause {
+    fn from(_: WireError) -> Self {
+        Cause::Damaged
+    }
+}
+
+/// A subscription's end: its shape cannot be told what a change is to it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("table {table}, at {position}, row {key}: {cause}")]
+pub(crate) struct ShapeFailure {
+    table: TableName,
+    position: Position,
+    /// As PostgreSQL would print it; for whoever subscribed, and not for logs.
+    key: String,
+    cause: Cause,
+}
+
+impl ShapeFailure {
+    /// May it be otherwise with what the catalog says now?
+    pub(crate) fn is_of_old_facts(&self) -> bool {
+        matches!(&self.cause, Cause::Condition(Failure::Row(RowError::Column { .. })))
+    }
+
+    pub(crate) fn retry(&self) -> Retry {
+        match &self.cause {
+            Cause::Condition(failure) => failure.retry(),
+            Cause::Unknown { .. } | Cause::Lost(_) | Cause::Damaged => Retry::Never,
+        }
+    }
+
+    /// How the subscription is told.
+    pub(crate) fn refusal(self: &Arc<Self>) -> Refusal {
+        match &self.cause {
+            Cause::Lost(Lost::Column { retyped: true, .. }) => Refusal::Reset(v1::Reset {
+                reason: v1::reset::Reason::DefinitionChanged as i32,
+                detail: self.to_string(),
+            }),
+            Cause::Condition(_) | Cause::Unknown { .. } | Cause::Lost(_) | Cause::Damaged => {
+                Refusal::Error(GatewayError::ShapeFailed(Arc::clone(self)))
+            }
+        }
+    }
+}
+
+/// What is delivered of a change.
+#[derive(Debug)]
+pub(crate) enum Verdict<'a> {
+    Nothing,
+    /// The change, with the selected columns.
+    AsItCame,
+    Rewritten(WholeChange<'a>),
+}
+
+impl ShapeRoute {
+    pub(super) fn new(shape: Shape, row_type: Arc<RowType>, lost: Option<Lost>) -> Self {
+        let fields = shape.columns().and_then(|columns| {
+            let is_selected = |column: &&v1::Column| column.key || columns.binary_search(&column.name).is_ok();
+            let all = &row_type.proto().columns;
+            let some = !all.iter().all(|column| is_selected(&column));
+            some.then(|| all.iter().filter(is_selected).map(|column| column.field).collect())
+        });
+        ShapeRoute { shape, row_type, fields, lost }
+    }
+
+    /// The selected columns' and the key's; None for all.
+    pub(crate) fn fields(&self) -> Option<&FieldSet> {
+        self.fields.as_ref()
+    }
+
+    /// What is delivered of a change; a row is read no further than the condition needs.
+    pub(crate) fn judge<'a>(
+        &self,
+        change: &'a WholeChange<'a>,
+        position: Position,
+    ) -> Result<Verdict<'a>, Arc<ShapeFailure>> {
+        self.verdict(change).map_err(|cause| {
+            let table = self.row_type.name().clone();
+            Arc::new(ShapeFailure { table, position, key: self.key_of(change), cause })
+        })
+    }
+
+    fn verdict<'a>(&self, change: &'a WholeChange<'a>) -> Result<Verdict<'a>, Cause> {
+        if let Some(lost) = self.lost.as_ref().filter(|lost| lost.concerns(change.op)) {
+            return Err(lost.clone().into());
+        }
+        match change.op {
+            Op::Read | Op::Insert => {
+                self.check_known(&change.unchanged)?;
+                Ok(if self.selects(&change.row)? { Verdict::AsItCame } else { Verdict::Nothing })
+            }
+            Op::Delete => match change.whole_old() {
+                Some(old) if !self.selects(old)? => Ok(Verdict::Nothing),
+                Some(_) | None => Ok(Verdict::AsItCame),
+            },
+            Op::Update => self.update(change),
+            Op::Truncate => Ok(Verdict::AsItCame),
+            Op::None | Op::Message => Ok(Verdict::Nothing),
+        }
+    }
+
+    fn update<'a>(&self, change: &'a WholeChange<'a>) -> Result<Verdict<'a>, Cause> {
+        let Some(old) = change.whole_old() else {
+            self.check_known(&change.unchanged)?;
+            return Ok(if self.selects(&change.row)? {
+                Verdict::AsItCame
+            } else {
+                Verdict::Rewritten(self.moved_out(change)?)
+            });
+        };
+        let (row, missing) = completed(change, old)?;
+        self.check_known(&missing)?;
+        let is_selected = |field| self.is_selected(field);
+        Ok(match self.shape.effect_on(Some(old), Some(&row), is_selected)? {
+            None => Verdict::Nothing,
+            Some(Effect::MoveIn) => Verdict::Rewritten(WholeChange {
+                op: Op::Insert,
+                moved: Move::MovedIn,
+                row,
+                old: Cow::Borrowed(&[]),
+                old_kind: OldKind::None,
+                unchanged: missing,
+                ..*change
+            }),
+            Some(Effect::MoveOut) => Verdict::Rewritten(self.moved_out(change)?),
+            Some(Effect::Update) => match self.shape.updates() {
+                Updates::FullRow => Verdict::AsItCame,
+                Updates::ChangedColumns => Verdict::Rewritten(self.changed_columns(change, (&row, missing), old)?),
+            },
+        })
+    }
+
+    fn moved_out<'a>(&self, change: &'a WholeChange<'a>) -> Result<WholeChange<'a>, Cause> {
+        let (old, old_kind) = match change.old_kind {
+            OldKind::Full | OldKind::Key => (Cow::Borrowed(&*change.old), change.old_kind),
+            OldKind::None => {
+                let key = self.row_type.key();
+                self.check_sent(key, &change.unchanged)?;
+                (Cow::Owned(keep(&change.row, |field| key.contains(field))?), OldKind::Key)
+            }
+        };
+        Ok(WholeChange {
+            op: Op::Delete,
+            moved: Move::MovedOut,
+            row: Cow::Borrowed(&[]),
+            old,
+            old_kind,
+            unchanged: Vec::new(),
+            ..*change
+        })
+    }
+
+    /// The key and what has changed; all, and the old key, where that has: amid a snapshot, a row may move from keys that are still
+    /// to be read to those that have been.
+    fn changed_columns<'a>(
+        &self,
+        change: &WholeChange<'a>,
+        (row, missing): (&[u8], Vec<u32>),
+        old: &[u8],
+    ) -> Result<WholeChange<'a>, Cause> {
+        let key = self.row_type.key();
+        let changed = changed_fields(old, row)?;
+        let has_changed = |field: u32| changed.binary_search(&field).is_ok();
+        if key.iter().any(has_changed) {
+            return Ok(WholeChange {
+                row: Cow::Owned(row.to_vec()),
+                old: Cow::Owned(keep(old, |field| key.contains(field))?),
+                old_kind: OldKind::Key,
+                unchanged: missing,
+                ..*change
+            });
+        }
+        let is_sent = |field: u32| key.contains(field) || has_changed(field);
+        let columns = self.row_type.proto().columns.iter().map(|column| column.field);
+        let mut unchanged: Vec<u32> = columns.filter(|&field| self.is_selected(field) && !is_sent(field)).collect();
+        unchanged.sort_unstable();
+        Ok(WholeChange {
+            row: Cow::Owned(keep(row, is_sent)?),
+            old: Cow::Borrowed(&[]),
+            old_kind: OldKind::None,
+            unchanged,
+            ..*change
+        })
+    }
+
+    fn is_selected(&self, field: u32) -> bool {
+        self.fields.as_ref().is_none_or(|fields| fields.contains(field))
+    }
+
+    fn selects(&self, row: &[u8]) -> Result<bool, Failure> {
+        self.shape.predicate().selects(row)
+    }
+
+    /// Refuses a row that lacks a value which the condition reads.
+    fn check_known(&self, missing: &[u32]) -> Result<(), Cause> {
+        if missing.is_empty() {
+            return Ok(());
+        }
+        self.check_sent(&self.shape.predicate().fields().collect(), missing)
+    }
+
+    fn check_sent(&self, fields: &FieldSet, missing: &[u32]) -> Result<(), Cause> {
+        let Some(&field) = missing.iter().find(|&&field| fields.contains(field)) else { return Ok(()) };
+        let column = self.row_type.column_by_field(field);
+        Err(Cause::Unknown { column: column.map(|column| column.name.clone()).unwrap_or_default() })
+    }
+
+    /// The row's key, for people.
+    fn key_of(&self, change: &WholeChange<'_>) -> String {
+        let row = if change.row.is_empty() { &change.old } else { &change.row };
+        let mut text = RowText::default();
+        let decoder = RowDecoder::of_row_type(&self.row_type, |_| b',');
+        let decoder = decoder.map(|decoder| decoder.only(self.row_type.key()));
+        let printed = decoder.is_ok_and(|decoder| decoder.text(row, &mut text).is_ok());
+        let names = self.row_type.proto().columns.iter().filter(|column| column.key).map(|column| &column.name);
+        if !printed {
+            return format!("({}, which cannot be read)", names.cloned().collect::<Vec<_>>().join(", "));
+        }
+        let pair = |(name, value): (&String, Option<&str>)| format!("{name} = {}", short(value.unwrap_or("NULL")));
+        format!("({})", names.zip(text.values()).map(pair).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl Lost {
+    fn concerns(&self, op: Op) -> bool {
+        match self {
+            Lost::Key => op != Op::Truncate,
+            Lost::Column { for_reads, .. } => match op {
+                Op::Read => *for_reads,
+                Op::Insert | Op::Update | Op::Delete => true,
+                Op::None | Op::Truncate | Op::Message => false,
+            },
+        }
+    }
+}
+
+/// The new row with what the update has left as it was, and what the old row does not have either.
+fn completed<'a>(change: &'a WholeChange<'a>, old: &[u8]) -> Result<(Cow<'a, [u8]>, Vec<u32>), Cause> {
+    let mut row = Cow::Borrowed(&*change.row);
+    let mut missing = change.unchanged.clone();
+    if missing.is_empty() {
+        return Ok((row, missing));
+    }
+    for field in Fields::new(old) {
+        let field = field?;
+        if let Ok(at) = missing.binary_search(&field.number) {
+            missing.remove(at);
+            row.to_mut().extend_from_slice(field.whole);
+        }
+    }
+    Ok((row, missing))
+}
+
+/// At most so much of a value as a person wants to read.
+fn short(value: &str) -> String {
+    match value.char_indices().nth(KEY_BYTES_MAX) {
+        None => value.to_owned(),
+        Some((end, _)) => format!("{}…", &value[..end]),
+    }
+}
