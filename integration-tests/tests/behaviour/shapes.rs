@@ -18,6 +18,7 @@ const ORDERS: &str = "
 async fn served(name: &str, sql: &str, mirror: &[&str]) -> Result<(Database, Server)> {
     let database = Cluster::shared().await?.database(name).await?;
     database.create_marker().await?;
+    database.execute("alter table marker replica identity full").await?;
     database.execute(sql).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push(format!("mirror: [{}]", mirror.join(", ")));
@@ -45,7 +46,7 @@ impl Watcher {
     /// Opens it; the markers are its last selection.
     async fn open(server: &Server, subscription: Subscription) -> Result<Self> {
         let client = Client::connect(server.endpoint()).await?;
-        let mut events = client.subscribe(subscription.and_tables(["marker"]));
+        let mut events = client.subscribe(subscription.and_shape(Shape::of("marker")));
         let opening = async {
             match events.next().await.context("no event")?? {
                 Event::Opened { token, .. } => Ok(token),

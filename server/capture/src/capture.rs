@@ -176,7 +176,7 @@ impl<P: Publish> Capture<P> {
                     Err(error) => Err(error),
                 },
             };
-            self.connected.send_if_modified(|connected| std::mem::take(connected));
+            self.connected.send_if_modified(std::mem::take);
             let Err(error) = ended else { return Ok(()) };
             if error.is_fatal() {
                 self.link.update(|status| (status.state, status.detail) = (State::Stopped, error.to_string()));

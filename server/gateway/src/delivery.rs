@@ -17,7 +17,10 @@
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
 //! matched; messages of changes are sent only while credit is positive, so that it is overdrawn by at most one.
 
+mod notes;
 mod shapes;
+
+pub(crate) use notes::filter_note;
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
@@ -26,6 +29,7 @@ use prost::Message as _;
 use tidegate_model::{Block, Entry, Kind, Position};
 use tidegate_proto::v1;
 use tidegate_schema::event_body;
+use tidegate_views::Effect;
 
 use crate::{
     frame::{Addressee, Event, Outbox},
@@ -143,6 +147,7 @@ impl Carry {
 /// A transaction whose Commit has not come.
 #[derive(Clone, Debug)]
 struct Open {
+    at: Position,
     begin: Begin,
     /// Of a chunk: is it of a snapshot that the plan receives?
     chunk: Option<bool>,
@@ -175,38 +180,13 @@ pub(crate) fn filter(
     carry: Carry,
     lookup: &impl RowTypeLookup,
 ) -> Result<Filtered, GatewayError> {
-    let mut filter = Filter {
-        plan,
-        payload: block.payload(),
-        carry,
-        pieces: Vec::new(),
-        uses: Vec::new(),
-        copied: BytesMut::new(),
-        routing: None,
-        ended: None,
-        failed: None,
-    };
+    let mut filter = Filter::new(plan, block, carry);
     for entry in block.entries() {
-        filter.entry(entry, lookup)?;
-        if filter.failed.is_some() {
-            filter.pieces.push(Piece { what: What::Failed, range: 0..0, copied: false });
+        if !filter.goes_on(entry, lookup)? {
             break;
         }
     }
-    let Filter { mut carry, pieces, uses, copied, ended, failed, .. } = filter;
-    if let Some(Open { begin: begin @ Begin::Here(_), .. }) = &mut carry.open {
-        *begin = Begin::Kept(Bytes::copy_from_slice(begin.bytes(block.payload())));
-    }
-    Ok(Filtered {
-        pieces,
-        uses,
-        payload: block.payload().clone(),
-        copied: copied.freeze(),
-        carry,
-        complete: block.complete_through(),
-        commit_time_us: ended.and_then(|begin| commit_time_us(begin.bytes(block.payload()))),
-        failed,
-    })
+    Ok(filter.finish(block))
 }
 
 /// A filter at work on one block.
@@ -222,9 +202,55 @@ struct Filter<'a> {
     /// The begin of the last transaction that has ended.
     ended: Option<Begin>,
     failed: Option<Arc<ShapeFailure>>,
+    /// What the change at hand is to one selection; then it is nothing to the others.
+    known: Option<(usize, Effect)>,
 }
 
-impl Filter<'_> {
+impl<'a> Filter<'a> {
+    fn new(plan: &'a Plan, block: &'a Block, carry: Carry) -> Self {
+        Filter {
+            plan,
+            payload: block.payload(),
+            carry,
+            pieces: Vec::new(),
+            uses: Vec::new(),
+            copied: BytesMut::new(),
+            routing: None,
+            ended: None,
+            failed: None,
+            known: None,
+        }
+    }
+
+    /// False where the subscription ends with this entry.
+    fn goes_on(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<bool, GatewayError> {
+        self.entry(entry, lookup)?;
+        if self.failed.is_some() {
+            self.pieces.push(Piece { what: What::Failed, range: 0..0, copied: false });
+        }
+        Ok(self.failed.is_none())
+    }
+
+    fn finish(self, block: &Block) -> Filtered {
+        let Filter { mut carry, pieces, uses, copied, ended, failed, .. } = self;
+        if block.entries().last().is_some_and(Entry::completes) {
+            carry.open = None;
+        }
+        if let Some(Open { begin: begin @ Begin::Here(_), .. }) = &mut carry.open {
+            *begin = Begin::Kept(Bytes::copy_from_slice(begin.bytes(block.payload())));
+        }
+        Filtered {
+            pieces,
+            uses,
+            payload: block.payload().clone(),
+            copied: copied.freeze(),
+            carry,
+            complete: block.complete_through(),
+            commit_time_us: ended.and_then(|begin| commit_time_us(begin.bytes(block.payload()))),
+            failed,
+        }
+    }
+
     fn entry(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
         if !self.has_started(entry) {
             return Ok(());
@@ -243,7 +269,8 @@ impl Filter<'_> {
             Kind::Begin => {
                 let payload = &self.payload[range(entry)];
                 let chunk = entry.is_of_snapshot().then(|| receives_chunk(self.plan, entry, payload)).transpose()?;
-                self.carry.open = Some(Open { begin: Begin::Here(range(entry)), chunk, matched: false });
+                let begin = Begin::Here(range(entry));
+                self.carry.open = Some(Open { at: entry.position(), begin, chunk, matched: false });
             }
             Kind::Commit => self.commit(entry),
             Kind::Change => {
@@ -253,7 +280,8 @@ impl Filter<'_> {
                 if is_piece {
                     self.carry.pieces.push(self.payload.slice(range(entry)));
                 }
-                for selection in 0..routing.deliver.len() {
+                let known = self.known.map(|(selection, _)| selection);
+                for selection in known.map_or(0..routing.deliver.len(), |known| known..known + 1) {
                     if self.plan.wants(selection, entry.op, chunk, &routing) {
                         self.change(entry, selection, &routing)?;
                     }
@@ -407,8 +435,8 @@ fn damaged(entry: &Entry) -> GatewayError {
     GatewayError::Damaged { at: entry.position().to_string() }
 }
 
-/// The commit time that a Begin states.
-fn commit_time_us(begin: &[u8]) -> Option<i64> {
+/// The commit time that a Begin states, in microseconds since 1970.
+pub(crate) fn commit_time_us(begin: &[u8]) -> Option<i64> {
     v1::Begin::decode(event_body(begin).ok()?).ok()?.commit_time.as_ref().map(microseconds)
 }
 

@@ -28,6 +28,7 @@ pub(crate) enum Event {
     Changes = 6,
     SnapshotBegin = 8,
     SnapshotEnd = 9,
+    Progress = 10,
 }
 
 /// What goes before the event.

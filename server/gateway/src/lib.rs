@@ -5,6 +5,7 @@
 //! store ──────▶ │ opening ─▶ reader ─▶ share ─▶ delivery ─▶ frame ─▶ session (Session)│ ──▶ SDKs
 //!  blocks       │   │ selection, shape: plan   (filtered once per plan)               │
 //!  mirror ────▶ │   │ mirror_snapshot: rows woven into the log                        │
+//!  blocks ────▶ │   │ router: notes for the shapes that a block concerns ─▶ share     │
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
@@ -15,7 +16,7 @@
 //!
 //! Invariants: what a subscription receives is a function of the changelog, its selections and its start; a transaction is
 //! delivered whole or its end is not told; a start that cannot be continued is a Reset. Nothing is kept per subscriber
-//! beyond its position and the block it is in, and no task runs for one: the connection pulls.
+//! beyond its position and the block it is in, and no task runs for one: the connection pulls, and the router runs for all of a source's.
 //!
 //! It deliberately does not know PostgreSQL, and it does not write anything.
 
@@ -40,6 +41,8 @@ mod mirror_snapshot;
 mod opening;
 mod selection;
 mod shape;
+
+mod router;
 
 mod delivery;
 mod projection;

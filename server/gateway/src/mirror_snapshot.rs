@@ -22,18 +22,20 @@
 //! It deliberately does not look at rows. Positions are compared by LSN: of two records with the same LSN, one at most concerns rows.
 
 mod marks;
+mod wanted;
 mod weaving;
 
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_model::{Block, Epoch, Lsn, Position, TableName};
-use tidegate_store::{MirrorError, MirrorReader, ReadError, Reader, RowChunk};
+use tidegate_store::{MirrorError, MirrorReader, Place, ReadError, Reader, RowChunk};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{config::GatewayConfig, source::Source, status::GatewayError};
 
 pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened};
+pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
 
 /// Rows of a chunk, in bytes.
@@ -63,6 +65,11 @@ impl Incoming {
         Incoming { reader, snapshot: Some(Box::new(snapshot)) }
     }
 
+    /// Where it is in the log; None while a snapshot is woven into that.
+    pub(crate) fn place(&self) -> Option<Place> {
+        self.snapshot.is_none().then(|| self.reader.place())
+    }
+
     /// The next block. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Block, Interrupted> {
         if let Some(snapshot) = &mut self.snapshot {
@@ -75,13 +82,13 @@ impl Incoming {
     }
 }
 
-/// The tables as the mirror knows them, where it has all of them; None where any has to be read from PostgreSQL. Waits some
+/// The tables with all their rows, where the mirror has all of them; None where any has to be read from PostgreSQL. Waits some
 /// seconds for a mirror that is being opened.
 pub(crate) async fn mirrored(
     source: &Source,
     tables: &[TableName],
     config: &GatewayConfig,
-) -> Result<Option<Vec<(TableName, u32)>>, GatewayError> {
+) -> Result<Option<Vec<Wanted>>, GatewayError> {
     let Some(mirror) = source.handle.mirror.clone() else { return Ok(None) };
     if !tables.iter().all(|table| mirror.follows(table)) {
         return Ok(None);
@@ -97,7 +104,7 @@ pub(crate) async fn mirrored(
     };
     let complete = |table: &TableName| {
         let of = known.iter().find(|known| known.name == *table && known.complete);
-        of.map(|known| (table.clone(), known.table_oid))
+        of.map(|known| Wanted::all(table.clone(), known.table_oid))
     };
     Ok(tables.iter().map(complete).collect())
 }
@@ -108,8 +115,7 @@ pub(crate) struct MirrorStart {
     pub(crate) snapshot: u32,
     /// As the client knows it: within the snapshot.
     pub(crate) after: Position,
-    /// Name and OID.
-    pub(crate) tables: Vec<(TableName, u32)>,
+    pub(crate) tables: Vec<Wanted>,
     /// Of this connection.
     pub(crate) first_chunk: u32,
 }
@@ -121,8 +127,8 @@ pub(crate) struct MirrorSnapshot {
     positions: watch::Receiver<Position>,
     epoch: Epoch,
     snapshot: u32,
-    /// OIDs of those that are not read to their end.
-    tables: VecDeque<u32>,
+    /// Those that are not read to their end.
+    tables: VecDeque<Wanted>,
     /// Of the first of them, the last key that was read.
     behind: Option<Bytes>,
     /// The chunk that is being read, at most one. It outlives a `next` that is dropped.
@@ -137,7 +143,7 @@ impl MirrorSnapshot {
     pub(crate) fn new(source: &Arc<Source>, start: MirrorStart) -> Option<Self> {
         let mirror = source.handle.mirror.clone()?;
         let MirrorStart { epoch, snapshot, after, tables, first_chunk } = start;
-        let names = tables.iter().map(|(name, _)| name.to_string()).collect();
+        let names = tables.iter().map(|table| table.name.to_string()).collect();
         let mut weaving = Weaving::new(snapshot, after, first_chunk);
         Some(MirrorSnapshot {
             source: Arc::clone(source),
@@ -145,7 +151,7 @@ impl MirrorSnapshot {
             mirror,
             epoch,
             snapshot,
-            tables: tables.into_iter().map(|(_, oid)| oid).collect(),
+            tables: tables.into(),
             behind: None,
             reading: JoinSet::new(),
             woven: weaving.begin(names).into_iter().collect(),
@@ -195,10 +201,10 @@ impl MirrorSnapshot {
     }
 
     async fn read_chunk(&mut self) -> Result<(), Interrupted> {
-        let Some(table) = self.tables.front().copied() else { return Ok(()) };
+        let Some(table) = self.tables.front() else { return Ok(()) };
         if self.reading.is_empty() {
-            let (mirror, behind) = (self.mirror.clone(), self.behind.clone());
-            self.reading.spawn_blocking(move || mirror.chunk(table, behind.as_deref(), CHUNK_BYTES));
+            let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
+            self.reading.spawn_blocking(move || table.chunk(&mirror, behind.as_deref(), CHUNK_BYTES));
         }
         let Some(read) = self.reading.join_next().await else { return Ok(()) };
         let chunk = match read.expect("reading neither panics nor is aborted") {

@@ -45,7 +45,10 @@ impl OpenSubscriptions {
     pub(crate) fn add(&self, start: Whereabouts) -> Entry {
         let entry = Arc::new(Mutex::new(start));
         let mut entries = locked(&self.0);
-        entries.retain(|entry| entry.strong_count() > 0);
+        // Not each time: there may be many.
+        if entries.len() == entries.capacity() {
+            entries.retain(|entry| entry.strong_count() > 0);
+        }
         entries.push(Arc::downgrade(&entry));
         Entry(entry)
     }

@@ -19,7 +19,7 @@ use crate::{
     config::GatewayConfig,
     gateway::Shared,
     metrics::OpenSubscription,
-    mirror_snapshot::{self, Incoming, Interrupted, MirrorSnapshot, MirrorStart, mirrored},
+    mirror_snapshot::{self, Incoming, Interrupted, MirrorSnapshot, MirrorStart, Wanted, mirrored, narrowed},
     named_shapes::{NamedInUse, looked_up},
     selection::{Filter, Plan, PlanKey, TableFilter, Tables},
     shape::{self, ShapeFilter},
@@ -132,6 +132,10 @@ impl Opening {
         let counted = OpenSubscription::new(&source.metrics);
         let prefix = TokenPrefix { epoch, definitions, snapshot, ad_hoc };
         let first_chunk = mirror_snapshot::first_chunk(&*shared.clock);
+        let of_mirror = match of_mirror {
+            Some(tables) => Some(narrowed(tables, &plan, &source).await),
+            None => None,
+        };
         let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, tables, first_chunk });
         let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
             Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
@@ -283,8 +287,8 @@ pub(crate) async fn matched_tables(
     Ok(matched)
 }
 
-/// Tables that the mirror is to be read for: name and OID.
-type Mirrored = Option<Vec<(TableName, u32)>>;
+/// Tables that the mirror is to be read for.
+type Mirrored = Option<Vec<Wanted>>;
 
 /// Has a snapshot started, and makes a token of it. Its position is of the epoch only if that was the same before and after. A
 /// new table that it leaves out must be delivered from its own snapshot's begin on.

@@ -26,6 +26,7 @@ use tidegate_schema::{FieldSet, RowType};
 
 use crate::{
     config::GatewayConfig,
+    mirror_snapshot,
     shape::{ShapeFilter, route::ShapeRoute},
     source::SourceHandle,
     status::GatewayError,
@@ -326,6 +327,16 @@ impl PlanKey {
 
     pub(crate) fn filters(&self) -> &[Filter] {
         &self.filters
+    }
+
+    /// Did it start from a snapshot out of the mirror?
+    pub(crate) fn is_of_mirror(&self) -> bool {
+        mirror_snapshot::is_of_mirror(self.snapshot)
+    }
+
+    /// The same without the snapshot that it started from.
+    pub(crate) fn in_log(&self) -> Self {
+        PlanKey { snapshot: 0, ..self.clone() }
     }
 
     /// The same with other filters.

@@ -12,6 +12,8 @@
 //! Only a violation of the protocol or the end of the server ends the stream; anything else ends one subscription. A closed
 //! request stream ends nothing: what is open goes on.
 
+mod open;
+
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     pin::Pin,
@@ -24,24 +26,22 @@ use futures_util::{
     future::{AbortHandle, abortable},
     stream::FuturesUnordered,
 };
-use tidegate_model::Block;
 use tidegate_proto::v1::{self, session_request::Request, session_response::Event};
 use tokio::time::Instant;
 use tonic::Streaming;
 
+use open::{Open, Told};
+
 use crate::{
-    delivery::{Delivery, Step},
-    frame::Outbox,
+    delivery::Step,
+    frame::{self, Addressee, Outbox},
     gateway::Shared,
-    metrics::{OpenSession, OpenSubscription},
-    mirror_snapshot::{Incoming, Interrupted},
-    named_shapes::NamedInUse,
-    open_subscriptions::{Entry, Whereabouts},
+    metrics::OpenSession,
+    mirror_snapshot::Interrupted,
     opening::{Opened, Opening, Refusal, refusal, renewed},
-    progress::progress,
+    router::{Inflow, Piece},
     selection::Plan,
     shape::route::ShapeFailure,
-    source::Source,
     status::GatewayError,
 };
 
@@ -68,11 +68,13 @@ struct Arrival {
 
 enum Arrived {
     Opened(Result<Box<Opened>, Refusal>),
-    Block(Incoming, Result<Block, Interrupted>),
-    /// The block does not fit what its shapes were made of: the plan with what the catalog says now, if that is different.
+    Piece(Inflow<Plan>, Result<Option<Piece<Plan>>, Interrupted>),
+    /// There may be a note.
+    Noted,
+    /// The piece does not fit what its shapes were made of: the plan with what the catalog says now, if that is different.
     Renewed {
-        incoming: Incoming,
-        block: Block,
+        incoming: Inflow<Plan>,
+        piece: Piece<Plan>,
         plan: Result<Option<Arc<Plan>>, GatewayError>,
         failure: Arc<ShapeFailure>,
     },
@@ -92,6 +94,8 @@ pub(crate) struct Session {
     arrivals: FuturesUnordered<Arriving>,
     outbox: Outbox,
     next_progress: Instant,
+    /// Progress that others have told at this turn of the clock.
+    last_told: Option<Told>,
     drain_announced: bool,
     ended: Option<Result<(), GatewayError>>,
     _counted: OpenSession,
@@ -109,21 +113,6 @@ enum State {
     Open(Box<Open>),
 }
 
-struct Open {
-    source: Arc<Source>,
-    plan: Arc<Plan>,
-    delivery: Delivery,
-    /// None while it waits for a block.
-    incoming: Option<Incoming>,
-    /// It is among the ready.
-    queued: bool,
-    /// Progress was sent since the last turn of the clock, so that catching up is told at once, but not for each block.
-    told_caught_up: bool,
-    entry: Entry,
-    named: NamedInUse,
-    _counted: OpenSubscription,
-}
-
 impl Session {
     pub(crate) fn new(shared: Arc<Shared>, requests: Streaming<v1::SessionRequest>) -> Self {
         let next_progress = Instant::now() + shared.config.progress_interval;
@@ -138,6 +127,7 @@ impl Session {
             arrivals: FuturesUnordered::new(),
             outbox: Outbox::default(),
             next_progress,
+            last_told: None,
             drain_announced: false,
             ended: None,
             _counted: counted,
@@ -223,6 +213,7 @@ impl Session {
                     None => self.tell_progress(subscription, false),
                 }
             }
+            self.last_told = None;
         }
     }
 
@@ -285,11 +276,21 @@ impl Session {
     fn read(&mut self, subscription: u32) {
         let Some(found) = self.subscriptions.get_mut(&subscription) else { return };
         let State::Open(open) = &mut found.state else { return };
-        let Some(mut incoming) = open.incoming.take() else { return };
-        self.wait_for(subscription, async move {
-            let block = incoming.next().await;
-            Arrived::Block(incoming, block)
-        });
+        if open.is_waiting() {
+            return;
+        }
+        if let Some(noted) = open.incoming.as_ref().and_then(Inflow::noted) {
+            open.awaits_note = true;
+            self.wait_for(subscription, async move {
+                noted.await;
+                Arrived::Noted
+            });
+        } else if let Some(mut incoming) = open.incoming.take() {
+            self.wait_for(subscription, async move {
+                let piece = incoming.next().await;
+                Arrived::Piece(incoming, piece)
+            });
+        }
         self.take_arrivals();
         self.tell_progress(subscription, true);
     }
@@ -311,27 +312,22 @@ impl Session {
         found.waiting = None;
         let outcome = match (what, &mut found.state) {
             (Arrived::Opened(Ok(opened)), State::Opening { credit_bytes }) => {
-                let delivery = Delivery::new(subscription, opened.after, *credit_bytes);
                 let event = opened_event(&opened);
-                let (position, credit_bytes) = (opened.after, delivery.credit_bytes());
-                let start = Whereabouts { subscription, position, acked: position, credit_bytes };
-                found.state = State::Open(Box::new(Open {
-                    entry: opened.source.subscriptions.add(start),
-                    source: opened.source,
-                    plan: opened.plan,
-                    delivery,
-                    incoming: Some(opened.incoming),
-                    queued: false,
-                    told_caught_up: false,
-                    named: opened.named,
-                    _counted: opened.counted,
-                }));
+                found.state = State::Open(Box::new(Open::new(*opened, (subscription, *credit_bytes))));
                 self.send(subscription, event);
                 Ok(())
             }
-            (Arrived::Block(incoming, Ok(block)), State::Open(open)) => {
+            (Arrived::Noted, State::Open(open)) => {
+                open.awaits_note = false;
+                return self.read(subscription);
+            }
+            (Arrived::Piece(incoming, Ok(None)), State::Open(open)) => {
+                open.incoming = Some(incoming);
+                return self.read(subscription);
+            }
+            (Arrived::Piece(incoming, Ok(Some(piece))), State::Open(open)) => {
                 let store = &open.source.handle.store;
-                match self.shared.share.filtered(&open.plan, block.clone(), &open.delivery, store) {
+                match self.shared.share.filtered(&open.plan, &piece, &open.delivery, store) {
                     Ok(filtered) => {
                         open.incoming = Some(incoming);
                         open.delivery.offer(filtered);
@@ -341,27 +337,32 @@ impl Session {
                         let (source, plan) = (Arc::clone(&open.source), Arc::clone(&open.plan));
                         return self.wait_for(subscription, async move {
                             let plan = renewed(&source, &plan).await;
-                            Arrived::Renewed { incoming, block, plan, failure }
+                            Arrived::Renewed { incoming, piece, plan, failure }
                         });
                     }
                     Err(error) => Err(Refusal::Error(error)),
                 }
             }
-            (Arrived::Renewed { incoming, block, plan, failure }, State::Open(open)) => match plan {
+            (Arrived::Renewed { mut incoming, piece, plan, failure }, State::Open(open)) => match plan {
                 Ok(Some(plan)) => {
+                    let changed = open.source.routed(&plan).map_or(Ok(()), |plan| incoming.change(&plan));
                     open.plan = plan;
-                    let what = Arrived::Block(incoming, Ok(block));
-                    return self.arrival(Arrival { subscription, serial, what });
+                    if let (Piece::Block(_), Ok(())) = (&piece, &changed) {
+                        let what = Arrived::Piece(incoming, Ok(Some(piece)));
+                        return self.arrival(Arrival { subscription, serial, what });
+                    }
+                    open.incoming = Some(incoming);
+                    changed.map_err(|error| refusal(error.into(), open.delivery.position(), &open.source))
                 }
                 Ok(None) => Err(failure.refusal()),
                 Err(error) => Err(Refusal::Error(error)),
             },
-            (Arrived::Block(_, Err(error)), State::Open(open)) => {
+            (Arrived::Piece(_, Err(error)), State::Open(open)) => {
                 Err(refusal(error, open.delivery.position(), &open.source))
             }
             (Arrived::Opened(Err(refused)), State::Opening { .. }) => Err(refused),
             (Arrived::Opened(_), State::Open(_))
-            | (Arrived::Block(..) | Arrived::Renewed { .. }, State::Opening { .. }) => {
+            | (Arrived::Piece(..) | Arrived::Noted | Arrived::Renewed { .. }, State::Opening { .. }) => {
                 unreachable!("a subscription is opened once, and read only then")
             }
         };
@@ -488,7 +489,7 @@ impl Session {
             Some(State::Open(open)) => {
                 open.delivery.grant(grant.credit_bytes, limit).map_err(overflow)?;
                 open.entry.note(open.delivery.position(), open.delivery.credit_bytes());
-                if open.incoming.is_none() || !(open.delivery.has_credit() || open.delivery.holds_block()) {
+                if open.is_waiting() || !(open.delivery.has_credit() || open.delivery.holds_block()) {
                     return Ok(());
                 }
             }
@@ -511,17 +512,18 @@ impl Session {
     /// Sends a subscription's progress; with `if_caught_up`, only the first since the clock's last turn, when it has all.
     fn tell_progress(&mut self, subscription: u32, if_caught_up: bool) {
         let Some(open) = open_of(&mut self.subscriptions, subscription) else { return };
-        if if_caught_up && (open.told_caught_up || open.incoming.is_some()) {
+        if if_caught_up && (open.told_caught_up || !open.is_waiting()) {
             return;
         }
-        let delivery = &open.delivery;
-        let now = progress(&open.source, &*self.shared.clock, delivery.position(), delivery.commit_time_us());
-        if if_caught_up && !now.caught_up {
+        // What was told before may have been overtaken by the head.
+        let last = if if_caught_up { &mut None } else { &mut self.last_told };
+        let told = open.progress(&*self.shared.clock, last);
+        if if_caught_up && !told.caught_up {
             return;
         }
         open.told_caught_up = if_caught_up;
-        open.entry.note(delivery.position(), delivery.credit_bytes());
-        self.send(subscription, Event::Progress(now));
+        let to = Addressee { subscription, selection: 0 };
+        self.outbox.event(to, frame::Event::Progress, &told.encoded, 0..told.encoded.len());
     }
 
     fn send(&mut self, subscription: u32, event: Event) {

@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 use tidegate_model::{Retry, TableName};
 use tidegate_proto::v1;
 use tidegate_schema::RowType;
-use tidegate_views::{Parameter, Shape, ShapeDefinition, ShapeError, TableFacts, Updates};
+use tidegate_views::{Parameter, Pinned, Shape, ShapeDefinition, ShapeError, TableFacts, Updates};
 
 use crate::{
     config::GatewayConfig, facts::Known, mirror_snapshot::mirrored, selection::RowTypeLookup, source::Source,
@@ -198,6 +198,14 @@ impl ShapeFilter {
     /// What it means, column types included.
     pub(crate) fn hash(&self) -> [u8; 32] {
         self.hash
+    }
+
+    /// The columns that have one value in all of its rows, as the table is now.
+    pub(crate) fn pinned(&self, lookup: &impl RowTypeLookup) -> Vec<Pinned> {
+        let row_types = lookup.of_table(self.table());
+        let newest = row_types.iter().max_by_key(|row_type| row_type.proto().row_type);
+        let route = newest.and_then(|newest| self.route(newest, lookup).ok());
+        route.map(|route| route.predicate().pinned()).unwrap_or_default()
     }
 
     /// What it means for rows of a row type of its table.

@@ -12,8 +12,9 @@ use std::{
 use tidegate_model::Block;
 
 use crate::{
-    delivery::{Delivery, Filtered, filter},
+    delivery::{Carry, Delivery, Filtered, filter, filter_note},
     metrics::GatewayMetrics,
+    router::Piece,
     selection::{Plan, RowTypeLookup},
     status::GatewayError,
 };
@@ -46,33 +47,62 @@ impl ShareCache {
         ShareCache { byte_count_max, metrics, recent: Mutex::default() }
     }
 
-    /// The block as the plan filters it at this point of a delivery.
+    /// The piece as the plan, or whom a note is for, filters it at this point of a delivery.
     pub(crate) fn filtered(
         &self,
         plan: &Arc<Plan>,
-        block: Block,
+        piece: &Piece<Plan>,
         delivery: &Delivery,
         lookup: &impl RowTypeLookup,
     ) -> Result<Arc<Filtered>, GatewayError> {
         let carry = delivery.carry();
+        match piece {
+            Piece::Block(block) => self.block(plan, block.clone(), carry, lookup),
+            Piece::Note { note, subject, is_shared } => {
+                let filtered = || filter_note(subject, note, carry.clone(), lookup).map(Arc::new);
+                if carry.is_start() || !is_shared {
+                    self.metrics.block(false);
+                    return filtered();
+                }
+                self.once(&note.filtered, filtered)
+            }
+        }
+    }
+
+    fn block(
+        &self,
+        plan: &Arc<Plan>,
+        block: Block,
+        carry: Carry,
+        lookup: &impl RowTypeLookup,
+    ) -> Result<Arc<Filtered>, GatewayError> {
         // A subscription's first block may hold transactions that it has, which others need.
         if carry.is_start() || Arc::strong_count(plan) == 1 {
             self.metrics.block(false);
             return filter(plan, &block, carry, lookup).map(Arc::new);
         }
         let shared = self.entry(plan.id, block);
+        self.once(&shared.filtered, || filter(plan, &shared.block, carry.clone(), lookup).map(Arc::new))
+    }
+
+    /// What the first subscription has made, or makes.
+    fn once(
+        &self,
+        shared: &OnceLock<Option<Arc<Filtered>>>,
+        filter: impl Fn() -> Result<Arc<Filtered>, GatewayError>,
+    ) -> Result<Arc<Filtered>, GatewayError> {
         let mut failed = None;
         let mut made = false;
-        let filtered = shared.filtered.get_or_init(|| {
+        let filtered = shared.get_or_init(|| {
             made = true;
-            filter(plan, &shared.block, carry.clone(), lookup).map(Arc::new).map_err(|error| failed = Some(error)).ok()
+            filter().map_err(|error| failed = Some(error)).ok()
         });
         self.metrics.block(!made);
         match (filtered, failed) {
             (Some(filtered), _) => Ok(Arc::clone(filtered)),
             (None, Some(error)) => Err(error),
             // Another subscription has met the error: meet it again, to report it here too.
-            (None, None) => filter(plan, &shared.block, carry, lookup).map(Arc::new),
+            (None, None) => filter(),
         }
     }
 

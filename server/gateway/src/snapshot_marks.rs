@@ -38,7 +38,7 @@ pub(crate) fn snapshot_mark(plan: &Plan, entry: &Entry, bytes: &[u8]) -> Result<
             let begun = begun(end.ad_hoc, &end.begin, entry);
             let wanted = plan.receives(end.new_tables, begun) && reads_one(plan, &end.tables);
             let is_void = end.ad_hoc && reads_one(plan, &end.incomplete);
-            wanted.then(|| if is_void { SnapshotMark::Abandoned(end) } else { SnapshotMark::End(end) })
+            wanted.then_some(if is_void { SnapshotMark::Abandoned(end) } else { SnapshotMark::End(end) })
         }
     })
 }

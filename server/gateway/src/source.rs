@@ -7,7 +7,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError, Weak},
 };
 
-use tidegate_model::{Clock, Lsn, SourceName, TableName, near};
+use tidegate_model::{Clock, Epoch, Lsn, SourceName, TableName, near};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorReader, Store};
 use tokio::sync::watch;
@@ -15,8 +15,10 @@ use tokio::sync::watch;
 use crate::{
     facts::Facts,
     metrics::SourceMetrics,
+    mirror_snapshot::Incoming,
     named_shapes::NamedShapes,
     open_subscriptions::OpenSubscriptions,
+    router::{Inflow, Router},
     selection::{Plan, PlanKey},
     snapshots::Snapshots,
     status::GatewayError,
@@ -124,6 +126,7 @@ pub(crate) struct Source {
     pub(crate) metrics: Arc<SourceMetrics>,
     pub(crate) subscriptions: OpenSubscriptions,
     pub(crate) facts: Facts,
+    pub(crate) router: Arc<Router<Plan>>,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
@@ -131,6 +134,7 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
         Source {
+            router: Arc::new(Router::new(handle.store.clone())),
             handle,
             metrics,
             subscriptions: OpenSubscriptions::default(),
@@ -143,16 +147,34 @@ impl Source {
         &self.handle.name
     }
 
+    /// The plan that the router knows a subscription by. A snapshot out of the mirror is nobody else's, and not in the log: without it, it is
+    /// the plan of all who select the same.
+    pub(crate) fn routed(&self, plan: &Arc<Plan>) -> Option<Arc<Plan>> {
+        let of_shapes = plan.key.filters().iter().all(|filter| filter.shape().is_some());
+        of_shapes.then(|| if plan.key.is_of_mirror() { self.plan(plan.key.in_log()) } else { Arc::clone(plan) })
+    }
+
     /// The plan of a key, shared with every subscription that has it open.
     pub(crate) fn plan(&self, key: PlanKey) -> Arc<Plan> {
         let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(plan) = plans.get(&key).and_then(Weak::upgrade) {
             return plan;
         }
-        plans.retain(|_, plan| plan.strong_count() > 0);
+        // Not each time: there may be many.
+        if plans.len() == plans.capacity() {
+            plans.retain(|_, plan| plan.strong_count() > 0);
+        }
         let plan = Arc::new(Plan::new(key.clone()));
         plans.insert(key, Arc::downgrade(&plan));
         plan
+    }
+}
+
+/// What a subscription with this plan receives: where it selects nothing but shapes, through the router.
+pub(crate) fn inflow(source: &Source, plan: &Arc<Plan>, incoming: Incoming, epoch: Epoch) -> Inflow<Plan> {
+    match source.routed(plan) {
+        Some(plan) => Inflow::routed(incoming, &source.router, &plan, epoch),
+        None => Inflow::log(incoming),
     }
 }
 

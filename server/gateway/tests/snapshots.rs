@@ -249,7 +249,7 @@ async fn a_part_is_printed_from_what_was_typed_and_keys_come_in_their_order() {
     *fixture.snapshots.malformed.lock().expect("no panic") = Some(MalformedKey { key: 0, column: 1 });
     for (refused, expected) in [
         (request(&[], condition("id = 1 or total > 3")), "table public.orders: where, line 1, column 11"),
-        (request(&[], keys(&["1"])), "key 1 has 1 values"),
+        (request(&[], keys(&["1"])), "key 1 is to have a value for each of id, line; it has 1"),
         (request(&[], keys(&["x'; --", "1"])), "PostgreSQL does not read 'x'; --' as a value of the column line"),
         (request(&["public.*"], keys(&["1", "2"])), "asked for twice"),
     ] {

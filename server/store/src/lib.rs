@@ -41,9 +41,9 @@ mod writer;
 pub use error::{ReadError, StoreError};
 pub use mirror::{
     Budgets, Checksum, Compared, Difference, DifferenceKind, Held, IndexId, LogFacts, Mirror, MirrorConfig,
-    MirrorError, MirrorReader, MirrorRow, MirroredTable, RowChunk, Scan, Stage, Verification,
+    MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, Scan, Stage, Verification,
 };
-pub use reader::Reader;
+pub use reader::{Place, Reader};
 pub use row_types::RowTypes;
 pub use snapshots::{SnapshotProgress, Snapshots};
 pub use store::{Head, Recovered, Retention, Store, StoreConfig};

@@ -15,6 +15,10 @@ use crate::{
     segment::{Placed, Segment},
 };
 
+/// Between two blocks of an epoch's changelog: an offset. Places of one epoch are ordered as its blocks are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place(pub u64);
+
 /// A place in the changelog.
 #[derive(Debug)]
 pub struct Reader {
@@ -24,6 +28,8 @@ pub struct Reader {
     after: Position,
     /// Offset of the next frame that is neither read nor in `read`.
     at: u64,
+    /// Offset behind the last block that was handed out or skipped.
+    passed: u64,
     /// Read from a file and not yet handed out.
     read: VecDeque<Placed>,
     /// The read that is under way, at most one. It outlives a `next` that is dropped.
@@ -42,8 +48,23 @@ impl Reader {
     pub(crate) fn new(log: Arc<Log>, after: Position) -> Result<Self, ReadError> {
         let after = after.as_resume_point();
         let at = log.locate(after)?;
+        Ok(Self::new_at(log, after, at))
+    }
+
+    /// At a place that a reader of this log has told.
+    pub(crate) fn behind(log: Arc<Log>, place: Place) -> Self {
+        Self::new_at(log, Position::ZERO, place.0)
+    }
+
+    fn new_at(log: Arc<Log>, after: Position, at: u64) -> Self {
         let visible = log.visible();
-        Ok(Reader { log, visible, after, at, read: VecDeque::new(), reading: JoinSet::new() })
+        Reader { log, visible, after, at, passed: at, read: VecDeque::new(), reading: JoinSet::new() }
+    }
+
+    /// Behind the last block that was handed out, and before the next.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place(self.passed)
     }
 
     /// The next block; waits at the end of the changelog. A block ends with a commit or progress, or lies within a
@@ -89,6 +110,7 @@ impl Reader {
                     None => return Ok(None),
                 },
             };
+            self.passed = placed.end;
             if placed.block.last() > self.after {
                 return Ok(Some(placed.block));
             }

@@ -11,8 +11,8 @@ use tidegate_schema::RowType;
 use tokio::sync::watch;
 
 use crate::{
-    ReadError, Reader, RowTypes, Snapshots, StoreError, StoreWriter, layout, log::Log, recovery::recover, run::Run,
-    writer::blocking,
+    Place, ReadError, Reader, RowTypes, Snapshots, StoreError, StoreWriter, layout, log::Log, recovery::recover,
+    run::Run, writer::blocking,
 };
 
 /// Where and how a source's changelog is kept.
@@ -164,9 +164,20 @@ impl Store {
     /// # Errors
     /// [`ReadError::TooOld`] and [`ReadError::OtherEpoch`].
     pub fn reader(&self, epoch: Epoch, after: Position) -> Result<Reader, ReadError> {
-        let log = self.shared.log.read().unwrap_or_else(PoisonError::into_inner).clone();
-        match log {
-            Some(log) if log.epoch == epoch => Reader::new(log, after),
+        Reader::new(self.log(epoch)?, after)
+    }
+
+    /// A reader of all behind a place that another reader of the epoch has told.
+    ///
+    /// # Errors
+    /// [`ReadError::OtherEpoch`]. Where the retention has overtaken the place, the reader says so.
+    pub fn reader_behind(&self, epoch: Epoch, place: Place) -> Result<Reader, ReadError> {
+        Ok(Reader::behind(self.log(epoch)?, place))
+    }
+
+    fn log(&self, epoch: Epoch) -> Result<Arc<Log>, ReadError> {
+        match self.shared.log.read().unwrap_or_else(PoisonError::into_inner).clone() {
+            Some(log) if log.epoch == epoch => Ok(log),
             other => Err(ReadError::OtherEpoch { current: other.map(|log| log.epoch) }),
         }
     }

@@ -56,6 +56,14 @@ proptest! {
                 }
                 assert!(found == wanted);
             }
+            // And from any place on, however far the reader that has told it had looked ahead.
+            let (mut reader, mut passed) = (running.reader(START), 0);
+            while passed < expected.len() {
+                let mut behind = running.store.reader_behind(INFO.epoch, reader.place()).unwrap();
+                assert!(read(&mut behind, expected.len() - passed).await == expected[passed..]);
+                passed += reader.next().await.unwrap().entries().len();
+                assert!(reader.place() > running.reader(START).place());
+            }
             running.close().await.unwrap();
         });
     }

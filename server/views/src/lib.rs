@@ -18,7 +18,7 @@ mod shape;
 
 pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room, Routed, Served, changed_fields};
 pub use predicate::{
-    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Outcome, Parameter, Place, Predicate, Reason,
-    Refusal, RowError, TEXT_BYTES_MAX, TableFacts,
+    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Outcome, Parameter, Pinned, Place, Predicate,
+    Reason, Refusal, RowError, TEXT_BYTES_MAX, TableFacts,
 };
 pub use shape::{Shape, ShapeDefinition, ShapeError, Updates};

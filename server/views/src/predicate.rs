@@ -44,6 +44,7 @@ mod operand;
 mod operators;
 mod parser;
 mod patterns;
+mod pinned;
 mod print;
 mod range;
 mod range_functions;
@@ -63,6 +64,7 @@ mod zone;
 
 pub use evaluate::{EvaluationError, Outcome};
 pub use input::RowError;
+pub use pinned::Pinned;
 pub use refusal::{Place, Reason, Refusal};
 pub use selection::Failure;
 pub use table::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};

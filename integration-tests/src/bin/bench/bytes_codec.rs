@@ -64,6 +64,16 @@ pub(crate) fn change_count(response: &[u8]) -> Result<u64, io::Error> {
     Ok(count)
 }
 
+/// Has a `SessionResponse` the event of that number?
+pub(crate) fn has_event(response: &[u8], event: u64) -> Result<bool, io::Error> {
+    let mut has = false;
+    fields(response, |number, _| {
+        has |= number == event;
+        Ok(())
+    })?;
+    Ok(has)
+}
+
 /// Calls with number and content of each length-delimited field; others are skipped.
 fn fields(mut bytes: &[u8], mut each: impl FnMut(u64, &[u8]) -> Result<(), io::Error>) -> Result<(), io::Error> {
     while !bytes.is_empty() {

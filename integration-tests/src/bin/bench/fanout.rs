@@ -1,4 +1,5 @@
-//! `fanout`: a thousand subscriptions to one table, all changes to each.
+//! `fanout`: a thousand subscriptions to one table, all changes to each. `shape-fanout`: ten thousand, on a hundred connections, to one
+//! shape that has them all.
 //!
 //! The peer is a bare tonic server that sends, on as many streams, the very messages that one subscription of Tidegate
 //! received, encoded beforehand. The clients count changes without decoding them, alike for both.
@@ -9,57 +10,75 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::BoxFuture, stream::BoxStream};
-use prost::Message;
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
-use tidegate_proto::v1::{
-    Selection, SessionRequest, Start, Subscribe, TableSelection, selection::What, session_request::Request, start,
-};
+use tidegate_proto::v1::{TableSelection, selection::What, start};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{
     Response, Status, Streaming,
     body::Body,
-    client::Grpc as GrpcClient,
-    codegen::http::{self, uri::PathAndQuery},
+    codegen::http,
     server::{Grpc as GrpcServer, NamedService, StreamingService},
-    transport::{Channel, Endpoint, Server as TonicServer},
+    transport::{Channel, Server as TonicServer},
 };
 
 use crate::{
     bytes_codec::{BytesCodec, change_count},
+    load,
     outcome::{Outcome, Target},
+    raw_session::{self, connect, shape, subscribe},
 };
 
-const CONNECTIONS: u32 = 10;
-const PER_CONNECTION: u32 = 100;
-const ROW_COUNT: u64 = 10_000;
+/// One selection for all.
+#[derive(Clone, Copy)]
+struct Load {
+    connections: u32,
+    per_connection: u32,
+    row_count: u64,
+    what: fn() -> What,
+}
 
-/// Measures the case.
+/// Measures `fanout`.
 pub(crate) async fn run() -> Result<Outcome> {
+    let what = || What::Tables(TableSelection { names: vec!["feed".to_owned()], ..TableSelection::default() });
+    let load = Load { connections: 10, per_connection: 100, row_count: load::row_count(10_000)?, what };
+    measure("fanout", load).await
+}
+
+/// Measures `shape-fanout`.
+pub(crate) async fn run_shape() -> Result<Outcome> {
+    let what = || shape("feed", "author between 0 and 9 and body like 'the body%'".to_owned());
+    let load = Load { connections: 100, per_connection: 100, row_count: load::row_count(1_000)?, what };
+    measure("shape-fanout", load).await
+}
+
+async fn measure(case: &'static str, load: Load) -> Result<Outcome> {
     let cluster = Cluster::start(&[]).await?;
     let database = cluster.database("bench").await?;
-    database.execute("create table feed (id bigint primary key, author int, body text)").await?;
+    let create =
+        "create table feed (id bigint primary key, author int, body text); alter table feed replica identity full";
+    database.execute(create).await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
-    fill(&database).await?;
-    let recorded = record(&server.endpoint()).await?;
+    fill(&database, load.row_count).await?;
+    let recorded = record(&server.endpoint(), load).await?;
     let bytes: usize = recorded.iter().map(Bytes::len).sum();
-    eprintln!("{ROW_COUNT} changes in {} messages, {bytes} bytes", recorded.len());
+    eprintln!("{} changes in {} messages, {bytes} bytes", load.row_count, recorded.len());
 
     // The first run of either makes the processes grow.
-    receive_all(&server.endpoint(), PER_CONNECTION).await?;
-    bare_tonic(recorded.clone()).await?;
-    let ours_first = receive_all(&server.endpoint(), PER_CONNECTION).await?;
-    let bare = bare_tonic(recorded.clone()).await?;
-    let ours_second = receive_all(&server.endpoint(), PER_CONNECTION).await?;
-    let bare = (bare + bare_tonic(recorded).await?) / 2;
+    receive_all(&server.endpoint(), load).await?;
+    bare_tonic(recorded.clone(), load).await?;
+    let ours_first = receive_all(&server.endpoint(), load).await?;
+    let bare = bare_tonic(recorded.clone(), load).await?;
+    let ours_second = receive_all(&server.endpoint(), load).await?;
+    let bare = (bare + bare_tonic(recorded, load).await?) / 2;
     let ours = (ours_first + ours_second) / 2;
-    let events = f64::from(CONNECTIONS * PER_CONNECTION) * ROW_COUNT as f64;
+    let events = f64::from(load.connections * load.per_connection) * load.row_count as f64;
     let rate = |time: Duration| events / time.as_secs_f64();
-    let mut outcome = Outcome::new("fanout");
+    let mut outcome = Outcome::new(case);
     outcome.ratio("bare_tonic", rate(ours) / rate(bare), Target::AtLeast(0.7));
     outcome.figure("events_per_s", rate(ours), None);
     outcome.figure("bare_tonic_events_per_s", rate(bare), None);
@@ -68,8 +87,8 @@ pub(crate) async fn run() -> Result<Outcome> {
     Ok(outcome)
 }
 
-async fn fill(database: &Database) -> Result<()> {
-    for first in (0..ROW_COUNT).step_by(100) {
+async fn fill(database: &Database, row_count: u64) -> Result<()> {
+    for first in (0..row_count).step_by(100) {
         let rows = format!("generate_series({first}, {})", first + 99);
         let body = "'the body of number ' || n || repeat('.', 150)";
         database.execute(&format!("insert into feed select n, n % 10, {body} from {rows} n")).await?;
@@ -77,62 +96,39 @@ async fn fill(database: &Database) -> Result<()> {
     Ok(())
 }
 
-fn subscribe(subscription: u32) -> Bytes {
-    let feed = TableSelection { names: vec!["feed".to_owned()], ..TableSelection::default() };
-    let subscribe = Subscribe {
-        subscription,
-        selections: vec![Selection { what: Some(What::Tables(feed)) }],
-        start: Some(Start { from: Some(start::From::At(start::Point::Earliest.into())) }),
-        // More than all there is: flow control is not what is measured here.
-        credit_bytes: 64 << 20,
-        ..Subscribe::default()
-    };
-    SessionRequest { request: Some(Request::Subscribe(subscribe)) }.encode_to_vec().into()
-}
-
-async fn connect(endpoint: &str) -> Result<Channel> {
-    let endpoint = Endpoint::from_shared(endpoint.to_owned())?;
-    let windows = endpoint.initial_stream_window_size(4 << 20).initial_connection_window_size(16 << 20);
-    Ok(windows.tcp_nodelay(true).connect().await?)
-}
-
-/// Opens a session with subscriptions 1 to `count`.
-async fn session(channel: Channel, count: u32) -> Result<Streaming<Bytes>> {
-    let mut client = GrpcClient::new(channel).max_decoding_message_size(16 << 20);
-    client.ready().await?;
-    let requests: Vec<Bytes> = (1..=count).map(subscribe).collect();
-    let open = tokio_stream::iter(requests).chain(tokio_stream::pending());
-    let path = PathAndQuery::from_static("/tidegate.v1.Changes/Session");
-    Ok(client.streaming(tonic::Request::new(open), path, BytesCodec).await?.into_inner())
+/// Opens a session with as many subscriptions.
+async fn session(channel: Channel, what: fn() -> What, count: u32) -> Result<Streaming<Bytes>> {
+    let subscribes = (1..=count).map(|number| subscribe(number, what(), start::Point::Earliest));
+    raw_session::open(channel, subscribes).await
 }
 
 /// The messages of one subscription that hold the changes, with their marks.
-async fn record(endpoint: &str) -> Result<Vec<Bytes>> {
-    let mut responses = session(connect(endpoint).await?, 1).await?;
+async fn record(endpoint: &str, load: Load) -> Result<Vec<Bytes>> {
+    let mut responses = session(connect(endpoint).await?, load.what, 1).await?;
     let (mut recorded, mut count) = (Vec::new(), 0);
-    while count < ROW_COUNT {
-        let response = responses.message().await?.context("the session ended")?;
+    while count < load.row_count {
+        let response = raw_session::next(&mut responses).await?;
         count += change_count(&response)?;
         recorded.push(response);
     }
-    ensure!(count == ROW_COUNT, "{count} changes");
+    ensure!(count == load.row_count, "{count} changes");
     Ok(recorded)
 }
 
 /// Until every subscription of every connection has everything.
-async fn receive_all(endpoint: &str, per_connection: u32) -> Result<Duration> {
+async fn receive_all(endpoint: &str, load: Load) -> Result<Duration> {
     let mut sessions = Vec::new();
-    for _ in 0..CONNECTIONS {
+    for _ in 0..load.connections {
         sessions.push(connect(endpoint).await?);
     }
     let start = Instant::now();
     let mut tasks = JoinSet::new();
     for channel in sessions {
         tasks.spawn(async move {
-            let mut responses = session(channel, per_connection).await?;
-            let (mut count, goal) = (0, u64::from(per_connection) * ROW_COUNT);
+            let mut responses = session(channel, load.what, load.per_connection).await?;
+            let (mut count, goal) = (0, u64::from(load.per_connection) * load.row_count);
             while count < goal {
-                count += change_count(&responses.message().await?.context("the session ended")?)?;
+                count += change_count(&raw_session::next(&mut responses).await?)?;
             }
             ensure!(count == goal, "{count} changes");
             Ok(())
@@ -146,24 +142,25 @@ async fn receive_all(endpoint: &str, per_connection: u32) -> Result<Duration> {
 }
 
 /// The same from the bare server.
-async fn bare_tonic(recorded: Vec<Bytes>) -> Result<Duration> {
+async fn bare_tonic(recorded: Vec<Bytes>, load: Load) -> Result<Duration> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let endpoint = format!("http://{}", listener.local_addr()?);
     let stop = CancellationToken::new();
     let serving = TonicServer::builder()
         .initial_stream_window_size(4 << 20)
         .initial_connection_window_size(16 << 20)
-        .add_service(Bare { recorded })
+        .add_service(Bare { recorded, times: load.per_connection as usize })
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
     let mut server = JoinSet::new();
     server.spawn(serving);
-    receive_all(&endpoint, PER_CONNECTION).await
+    receive_all(&endpoint, load).await
 }
 
-/// A server that sends the recorded messages [`PER_CONNECTION`] times on each stream.
+/// A server that sends the recorded messages so many times on each stream.
 #[derive(Clone)]
 struct Bare {
     recorded: Vec<Bytes>,
+    times: usize,
 }
 
 impl NamedService for Bare {
@@ -177,7 +174,7 @@ impl StreamingService<Bytes> for Bare {
 
     fn call(&mut self, _request: tonic::Request<Streaming<Bytes>>) -> Self::Future {
         let recorded = self.recorded.clone();
-        let count = recorded.len() * PER_CONNECTION as usize;
+        let count = recorded.len() * self.times;
         let messages = (0..count).map(move |number| Ok(recorded[number % recorded.len()].clone()));
         let stream = tokio_stream::iter(messages).boxed();
         Box::pin(async move { Ok(Response::new(stream)) })

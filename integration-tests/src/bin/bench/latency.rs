@@ -1,4 +1,5 @@
-//! `latency`: a thousand transactions a second, from sending the statement to a subscriber's having the row.
+//! `latency`: a thousand transactions a second, from sending the statement to a subscriber's having the row. `shape-latency`: the same
+//! for an equality shape among 100,000 that have none of the rows.
 //!
 //! The bare reader receives the same commits at the same time through a slot of its own. Both times include PostgreSQL's own for
 //! the statement and its commit, since a commit has no other moment that this side can see.
@@ -10,17 +11,21 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use prost::Message as _;
 use tidegate_client::{Client, Event, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
 use tidegate_postgres::{
     Frame,
     pgoutput::{Decoder, Message, TupleValue},
 };
+use tidegate_proto::v1::{SessionResponse, event, session_response, start};
 use tokio::task::JoinSet;
 
 use crate::{
-    bare_reader,
+    bare_reader, load,
     outcome::{Outcome, Target},
+    raw_session::{self, shape},
+    shapes::Sessions,
 };
 
 const WRITERS: u64 = 4;
@@ -33,18 +38,31 @@ const WARM_UP: u64 = 1_000;
 /// When each row was seen.
 type Times = HashMap<u64, Instant>;
 
-/// Measures the case.
+/// Measures `latency`.
 pub(crate) async fn run() -> Result<Outcome> {
+    measure("latency", 0).await
+}
+
+/// Measures `shape-latency`.
+pub(crate) async fn run_shape() -> Result<Outcome> {
+    measure("shape-latency", load::number("BENCH_SHAPES", 100_000)?).await
+}
+
+/// The subscription is to a shape with all rows, among so many others, or to the table where there are none.
+async fn measure(case: &'static str, shape_count: u64) -> Result<Outcome> {
     let cluster = Cluster::start(&[]).await?;
     let database = cluster.database("bench").await?;
-    database.execute("create table ping (id bigint primary key, filler text)").await?;
+    let create = "create table ping (id bigint primary key, filler text); alter table ping replica identity full";
+    database.execute(create).await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let slot = server.slot().to_owned();
     database.execute("select pg_create_logical_replication_slot('peer', 'pgoutput')").await?;
+    let condition = |number| shape("ping", format!("filler = 'number {number}'"));
+    let _others = Sessions::open(&server.endpoint(), (0..shape_count).map(condition)).await?;
 
     let (ours, bare) = (Arc::new(Mutex::new(Times::new())), Arc::new(Mutex::new(Times::new())));
     let mut readers = JoinSet::new();
-    readers.spawn(subscribe(server.endpoint(), Arc::clone(&ours)));
+    readers.spawn(receive(server.endpoint(), shape_count > 0, Arc::clone(&ours)));
     readers.spawn(read_bare(database.url().to_owned(), slot, Arc::clone(&bare)));
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {
@@ -59,7 +77,7 @@ pub(crate) async fn run() -> Result<Outcome> {
     }
     let ours = latencies(&sent, &ours.lock().unwrap_or_else(PoisonError::into_inner));
     let bare = latencies(&sent, &bare.lock().unwrap_or_else(PoisonError::into_inner));
-    let mut outcome = Outcome::new("latency");
+    let mut outcome = Outcome::new(case);
     outcome.ratio("p50_vs_bare_reader", at(&ours, 50) / at(&bare, 50), Target::AtMost(1.5));
     outcome.figure("p50_ms", at(&ours, 50), None);
     outcome.figure("p99_ms", at(&ours, 99), Some(Target::AtMost(10.0)));
@@ -89,7 +107,10 @@ fn record(times: &Mutex<Times>, id: u64) -> bool {
     times.len() as u64 == WRITERS * PER_WRITER
 }
 
-async fn subscribe(endpoint: String, times: Arc<Mutex<Times>>) -> Result<()> {
+async fn receive(endpoint: String, is_shape: bool, times: Arc<Mutex<Times>>) -> Result<()> {
+    if is_shape {
+        return receive_shape(&endpoint, &times).await;
+    }
     let client = Client::connect(endpoint).await?;
     let mut changes = client.subscribe(Subscription::tables(["ping"]).from(Start::Earliest));
     while let Some(batch) = changes.next_batch().await? {
@@ -104,6 +125,31 @@ async fn subscribe(endpoint: String, times: Arc<Mutex<Times>>) -> Result<()> {
         }
     }
     anyhow::bail!("the subscription ended")
+}
+
+/// The library has no shapes yet: rows are decoded here.
+async fn receive_shape(endpoint: &str, times: &Mutex<Times>) -> Result<()> {
+    let selected = shape("ping", "filler = 'a row of some size, as rows are'".to_owned());
+    let subscribe = raw_session::subscribe(1, selected, start::Point::Earliest);
+    let mut session = raw_session::open(raw_session::connect(endpoint).await?, [subscribe]).await?;
+    loop {
+        let response = SessionResponse::decode(raw_session::next(&mut session).await?)?;
+        let Some(session_response::Event::Changes(changes)) = response.event else { continue };
+        for event in changes.events {
+            if let Some(event::What::Change(change)) = event.what
+                && record(times, PingRow::decode(change.row)?.id)
+            {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// What is read of a row: its first column.
+#[derive(prost::Message)]
+struct PingRow {
+    #[prost(uint64, tag = "1")]
+    id: u64,
 }
 
 async fn read_bare(url: String, publication: String, times: Arc<Mutex<Times>>) -> Result<()> {

@@ -18,8 +18,11 @@ mod load;
 mod memory;
 mod mirror;
 mod outcome;
+mod raw_session;
 mod receive;
 mod restart;
+mod shape_join;
+mod shapes;
 mod snapshot;
 
 use std::process::ExitCode;
@@ -28,7 +31,20 @@ use anyhow::{Result, bail};
 
 use outcome::Outcome;
 
-const CASES: [&str; 8] = ["drain", "drain-small", "latency", "memory", "fanout", "snapshot", "mirror", "restart"];
+const CASES: [&str; 12] = [
+    "drain",
+    "drain-small",
+    "latency",
+    "memory",
+    "fanout",
+    "snapshot",
+    "mirror",
+    "restart",
+    "shapes",
+    "shape-join",
+    "shape-fanout",
+    "shape-latency",
+];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -70,6 +86,10 @@ async fn measure(case: &'static str) -> Result<Outcome> {
         "snapshot" => Box::pin(snapshot::run()).await,
         "mirror" => Box::pin(mirror::run()).await,
         "restart" => Box::pin(restart::run()).await,
+        "shapes" => Box::pin(shapes::run()).await,
+        "shape-join" => Box::pin(shape_join::run()).await,
+        "shape-fanout" => Box::pin(fanout::run_shape()).await,
+        "shape-latency" => Box::pin(latency::run_shape()).await,
         other => bail!("no case {other}"),
     }
 }

@@ -26,7 +26,8 @@ impl Filter<'_> {
             pieces.push(self.payload.slice(range(entry)));
         }
         let change = WholeChange::read(entry.op, entry.row_type, &pieces).map_err(|_| damaged(entry))?;
-        match route.judge(&change, entry.position()) {
+        let known = self.known.map(|(_, effect)| effect);
+        match route.judge_known(&change, known, entry.position()) {
             Ok(Verdict::Nothing) => {}
             Ok(Verdict::AsItCame) if !is_cut => self.pass(entry, selection, routing)?,
             Ok(Verdict::AsItCame) => self.rewritten(entry, selection, (&change, routing))?,

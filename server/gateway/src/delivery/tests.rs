@@ -18,6 +18,7 @@ use crate::{
     config::GatewayConfig,
     frame::Outbox,
     metrics::GatewayMetrics,
+    router::Piece,
     selection::{Filter as Selected, Plan, PlanKey, RowTypeLookup, TableFilter},
     share::ShareCache,
 };
@@ -319,7 +320,7 @@ proptest! {
             let mut delivery = Delivery::new(9, Position::ZERO, 1 << 30);
             deliver(&mut delivery, &blocks, 1, |block, delivery| {
                 if shared {
-                    share.filtered(&second_subscription, block.clone(), delivery, &lookup).expect("valid")
+                    share.filtered(&second_subscription, &Piece::Block(block.clone()), delivery, &lookup).expect("valid")
                 } else {
                     Arc::new(filter(&plan, block, delivery.carry(), &lookup).expect("valid"))
                 }
@@ -412,8 +413,8 @@ fn subscriptions_with_equal_plans_share_one_filtering() {
     let mut delivery = Delivery::new(1, Position::ZERO, 1);
     let before = filter(&plan, &one_block(1), Carry::default(), &lookup).expect("valid");
     delivery.offer(Arc::new(before));
-    let first = share.filtered(&plan, block.clone(), &delivery, &lookup).expect("valid");
-    let second = share.filtered(&other, block, &delivery, &lookup).expect("valid");
+    let first = share.filtered(&plan, &Piece::Block(block.clone()), &delivery, &lookup).expect("valid");
+    let second = share.filtered(&other, &Piece::Block(block), &delivery, &lookup).expect("valid");
     assert!(Arc::ptr_eq(&first, &second));
     assert_eq!(metrics.blocks(), (1, 1));
 }

@@ -19,7 +19,7 @@ use tidegate_schema::{
     FieldSet, OldKind, RowDecoder, RowText, RowType,
     wire::{Fields, WireError},
 };
-use tidegate_views::{Effect, Failure, RowError, Shape, Updates, changed_fields};
+use tidegate_views::{Effect, Failure, Predicate, RowError, Shape, Updates, changed_fields};
 
 use super::change::{WholeChange, keep};
 use crate::{opening::Refusal, projection::MalformedChange, status::GatewayError};
@@ -151,23 +151,44 @@ impl ShapeRoute {
         self.fields.as_ref()
     }
 
+    /// Which rows are in it.
+    pub(crate) fn predicate(&self) -> &Predicate {
+        self.shape.predicate()
+    }
+
+    /// Can what comes not be compared with what a subscription has?
+    pub(crate) fn is_lost(&self) -> bool {
+        self.lost.is_some()
+    }
+
     /// What is delivered of a change; a row is read no further than the condition needs.
     pub(crate) fn judge<'a>(
         &self,
         change: &'a WholeChange<'a>,
         position: Position,
     ) -> Result<Verdict<'a>, Arc<ShapeFailure>> {
-        self.verdict(change).map_err(|cause| {
+        self.judge_known(change, None, position)
+    }
+
+    /// Where it is known what the change is to the shape, the condition is not evaluated.
+    pub(crate) fn judge_known<'a>(
+        &self,
+        change: &'a WholeChange<'a>,
+        known: Option<Effect>,
+        position: Position,
+    ) -> Result<Verdict<'a>, Arc<ShapeFailure>> {
+        self.verdict(change, known).map_err(|cause| {
             let table = self.row_type.name().clone();
             Arc::new(ShapeFailure { table, position, key: self.key_of(change), cause })
         })
     }
 
-    fn verdict<'a>(&self, change: &'a WholeChange<'a>) -> Result<Verdict<'a>, Cause> {
+    fn verdict<'a>(&self, change: &'a WholeChange<'a>, known: Option<Effect>) -> Result<Verdict<'a>, Cause> {
         if let Some(lost) = self.lost.as_ref().filter(|lost| lost.concerns(change.op)) {
             return Err(lost.clone().into());
         }
         match change.op {
+            Op::Read | Op::Insert | Op::Delete if known.is_some() => Ok(Verdict::AsItCame),
             Op::Read | Op::Insert => {
                 self.check_known(&change.unchanged)?;
                 Ok(if self.selects(&change.row)? { Verdict::AsItCame } else { Verdict::Nothing })
@@ -176,13 +197,13 @@ impl ShapeRoute {
                 Some(old) if !self.selects(old)? => Ok(Verdict::Nothing),
                 Some(_) | None => Ok(Verdict::AsItCame),
             },
-            Op::Update => self.update(change),
+            Op::Update => self.update(change, known),
             Op::Truncate => Ok(Verdict::AsItCame),
             Op::None | Op::Message => Ok(Verdict::Nothing),
         }
     }
 
-    fn update<'a>(&self, change: &'a WholeChange<'a>) -> Result<Verdict<'a>, Cause> {
+    fn update<'a>(&self, change: &'a WholeChange<'a>, known: Option<Effect>) -> Result<Verdict<'a>, Cause> {
         let Some(old) = change.whole_old() else {
             self.check_known(&change.unchanged)?;
             return Ok(if self.selects(&change.row)? {
@@ -194,7 +215,11 @@ impl ShapeRoute {
         let (row, missing) = completed(change, old)?;
         self.check_known(&missing)?;
         let is_selected = |field| self.is_selected(field);
-        Ok(match self.shape.effect_on(Some(old), Some(&row), is_selected)? {
+        let effect = match known {
+            Some(known) => Some(known),
+            None => self.shape.effect_on(Some(old), Some(&row), is_selected)?,
+        };
+        Ok(match effect {
             None => Verdict::Nothing,
             Some(Effect::MoveIn) => Verdict::Rewritten(WholeChange {
                 op: Op::Insert,

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use tidegate_model::Position;
 
-use super::{MirrorReader, MirrorRow, Scan, error::Result, key, reader::complete};
+use super::{IndexId, MirrorReader, MirrorRow, Scan, error::Result, key, reader::complete};
 
 /// Staged rows that are copied for a chunk; it ends with them where there are more.
 const STAGED_MAX: usize = 4096;
@@ -49,22 +49,41 @@ impl MirrorReader {
         })?;
         // Not under the lock: this reads from the disk.
         let prefix_len = table.rows().len();
-        let mut chunk = RowChunk { position: cut.position, rows: Vec::new(), next: None };
-        let mut scan = Scan::rows(cut, table, after.as_deref());
-        let mut held_bytes = 0;
-        while let Some((at, row)) = scan.advance()? {
-            // What is staged behind it is not known here.
-            if until.as_ref().is_some_and(|until| at > *until) {
-                break;
-            }
-            held_bytes += ROW_BYTES + row.row.len();
-            chunk.rows.push(row.into());
-            if held_bytes >= byte_count {
-                chunk.next = Some(at.slice(prefix_len..));
-                return Ok(chunk);
-            }
-        }
-        chunk.next = until.map(|until| until.slice(prefix_len..));
-        Ok(chunk)
+        gather(Scan::rows(cut, table, after.as_deref()), byte_count, (prefix_len, until))
     }
+
+    /// The rows whose indexed fields have exactly these bytes (a projection of the encoded row), behind the end of another chunk of the
+    /// table or of them, or from the first on: about so many bytes.
+    ///
+    /// # Errors
+    /// Index or table are not complete, or the engine fails.
+    pub fn lookup_chunk(
+        &self,
+        index: IndexId,
+        value: &[u8],
+        behind: Option<&[u8]>,
+        byte_count: usize,
+    ) -> Result<RowChunk> {
+        let (scan, prefix_len) = self.lookup_behind(index, value, behind)?;
+        gather(scan, byte_count, (prefix_len, None))
+    }
+}
+
+/// Up to so many bytes, or to the key in the engine behind which it is not known what is staged.
+fn gather(mut scan: Scan, byte_count: usize, (prefix_len, until): (usize, Option<Bytes>)) -> Result<RowChunk> {
+    let mut chunk = RowChunk { position: scan.position(), rows: Vec::new(), next: None };
+    let mut held_bytes = 0;
+    while let Some((at, row)) = scan.advance()? {
+        if until.as_ref().is_some_and(|until| at > *until) {
+            break;
+        }
+        held_bytes += ROW_BYTES + row.row.len();
+        chunk.rows.push(row.into());
+        if held_bytes >= byte_count {
+            chunk.next = Some(at.slice(prefix_len..));
+            return Ok(chunk);
+        }
+    }
+    chunk.next = until.map(|until| until.slice(prefix_len..));
+    Ok(chunk)
 }

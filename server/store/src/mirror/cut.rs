@@ -179,10 +179,16 @@ impl Scan {
         Scan { cut, table, source }
     }
 
-    /// The rows that an index has for a value.
-    pub(crate) fn lookup(cut: Cut, table: Table, (number, index): (u32, Index), value: &[u8]) -> Self {
+    /// The rows that an index has for a value, behind one of them.
+    pub(crate) fn lookup(
+        cut: Cut,
+        table: Table,
+        (number, index): (u32, Index),
+        (value, behind): (&[u8], Option<&[u8]>),
+    ) -> Self {
         let prefix = key::entries_of(number, table.life, value);
-        let entries = cut.iter(&prefix, None);
+        let after = behind.map(|behind| key::joined(&prefix, behind));
+        let entries = cut.iter(&prefix, after.as_deref());
         let source = Source::Index { entries, prefix, fields: index.fields, value: Bytes::copy_from_slice(value) };
         Scan { cut, table, source }
     }

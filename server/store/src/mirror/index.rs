@@ -24,6 +24,17 @@ const STEP_ROWS: usize = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct IndexId(pub(crate) u32);
 
+/// What there is of an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MirrorIndex {
+    /// It.
+    pub id: IndexId,
+    /// Ascending.
+    pub fields: Vec<u32>,
+    /// It can be looked up.
+    pub complete: bool,
+}
+
 impl MirrorReader {
     /// Asks for an index, which is built in the background; the same is not built twice. See [`MirrorReader::index`].
     pub fn add_index(&self, table_oid: u32, fields: impl IntoIterator<Item = u32>) {
@@ -42,15 +53,25 @@ impl MirrorReader {
     /// There is no mirror, or the engine fails.
     pub fn index(&self, table_oid: u32, fields: impl IntoIterator<Item = u32>) -> Result<Option<IndexId>> {
         let fields = ascending(fields);
+        let indexes = self.indexes(table_oid)?;
+        Ok(indexes.into_iter().find(|index| index.fields == fields && index.complete).map(|index| index.id))
+    }
+
+    /// Every index of a table, whether it is complete or not.
+    ///
+    /// # Errors
+    /// There is no mirror, or the engine fails.
+    pub fn indexes(&self, table_oid: u32) -> Result<Vec<MirrorIndex>> {
         let cut = self.with_view(|view| Ok(view.cut(&[&[key::INDEX]])))?;
+        let mut found = Vec::new();
         for record in cut.iter(&[key::INDEX], None) {
             let (at, bytes) = record?;
-            let index: Index = super::table::decode(&bytes)?;
-            if index.oid == table_oid && index.fields == fields && index.complete {
-                return Ok(Some(IndexId(key::number(&at)?)));
+            let Index { oid, fields, complete, .. } = super::table::decode(&bytes)?;
+            if oid == table_oid {
+                found.push(MirrorIndex { id: IndexId(key::number(&at)?), fields, complete });
             }
         }
-        Ok(None)
+        Ok(found)
     }
 }
 

@@ -135,13 +135,19 @@ impl MirrorReader {
     /// # Errors
     /// Index or table are not complete, or the engine fails.
     pub fn lookup(&self, index: IndexId, value: &[u8]) -> Result<Scan> {
+        Ok(self.lookup_behind(index, value, None)?.0)
+    }
+
+    /// Behind a row, whose key is without what all of the table begin with; also how long that is.
+    pub(super) fn lookup_behind(&self, index: IndexId, value: &[u8], behind: Option<&[u8]>) -> Result<(Scan, usize)> {
         let (table, found, cut) = self.with_view(|view| {
             let found = view.index(index.0)?.filter(|index| index.complete).ok_or(MirrorError::IndexNotComplete)?;
             let table = complete(view, found.oid)?;
             let cut = view.cut(&[&table.rows(), &key::entries_of(index.0, table.life, value)]);
             Ok((table, found, cut))
         })?;
-        Ok(Scan::lookup(cut, table, (index.0, found), value))
+        let prefix_len = table.rows().len();
+        Ok((Scan::lookup(cut, table, (index.0, found), (value, behind)), prefix_len))
     }
 
     /// Every table that the mirror has come across. Nothing while there is no mirror.

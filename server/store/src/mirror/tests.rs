@@ -221,7 +221,19 @@ impl Server {
         for held in table.held.values() {
             let alike = table.held.values().filter(|other| other.values.0 == held.values.0).count();
             let field = encode(2, "", Some(&held.values), false).split_off(2);
-            assert_eq!(self.reader.lookup(index, &field).unwrap().count(), alike, "{at} {position}");
+            let found: Vec<_> = self.reader.lookup(index, &field).unwrap().map(Result::unwrap).collect();
+            assert_eq!(found.len(), alike, "{at} {position}");
+            let (mut chunked, mut behind) = (Vec::new(), None);
+            loop {
+                let chunk = self.reader.lookup_chunk(index, &field, behind.as_deref(), 150).unwrap();
+                assert_eq!(chunk.position, position);
+                chunked.extend(chunk.rows);
+                behind = chunk.next;
+                if behind.is_none() {
+                    break;
+                }
+            }
+            assert_eq!(chunked, found, "{at} {position}");
         }
     }
 }

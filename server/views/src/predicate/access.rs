@@ -87,6 +87,11 @@ impl Path {
         self.of_elements
     }
 
+    /// Is one key one value of the column?
+    pub(super) fn is_exact(&self) -> bool {
+        self.casts.is_empty() && !self.padded && !self.of_elements
+    }
+
     /// Is it the column's value as it is?
     pub(super) fn is_plain(&self) -> bool {
         self.casts.is_empty()

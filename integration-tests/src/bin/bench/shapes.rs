@@ -1,0 +1,176 @@
+//! `shapes`: how fast the changes of ten shapes come, with nothing else, and with 100,000 more that have none of the rows
+//! (`BENCH_SHAPES`, `BENCH_ROWS` for other numbers).
+//!
+//! Each round's backlog is written while the server is held (SIGSTOP), with all shapes open; its time is from letting it go to
+//! the ten's last change. A round without the others comes before and after, and the mean of the two counts.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use bytes::Bytes;
+use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig, Signal};
+use tidegate_proto::v1::{selection::What, start};
+use tokio::task::JoinSet;
+use tonic::Streaming;
+
+use crate::{
+    bytes_codec::change_count,
+    load,
+    outcome::{Outcome, Target},
+    raw_session::{self, shape},
+};
+
+/// Different values of the columns that conditions are on.
+const VALUES: u64 = 1_000;
+/// Shapes that have rows.
+const CONCERNED: u64 = 10;
+const PER_SESSION: usize = 1_000;
+const CONNECTIONS: usize = 10;
+
+/// Conditions of one kind.
+struct Kind {
+    ratio: &'static str,
+    at_least: f64,
+    /// In thousandths of all.
+    share: u64,
+    /// Which rows have the value of this number; from [`VALUES`] on, none.
+    condition: fn(u64) -> String,
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        ratio: "equality_100k",
+        at_least: 0.9,
+        share: 1_000,
+        condition: |n| format!("tenant = {n} and status = 'open'"),
+    },
+    Kind {
+        ratio: "range_10k",
+        at_least: 0.7,
+        share: 100,
+        condition: |n| format!("price between {} and {}", 10 * n, 10 * n + 9),
+    },
+    Kind { ratio: "like_prefix_10k", at_least: 0.7, share: 100, condition: |n| format!("sku like 'p{n}-%'") },
+];
+
+/// Measures the case.
+pub(crate) async fn run() -> Result<Outcome> {
+    let shape_count = load::number("BENCH_SHAPES", 100_000)?;
+    let row_count = load::row_count(300_000)?;
+    let mut outcome = Outcome::new("shapes");
+    for kind in KINDS {
+        let rounds = Rounds::begin(&kind, row_count).await?;
+        measure(kind, rounds, shape_count, &mut outcome).await?;
+    }
+    outcome.note("Inserts in transactions of 100 rows; one row in a hundred is in one of the ten shapes.");
+    Ok(outcome)
+}
+
+async fn measure(kind: Kind, mut rounds: Rounds, shape_count: u64, outcome: &mut Outcome) -> Result<()> {
+    let count = shape_count * kind.share / 1_000;
+    eprintln!("warm-up {:?}", rounds.round().await?);
+    let before = rounds.round().await?;
+    let resident = rounds.server.process()?.memory("VmRSS")?;
+    let start = Instant::now();
+    let conditions = (0..count).map(|number| shape("items", (kind.condition)(VALUES + number)));
+    let others = Sessions::open(&rounds.server.endpoint(), conditions).await?;
+    eprintln!("{count} shapes opened in {:?}", start.elapsed());
+    let grown = rounds.server.process()?.memory("VmRSS")?.saturating_sub(resident);
+    let with = rounds.round().await?;
+    drop(others);
+    let after = rounds.round().await?;
+    eprintln!("{}: with ten {before:?} and {after:?}, with all {with:?}", kind.ratio);
+    let without = (before + after) / 2;
+    outcome.ratio(kind.ratio, without.as_secs_f64() / with.as_secs_f64(), Target::AtLeast(kind.at_least));
+    if kind.share == 1_000 {
+        outcome.figure("bytes_per_shape", grown as f64 / count as f64, Some(Target::AtMost(2_048.0)));
+        outcome.figure("rows_per_s", rounds.row_count as f64 / with.as_secs_f64(), None);
+    }
+    Ok(())
+}
+
+/// A server with the ten shapes.
+struct Rounds {
+    _cluster: Cluster,
+    database: Database,
+    server: Server,
+    session: Streaming<Bytes>,
+    row_count: u64,
+    /// Rows so far.
+    written: u64,
+}
+
+impl Rounds {
+    async fn begin(kind: &Kind, row_count: u64) -> Result<Self> {
+        ensure!(row_count.is_multiple_of(VALUES), "the number of rows is one of thousands");
+        let settings = [("synchronous_commit", "off"), ("max_wal_size", "8GB"), ("wal_sender_timeout", "0")];
+        let cluster = Cluster::start(&settings).await?;
+        let database = cluster.database("bench").await?;
+        database
+            .execute(
+                "create table items (id bigint primary key, tenant int, status text, price int, sku text);
+                 alter table items replica identity full",
+            )
+            .await?;
+        let server = Server::start(ServerConfig::of(database.url())).await?;
+        let subscribes = (0..CONCERNED).map(|number| {
+            let subscription = u32::try_from(number).expect("ten") + 1;
+            raw_session::subscribe(subscription, shape("items", (kind.condition)(number)), start::Point::Now)
+        });
+        let mut session = raw_session::open(raw_session::connect(&server.endpoint()).await?, subscribes).await?;
+        raw_session::until_open(&mut session, CONCERNED as usize).await?;
+        Ok(Rounds { _cluster: cluster, database, server, session, row_count, written: 0 })
+    }
+
+    /// Writes a backlog, and drains it.
+    async fn round(&mut self) -> Result<Duration> {
+        self.server.process()?.signal(Signal::STOP)?;
+        let (first, last) = (self.written + 1, self.written + self.row_count);
+        let row = "n, n % 1000, 'open', 10 * (n % 1000), 'p' || n % 1000 || '-' || n";
+        self.database
+            .execute(&format!(
+                "do $$ begin for first in {first}..{last} by 100 loop
+                   insert into items select {row} from generate_series(first, first + 99) n; commit;
+                 end loop; end $$"
+            ))
+            .await?;
+        self.written = last;
+        let start = Instant::now();
+        self.server.process()?.signal(Signal::CONT)?;
+        let (mut count, goal) = (0, self.row_count / VALUES * CONCERNED);
+        while count < goal {
+            count += change_count(&raw_session::next(&mut self.session).await?)?;
+        }
+        ensure!(count == goal, "{count} changes");
+        Ok(start.elapsed())
+    }
+}
+
+/// Sessions that are read and not looked at. They end with this.
+pub(crate) struct Sessions(JoinSet<Result<()>>);
+
+impl Sessions {
+    /// Opens a subscription from now on for each selection.
+    pub(crate) async fn open(endpoint: &str, selections: impl Iterator<Item = What>) -> Result<Self> {
+        let mut channels = Vec::new();
+        for _ in 0..CONNECTIONS {
+            channels.push(raw_session::connect(endpoint).await?);
+        }
+        let selections: Vec<What> = selections.collect();
+        let mut sessions = Sessions(JoinSet::new());
+        for (number, selections) in selections.chunks(PER_SESSION).enumerate() {
+            let subscribes = (1..).zip(selections).map(|(subscription, selection)| {
+                raw_session::subscribe(subscription, selection.clone(), start::Point::Now)
+            });
+            let channel = channels[number % CONNECTIONS].clone();
+            let mut session = raw_session::open(channel, subscribes).await?;
+            raw_session::until_open(&mut session, selections.len()).await?;
+            sessions.0.spawn(async move {
+                loop {
+                    raw_session::next(&mut session).await?;
+                }
+            });
+        }
+        Ok(sessions)
+    }
+}

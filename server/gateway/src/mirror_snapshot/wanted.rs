@@ -1,0 +1,192 @@
+//! Which rows of a table a snapshot out of the mirror reads: all, or where a shape's condition has a column equal to a value, those
+//! that an index of the mirror has for it.
+//!
+//! An index is asked for by the first shape that could use it; until it is complete, all rows are read. Rows are filtered behind this
+//! in any case, so more of them than are wanted do no harm.
+//!
+//! Invariant: every row of the table that the selections have is among those that are read. A chunk is whole between its ends either way, and
+//! its ends mean the same, so that the way may change between two.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tidegate_model::TableName;
+use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
+use tidegate_store::{IndexId, MirrorError, MirrorReader, RowChunk};
+use tidegate_views::Pinned;
+
+use crate::{
+    selection::{Filter, Plan, RowTypeLookup as _},
+    source::Source,
+};
+
+/// Indexes that shapes may have a table's mirror hold: each costs every change of the table.
+const INDEXES_MAX: usize = 8;
+
+/// Types of which equal values are encoded equally, those first of which one value is likely to have few rows: uuid, bigint, integer,
+/// text, varchar, smallint.
+const TYPES: [u32; 6] = [2950, 20, 23, 25, 1043, 21];
+
+/// A table's rows.
+#[derive(Clone, Debug)]
+pub(crate) struct Wanted {
+    pub(crate) name: TableName,
+    pub(crate) table_oid: u32,
+    /// Fields that have one value in all of them, encoded whole; the best to look up first.
+    pinned: Vec<(u32, Bytes)>,
+}
+
+/// The tables' rows that a plan selects, as far as one column tells, after having asked for an index where one is missing.
+pub(crate) async fn narrowed(tables: Vec<Wanted>, plan: &Plan, source: &Source) -> Vec<Wanted> {
+    let store = &source.handle.store;
+    let of_plan = |table: Wanted| {
+        let mut reading = plan.key.filters().iter().filter(|filter| filter.reads(&table.name));
+        match (reading.next().and_then(Filter::shape), reading.next()) {
+            (Some(only), None) => table.with(&only.pinned(store), &store.of_table(only.table())),
+            (Some(_) | None, _) => table,
+        }
+    };
+    let tables: Vec<Wanted> = tables.into_iter().map(of_plan).collect();
+    if let Some(mirror) = source.handle.mirror.clone()
+        && tables.iter().any(|table| !table.pinned.is_empty())
+    {
+        let wanted = tables.clone();
+        let asked = tokio::task::spawn_blocking(move || wanted.iter().try_for_each(|table| table.ask(&mirror))).await;
+        // Without an index it is only slower.
+        match asked {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "no index of the mirror was asked for"),
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+    tables
+}
+
+impl Wanted {
+    /// All rows.
+    pub(crate) fn all(name: TableName, table_oid: u32) -> Self {
+        Wanted { name, table_oid, pinned: Vec::new() }
+    }
+
+    /// Those that have these values. `row_types`: all of the table's, in which a column may have had another field.
+    fn with(self, pinned: &[Pinned], row_types: &[Arc<RowType>]) -> Self {
+        let mut encoded: Vec<(usize, u32, Bytes)> =
+            pinned.iter().filter_map(|pinned| encoded(pinned, row_types)).collect();
+        encoded.sort_unstable();
+        Wanted { pinned: encoded.into_iter().map(|(_, field, bytes)| (field, bytes)).collect(), ..self }
+    }
+
+    /// Asks for an index, where none would serve. Blocks the thread.
+    fn ask(&self, mirror: &MirrorReader) -> Result<(), MirrorError> {
+        let Some((best, _)) = self.pinned.first() else { return Ok(()) };
+        let indexes = mirror.indexes(self.table_oid)?;
+        let serves = |fields: &[u32]| self.pinned.iter().any(|(field, _)| fields == [*field]);
+        if indexes.len() < INDEXES_MAX && !indexes.iter().any(|index| serves(&index.fields)) {
+            mirror.add_index(self.table_oid, [*best]);
+        }
+        Ok(())
+    }
+
+    /// The rows behind another chunk, or from the first on. Blocks the thread.
+    pub(super) fn chunk(
+        &self,
+        mirror: &MirrorReader,
+        behind: Option<&[u8]>,
+        byte_count: usize,
+    ) -> Result<RowChunk, MirrorError> {
+        match self.index(mirror)? {
+            Some((index, value)) => mirror.lookup_chunk(index, value, behind, byte_count),
+            None => mirror.chunk(self.table_oid, behind, byte_count),
+        }
+    }
+
+    fn index(&self, mirror: &MirrorReader) -> Result<Option<(IndexId, &Bytes)>, MirrorError> {
+        if self.pinned.is_empty() {
+            return Ok(None);
+        }
+        let mut complete = mirror.indexes(self.table_oid)?;
+        complete.retain(|index| index.complete);
+        let found = self.pinned.iter().find_map(|(field, value)| {
+            let index = complete.iter().find(|index| index.fields == [*field])?;
+            Some((index.id, value))
+        });
+        Ok(found)
+    }
+}
+
+/// The field as rows have it, and its rank. None where equal values may have other bytes.
+fn encoded(pinned: &Pinned, row_types: &[Arc<RowType>]) -> Option<(usize, u32, Bytes)> {
+    let column = row_types.iter().find_map(|row_type| row_type.column_by_field(pinned.field))?;
+    let rank = TYPES.iter().position(|oid| *oid == column.type_oid)?;
+    // Of a table that was renamed, another field may have been the same column.
+    let is_elsewhere = |row_type: &RowType| {
+        row_type.column(&column.name).is_some_and(|same| same.type_oid == column.type_oid && same.field != column.field)
+    };
+    if row_types.iter().any(|row_type| is_elsewhere(row_type)) {
+        return None;
+    }
+    let spec = ColumnSpec {
+        name: column.name.clone(),
+        attnum: column.attnum,
+        type_oid: column.type_oid,
+        type_name: column.r#type.clone(),
+        codec: ValueKind::of(column.type_oid, TypeShape::Base),
+        key: column.key,
+        field: column.field,
+    };
+    let mut bytes = BytesMut::new();
+    RowEncoder::new(&[spec]).encode([Value::Text(pinned.text.as_bytes())].into_iter(), &mut bytes).ok()?;
+    Some((rank, pinned.field, bytes.freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row_type(row_type: u32, columns: &[(&str, u32, u32)]) -> Arc<RowType> {
+        let column = |(name, type_oid, field): &(&str, u32, u32)| ColumnSpec {
+            name: (*name).to_owned(),
+            attnum: 0,
+            type_oid: *type_oid,
+            type_name: "some type".to_owned(),
+            codec: ValueKind::of(*type_oid, TypeShape::Base),
+            key: *field == 1,
+            field: *field,
+        };
+        let spec = tidegate_schema::RowTypeSpec {
+            row_type,
+            source: "shop".parse().expect("a source name"),
+            name: TableName::new("public", "orders"),
+            table_oid: 16_000,
+            identity: tidegate_proto::v1::ReplicaIdentity::Full,
+            columns: columns.iter().map(column).collect(),
+        };
+        Arc::new(RowType::new(spec.to_proto()).expect("valid"))
+    }
+
+    fn looked_up(pinned: &[(u32, &str)], row_types: &[Arc<RowType>]) -> Vec<(u32, Vec<u8>)> {
+        let pinned = pinned.iter().map(|(field, text)| Pinned { field: *field, text: (*text).to_owned() });
+        let wanted =
+            Wanted::all(TableName::new("public", "orders"), 16_000).with(&pinned.collect::<Vec<_>>(), row_types);
+        wanted.pinned.into_iter().map(|(field, bytes)| (field, bytes.to_vec())).collect()
+    }
+
+    #[test]
+    fn a_column_whose_values_are_rare_is_looked_up_before_others() {
+        let columns = [("id", 20, 1), ("status", 25, 2), ("tenant", 23, 3), ("total", 1700, 4), ("open", 16, 5)];
+        let row_types = [row_type(1, &columns)];
+        let found = looked_up(&[(2, "open"), (3, "7"), (4, "1.0"), (5, "t")], &row_types);
+        assert_eq!(found, [(3, vec![0x18, 7]), (2, vec![0x12, 4, b'o', b'p', b'e', b'n'])]);
+        assert_eq!(looked_up(&[(3, "3000000000"), (9, "1")], &row_types), []);
+    }
+
+    #[test]
+    fn a_column_that_had_another_field_is_not_looked_up() {
+        let row_types =
+            [row_type(1, &[("id", 20, 1), ("tenant", 23, 2)]), row_type(2, &[("id", 20, 1), ("tenant", 23, 3)])];
+        assert_eq!(looked_up(&[(3, "7")], &row_types), []);
+        let retyped =
+            [row_type(1, &[("id", 20, 1), ("tenant", 25, 2)]), row_type(2, &[("id", 20, 1), ("tenant", 23, 3)])];
+        assert_eq!(looked_up(&[(3, "7")], &retyped).len(), 1);
+    }
+}

@@ -1,0 +1,132 @@
+//! What a subscription to shapes is handed: blocks of the log until it may have notes, and again when it has lost some.
+//!
+//! Invariant: nothing that concerns it is left out between two pieces. Whatever it is handed, its delivery goes on with the carry
+//! that the piece before has left.
+
+use std::sync::Arc;
+
+use tidegate_model::{Block, Epoch};
+use tidegate_store::ReadError;
+
+use super::{
+    core::{Passed, Subject},
+    follower::Follower,
+    following::{Router, Ticket},
+    note::Note,
+    seat::Next,
+};
+use crate::mirror_snapshot::{Incoming, Interrupted};
+
+/// A subscription's place.
+pub(crate) struct Inflow<S> {
+    way: Way,
+    /// None: it reads the log.
+    routed: Option<Routed<S>>,
+}
+
+enum Way {
+    Log(Incoming),
+    Notes(Follower),
+}
+
+/// Where notes come from.
+struct Routed<S> {
+    router: Arc<Router<S>>,
+    ticket: Arc<Ticket<S>>,
+}
+
+/// What is to be filtered.
+pub(crate) enum Piece<S> {
+    Block(Block),
+    Note {
+        note: Arc<Note>,
+        /// Whom it was written for.
+        subject: Arc<S>,
+        /// Others wait for it too.
+        is_shared: bool,
+    },
+}
+
+impl<S: Subject + Send + Sync + 'static> Inflow<S> {
+    /// Of the log alone.
+    pub(crate) fn log(incoming: Incoming) -> Self {
+        Inflow { way: Way::Log(incoming), routed: None }
+    }
+
+    /// With notes, as soon as none are missing.
+    pub(crate) fn routed(incoming: Incoming, router: &Arc<Router<S>>, subject: &Arc<S>, epoch: Epoch) -> Self {
+        let routed = Routed { router: Arc::clone(router), ticket: router.seat(subject, epoch) };
+        Inflow { way: Way::Log(incoming), routed: Some(routed) }
+    }
+
+    /// The next piece; None where that is a note that is still to come, for which [`Inflow::noted`] waits. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Piece<S>>, Interrupted> {
+        loop {
+            if let Some(piece) = self.try_next()? {
+                return Ok(Some(piece));
+            }
+            let Inflow { way, routed } = self;
+            let Way::Log(incoming) = way else { return Ok(None) };
+            let (Some(Routed { router, ticket }), Some(passed)) = (routed, incoming.place()) else {
+                return Ok(Some(Piece::Block(incoming.next().await?)));
+            };
+            if ticket.seat().is_closed() {
+                // The router has begun anew. Where the epoch has ended, the log says so.
+                *ticket = router.seat(ticket.subject(), ticket.epoch());
+            }
+            tokio::select! {
+                biased;
+                block = incoming.next() => return Ok(Some(Piece::Block(block?))),
+                () = ticket.seat().wait_open(passed) => {}
+            }
+        }
+    }
+
+    /// A note that is there. Changes between log and notes where it can, or must.
+    fn try_next(&mut self) -> Result<Option<Piece<S>>, ReadError> {
+        let Inflow { way, routed } = self;
+        let Some(Routed { ticket, .. }) = routed else { return Ok(None) };
+        loop {
+            match way {
+                Way::Notes(follower) => match follower.next() {
+                    Next::Note(note) => {
+                        let (subject, is_shared) = (Arc::clone(ticket.subject()), Arc::strong_count(ticket) > 1);
+                        return Ok(Some(Piece::Note { note, subject, is_shared }));
+                    }
+                    Next::Nothing => return Ok(None),
+                    Next::Lost => *way = Way::Log(Incoming::log(ticket.reader_behind(follower.passed())?)),
+                },
+                Way::Log(incoming) => match incoming.place().and_then(|passed| Follower::join(ticket.seat(), passed)) {
+                    Some(follower) => *way = Way::Notes(follower),
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+
+    /// Resolves when there may be a note, or none will come, and holds nothing of the place. None where `next` has something else
+    /// to do.
+    pub(crate) fn noted(&self) -> Option<impl Future<Output = ()> + Send + use<S>> {
+        match &self.way {
+            Way::Notes(follower) => follower.waiting(),
+            Way::Log(_) => None,
+        }
+    }
+
+    /// Moves on to where the router has come, if nothing up to there concerns the subscription. All is complete there.
+    pub(crate) fn advance(&mut self) -> Option<Passed> {
+        let (Way::Notes(follower), Some(routed)) = (&mut self.way, &self.routed) else { return None };
+        let passed = routed.ticket.passed()?;
+        follower.advance(&passed).then_some(passed)
+    }
+
+    /// From here on for another subject. A note that has just been handed out did not fit: the log is read from before it.
+    pub(crate) fn change(&mut self, subject: &Arc<S>) -> Result<(), ReadError> {
+        let Some(Routed { router, ticket }) = &mut self.routed else { return Ok(()) };
+        if let Way::Notes(follower) = &self.way {
+            self.way = Way::Log(Incoming::log(ticket.reader_behind(follower.before())?));
+        }
+        *ticket = router.seat(subject, ticket.epoch());
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! An open subscription of a session, and how far it tells that it is.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message as _;
+use tidegate_model::{Clock, Position};
+
+use crate::{
+    delivery::Delivery,
+    metrics::OpenSubscription,
+    named_shapes::NamedInUse,
+    open_subscriptions::{Entry, Whereabouts},
+    opening::Opened,
+    progress::progress,
+    router::Inflow,
+    selection::Plan,
+    source::{Source, inflow},
+};
+
+pub(super) struct Open {
+    pub(super) source: Arc<Source>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) delivery: Delivery,
+    /// None while it waits for a piece.
+    pub(super) incoming: Option<Inflow<Plan>>,
+    /// It waits for a note.
+    pub(super) awaits_note: bool,
+    /// It is among the ready.
+    pub(super) queued: bool,
+    /// Progress was sent since the last turn of the clock, so that catching up is told at once, but not for each block.
+    pub(super) told_caught_up: bool,
+    pub(super) entry: Entry,
+    pub(super) named: NamedInUse,
+    pub(super) _counted: OpenSubscription,
+}
+
+/// Progress of whoever is at this place. Encoded once for the many that nothing concerns.
+#[derive(Clone)]
+pub(super) struct Told {
+    source: Arc<Source>,
+    position: Position,
+    commit_time_us: Option<i64>,
+    pub(super) caught_up: bool,
+    pub(super) encoded: Bytes,
+}
+
+impl Open {
+    pub(super) fn new(opened: Opened, (subscription, credit_bytes): (u32, u64)) -> Self {
+        let Opened { source, plan, incoming, prefix, after, named, counted, .. } = opened;
+        let delivery = Delivery::new(subscription, after, credit_bytes);
+        let start = Whereabouts { subscription, position: after, acked: after, credit_bytes: delivery.credit_bytes() };
+        Open {
+            incoming: Some(inflow(&source, &plan, incoming, prefix.epoch)),
+            awaits_note: false,
+            queued: false,
+            told_caught_up: false,
+            entry: source.subscriptions.add(start),
+            source,
+            plan,
+            delivery,
+            named,
+            _counted: counted,
+        }
+    }
+
+    /// Something is to arrive.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.awaits_note || self.incoming.is_none()
+    }
+
+    /// How far it is: with the router, if nothing up to there concerns it. `last`: what was told just now.
+    pub(super) fn progress(&mut self, clock: &dyn Clock, last: &mut Option<Told>) -> Told {
+        let incoming = self.incoming.as_mut().filter(|_| !self.delivery.holds_block());
+        if let Some(passed) = incoming.and_then(Inflow::advance) {
+            self.delivery.advance(&passed);
+        }
+        let (position, commit_time_us) = (self.delivery.position(), self.delivery.commit_time_us());
+        self.entry.note(position, self.delivery.credit_bytes());
+        let is_same = |told: &&Told| {
+            Arc::ptr_eq(&told.source, &self.source)
+                && (told.position, told.commit_time_us) == (position, commit_time_us)
+        };
+        if let Some(told) = last.as_ref().filter(is_same) {
+            return told.clone();
+        }
+        let now = progress(&self.source, clock, position, commit_time_us);
+        let source = Arc::clone(&self.source);
+        let told =
+            Told { source, position, commit_time_us, caught_up: now.caught_up, encoded: now.encode_to_vec().into() };
+        last.insert(told).clone()
+    }
+}
