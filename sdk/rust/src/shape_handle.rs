@@ -136,7 +136,7 @@ impl ShapeHandle {
         self.shared.status.borrow().is_current
     }
 
-    /// The rows have all changes up to here; None before they have been read.
+    /// The rows have all changes up to here; None before they have been read, and from a Reset until they have been read anew.
     #[must_use]
     pub fn position(&self) -> Option<Position> {
         self.shared.status.borrow().position
@@ -245,7 +245,12 @@ impl Follower {
         let mut backoff = Backoff::default();
         loop {
             let ended = self.read(&mut backoff).await;
-            self.shared.status.send_modify(|status| status.is_current = false);
+            // What follows a Reset may be another history, whose positions say nothing of those before.
+            let is_reset = ended.is_ok();
+            self.shared.status.send_modify(|status| {
+                status.is_current = false;
+                status.position = status.position.filter(|_| !is_reset);
+            });
             if let Err(error) = ended
                 && error.retry() == Retry::Never
             {

@@ -10,7 +10,9 @@ use tidegate_gateway::{Answer, Described, MalformedKey, SnapshotError, SnapshotS
 use tidegate_model::{ReplicaIdentity, Retry, SnapshotSpec, TableName};
 use tidegate_postgres::{
     ConnectConfig, Session,
-    snapshot::{Collation, PartColumn, SnapshotReadError, TablePlan, held_table_plan, malformed_key, part_columns},
+    snapshot::{
+        Collation, PartColumn, PlanKind, SnapshotReadError, TablePlan, held_table_plan, malformed_key, part_columns,
+    },
 };
 use tidegate_proto::v1;
 use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
@@ -84,7 +86,9 @@ impl Snapshots for CapturedSnapshots {
                     relation.columns.iter().find(|known| known.name == column.name).map_or(0, |known| known.type_oid)
                 };
                 let type_oids = columns.iter().map(type_of).collect();
-                let whole_old_rows = relation.replica_identity == ReplicaIdentity::Full;
+                // Of a root, PostgreSQL calls old rows whole where only the leaf's identity says what they hold.
+                let is_root = plan.kind == PlanKind::Root;
+                let whole_old_rows = relation.replica_identity == ReplicaIdentity::Full && !is_root;
                 let key = plan.key.into_iter().map(|column| column.name).collect();
                 let type_names = columns.iter().map(|column| column.type_name.clone()).collect();
                 Ok(Described { facts: facts(table, columns, default), key, type_oids, type_names, whole_old_rows })

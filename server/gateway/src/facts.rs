@@ -3,7 +3,8 @@
 //! Asked anew when the table's row type is another, when something did not fit what is kept, and after a while, since a collation or an
 //! enum changes without a row type. Where the source is away, what is kept has to do.
 //!
-//! It deliberately does not ask by itself: the asking is done by whoever waits for the answer.
+//! Invariant: a question that has been put is carried through though nobody waits for it any more: asking holds a lock on the table, which must
+//! not stay until someone comes by again.
 
 use std::{
     collections::HashMap,
@@ -15,7 +16,7 @@ use std::{
 
 use futures_util::{FutureExt as _, future::Shared};
 use tidegate_model::{Retry, TableName};
-use tokio::time::Instant;
+use tokio::{task::JoinSet, time::Instant};
 
 use crate::{
     snapshots::{Described, SnapshotError},
@@ -101,11 +102,10 @@ impl Facts {
             return entry.asking.clone();
         }
         let (snapshots, name, asked) = (Arc::clone(&source.snapshots), table.clone(), Instant::now());
-        let ask = async move {
+        let asking = carried_through(async move {
             let described = snapshots.describe(name).await?;
             Ok(Arc::new(Known { described, asked }))
-        };
-        let asking = (Box::pin(ask) as Pin<Box<dyn Future<Output = Answer> + Send>>).shared();
+        });
         let good = entries.remove(table).and_then(|entry| entry.good);
         entries.insert(table.clone(), Entry { asked, row_type: newest(source, table), asking: asking.clone(), good });
         asking
@@ -128,6 +128,46 @@ impl Facts {
     }
 }
 
+/// Goes on whether anyone waits for it or not, unless it is forgotten.
+fn carried_through(ask: impl Future<Output = Answer> + Send + 'static) -> Asking {
+    let mut task = JoinSet::new();
+    task.spawn(ask);
+    let answer = async move {
+        match task.join_next().await.expect("one was spawned, and is awaited once") {
+            Ok(answer) => answer,
+            Err(failed) => std::panic::resume_unwind(failed.into_panic()),
+        }
+    };
+    (Box::pin(answer) as Pin<Box<dyn Future<Output = Answer> + Send>>).shared()
+}
+
 fn newest(source: &SourceHandle, table: &TableName) -> Option<u32> {
     source.store.row_types().newest(table).map(|row_type| row_type.proto().row_type)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_question_is_carried_through_though_nobody_waits() {
+        let ((started, has_started), (go, may_go), (done, is_done)) =
+            (oneshot::channel(), oneshot::channel::<()>(), oneshot::channel());
+        let asking = carried_through(async move {
+            started.send(()).expect("the test waits");
+            may_go.await.expect("the test lets it go on");
+            done.send(()).expect("the test waits");
+            Err(SnapshotError::Unavailable)
+        });
+        let waiting = asking.clone();
+        tokio::select! {
+            _answer = waiting => panic!("it may not go on yet"),
+            begun = has_started => begun.expect("it has begun"),
+        }
+        go.send(()).expect("it waits");
+        is_done.await.expect("it goes on by itself");
+        drop(asking);
+    }
 }

@@ -37,8 +37,8 @@ pub(crate) enum ShapeRefusal {
     #[error("updates is {value}, which this server does not know; use FULL_ROW or CHANGED_COLUMNS")]
     Updates { value: i32 },
     #[error(
-        "a shape needs whole old rows, by which rows leave it; let the server mirror the table (`mirror` of the source), or \
-         ALTER TABLE … REPLICA IDENTITY FULL"
+        "a shape needs whole old rows, by which rows leave it; let the server mirror the table (`mirror` of the source), or, unless it \
+         is a root of partitions, ALTER TABLE … REPLICA IDENTITY FULL"
     )]
     OldRows,
     #[error("its mirror is not complete yet; `tidegate status` says how far it is: subscribe again then")]

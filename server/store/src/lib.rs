@@ -40,8 +40,9 @@ mod writer;
 
 pub use error::{ReadError, StoreError};
 pub use mirror::{
-    Budgets, Checksum, Compared, Difference, DifferenceKind, Held, IndexId, LogFacts, Mirror, MirrorConfig,
-    MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, Scan, Stage, Verification,
+    Budgets, Checksum, Compared, Difference, DifferenceKind, Held, INDEXES_MAX, IndexId, LogFacts, Mirror,
+    MirrorConfig, MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, Scan, Stage,
+    Verification,
 };
 pub use reader::{Place, Reader};
 pub use row_types::RowTypes;

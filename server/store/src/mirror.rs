@@ -52,7 +52,7 @@ pub use cut::{MirrorRow, Scan};
 pub(crate) use engine::remove_dir;
 pub use error::MirrorError;
 pub use fill::Held;
-pub use index::{IndexId, MirrorIndex};
+pub use index::{INDEXES_MAX, IndexId, MirrorIndex};
 pub use reader::{Checksum, MirrorReader, MirroredTable};
 pub use verify::{Compared, Difference, DifferenceKind, Stage, Verification};
 

@@ -67,6 +67,12 @@ impl Reader {
         Place(self.passed)
     }
 
+    /// Behind all that can be seen now: between transactions.
+    #[must_use]
+    pub fn end(&self) -> Place {
+        Place(self.visible.borrow().end)
+    }
+
     /// The next block; waits at the end of the changelog. A block ends with a commit or progress, or lies within a
     /// transaction whose commit is to be had from the blocks that follow without waiting for the source. Records at and
     /// before the position that the reader was made with may still be in the first block. Cancel safe.

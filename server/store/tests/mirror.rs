@@ -13,7 +13,7 @@ use tidegate_proto::v1;
 use tidegate_schema::{
     BeginParts, ChangeParts, Extra, OldKind, event_body, push_begin, push_change, push_commit, set_ordinal, wire,
 };
-use tidegate_store::{Difference, DifferenceKind, MirrorReader, Stage, StoreConfig};
+use tidegate_store::{Difference, DifferenceKind, INDEXES_MAX, MirrorReader, Stage, StoreConfig};
 
 mod support;
 
@@ -263,6 +263,15 @@ async fn an_index_is_built_while_nothing_happens() {
     let sum = mirror.checksum(OID, None, 1000).unwrap();
     let rest = mirror.checksum(OID, sum.last.as_deref(), 5000).unwrap();
     assert_eq!((sum.row_count, rest.row_count, rest.position), (1000, 2000, end));
+
+    // However many are asked for at once, a table has so many.
+    let fields = 3..3 + 2 * INDEXES_MAX as u32;
+    fields.for_each(|field| mirror.add_index(OID, [field]));
+    let complete = || mirror.indexes(OID).unwrap().iter().filter(|index| index.complete).count();
+    while complete() < INDEXES_MAX {
+        changed.changed().await.unwrap();
+    }
+    assert_eq!(mirror.indexes(OID).unwrap().len(), INDEXES_MAX);
     running.close().await.unwrap();
 }
 

@@ -12,16 +12,13 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tidegate_model::TableName;
 use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
-use tidegate_store::{IndexId, MirrorError, MirrorReader, RowChunk};
+use tidegate_store::{INDEXES_MAX, IndexId, MirrorError, MirrorReader, RowChunk};
 use tidegate_views::Pinned;
 
 use crate::{
     selection::{Filter, Plan, RowTypeLookup as _},
     source::Source,
 };
-
-/// Indexes that shapes may have a table's mirror hold: each costs every change of the table.
-const INDEXES_MAX: usize = 8;
 
 /// Types of which equal values are encoded equally, those first of which one value is likely to have few rows: uuid, bigint, integer,
 /// text, varchar, smallint.

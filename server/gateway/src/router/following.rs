@@ -160,7 +160,8 @@ impl<S: Subject + Send + Sync + 'static> Router<S> {
 async fn follow<S: Subject + Send + Sync + 'static>(shared: Arc<Shared<S>>) {
     loop {
         let Some((epoch, reader, complete)) = begin(&shared).await else { continue };
-        let passed = Passed { place: reader.place(), complete, commit_time_us: None };
+        // Not the reader's own place: where the head is not in memory any more that may lie before blocks that it leaves out.
+        let passed = Passed { place: reader.end(), complete, commit_time_us: None };
         let mut following = Following {
             shared: Arc::clone(&shared),
             epoch,

@@ -17,6 +17,8 @@ use super::{
     table::Index,
 };
 
+/// Indexes of one table: each is a cost of every change of it. Those that are asked for beyond are not made.
+pub const INDEXES_MAX: usize = 8;
 /// Rows that are added to an index at a time.
 const STEP_ROWS: usize = 1000;
 
@@ -36,7 +38,8 @@ pub struct MirrorIndex {
 }
 
 impl MirrorReader {
-    /// Asks for an index, which is built in the background; the same is not built twice. See [`MirrorReader::index`].
+    /// Asks for an index, which is built in the background; the same is not built twice, and no more than [`INDEXES_MAX`] of a table. See
+    /// [`MirrorReader::index`].
     pub fn add_index(&self, table_oid: u32, fields: impl IntoIterator<Item = u32>) {
         let request = (table_oid, ascending(fields));
         let mut requests = self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner);
@@ -88,7 +91,8 @@ impl Mirror {
         let requests = std::mem::take(&mut *self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner));
         let mut waiting = Vec::new();
         for (oid, fields) in requests {
-            if self.indexes.values().any(|index| index.oid == oid && index.fields == fields) {
+            let of_table = || self.indexes.values().filter(|index| index.oid == oid);
+            if of_table().any(|index| index.fields == fields) || of_table().count() >= INDEXES_MAX {
                 continue;
             }
             let made = self.tables.contains_key(&oid) && {
