@@ -304,6 +304,7 @@ impl Session {
         self.arrivals.push(Box::pin(arriving.map(Result::ok)));
     }
 
+    /// Reads on for nobody itself: any number may arrive at once, and whoever reads takes what has arrived.
     fn arrival(&mut self, arrival: Arrival) {
         let Arrival { subscription, serial, what } = arrival;
         let Some(found) = self.subscriptions.get_mut(&subscription).filter(|found| found.serial == serial) else {
@@ -319,11 +320,11 @@ impl Session {
             }
             (Arrived::Noted, State::Open(open)) => {
                 open.awaits_note = false;
-                return self.read(subscription);
+                Ok(())
             }
             (Arrived::Piece(incoming, Ok(None)), State::Open(open)) => {
                 open.incoming = Some(incoming);
-                return self.read(subscription);
+                Ok(())
             }
             (Arrived::Piece(incoming, Ok(Some(piece))), State::Open(open)) => {
                 let store = &open.source.handle.store;
