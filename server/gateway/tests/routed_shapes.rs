@@ -171,3 +171,15 @@ async fn shapes_that_come_and_go_while_changes_flow_miss_nothing() {
     let end = fixture.transaction(&[(1, Op::Insert, 1, "the last")]).await;
     assert_eq!(until_all_at(&mut kept, 1, end).await[&1].len(), count + 1);
 }
+
+#[tokio::test]
+async fn any_number_may_be_concerned_at_once() {
+    const COUNT: u32 = 1_000;
+    let mut fixture = Fixture::start().await;
+    let mut session = open(&fixture, (1..=COUNT).map(|n| format!("id > -{n}"))).await;
+    for _ in 0..20 {
+        let end = fixture.transaction(&[(1, Op::Insert, 7, "a"), (1, Op::Delete, 7, "a")]).await;
+        let received = until_all_at(&mut session, COUNT, end).await;
+        assert!(received.len() == COUNT as usize && received.values().all(|changes| changes.len() == 2));
+    }
+}
