@@ -417,7 +417,11 @@ impl Copier {
                     return Ok(Arrival::Abandoned(snapshot, detail));
                 }
                 Event::Reset { reason, detail } => return Ok(Arrival::Reset(reason, detail)),
-                Event::Opened { .. } | Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
+                Event::Opened { .. }
+                | Event::Preparing { .. }
+                | Event::RowType(_)
+                | Event::Drain { .. }
+                | Event::Interrupted { .. } => {}
             }
         }
     }

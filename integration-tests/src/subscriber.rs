@@ -146,7 +146,11 @@ impl Recorder {
                 }
                 Event::Reset { reason, detail } => return Ok(Ended::Reset(reason, detail)),
                 Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
-                Event::Opened { .. } | Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
+                Event::Opened { .. }
+                | Event::Preparing { .. }
+                | Event::RowType(_)
+                | Event::Drain { .. }
+                | Event::Interrupted { .. } => {}
             }
         }
         bail!("the subscription ended without a reason")

@@ -44,7 +44,7 @@ async fn transactions(server: &Server) -> Result<Vec<u32>> {
                 }
             }
             Event::Reset { detail, .. } => anyhow::bail!("reset: {detail}"),
-            Event::Opened { .. } | Event::RowType(_) | Event::Progress { .. } => {}
+            Event::Opened { .. } | Event::Preparing { .. } | Event::RowType(_) | Event::Progress { .. } => {}
             Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
             Event::Drain { .. } | Event::Interrupted { .. } => {}
         }

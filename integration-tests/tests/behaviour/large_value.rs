@@ -36,7 +36,7 @@ async fn change(events: &mut Changes) -> Result<Change> {
             Event::Commit { .. } => return found.context("a commit without a change"),
             Event::Reset { detail, .. } => bail!("reset: {detail}"),
             Event::Progress { .. } => ensure!(found.is_none(), "a token within a transaction"),
-            Event::Begin { .. } | Event::Opened { .. } | Event::RowType(_) => {}
+            Event::Begin { .. } | Event::Opened { .. } | Event::Preparing { .. } | Event::RowType(_) => {}
             Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
             Event::Abort | Event::Drain { .. } | Event::Interrupted { .. } => {}
         }

@@ -37,6 +37,7 @@ mod several_sources;
 mod shape_handle;
 mod shapes;
 mod shapes_at_random;
+mod shapes_on_demand;
 mod slow_subscriber;
 mod snapshot_crowd;
 mod snapshot_exactness;

@@ -14,7 +14,7 @@ const ORDERS: &str = "
     create table orders (id bigint primary key, tenant int, status text, total numeric(10, 2), note text);
     insert into orders values (1, 7, 'new', 10, 'a'), (2, 7, 'closed', 20, 'b'), (3, 8, 'new', 30, 'c')";
 
-/// A database with these tables, of which the named are mirrored.
+/// A database with these tables, of which the named are mirrored, and no others.
 async fn served(name: &str, sql: &str, mirror: &[&str]) -> Result<(Database, Server)> {
     let database = Cluster::shared().await?.database(name).await?;
     database.create_marker().await?;
@@ -22,6 +22,7 @@ async fn served(name: &str, sql: &str, mirror: &[&str]) -> Result<(Database, Ser
     database.execute(sql).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push(format!("mirror: [{}]", mirror.join(", ")));
+    config.source_lines.push("mirror_on_demand: []".to_owned());
     let server = Server::start(config).await?;
     let count = mirror.len();
     let is_complete = |status: &SourceStatus| {

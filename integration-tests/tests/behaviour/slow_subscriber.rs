@@ -61,6 +61,7 @@ async fn rows(changes: &mut Changes) -> Result<usize> {
             Some(Event::Abort) => anyhow::bail!("the connection was lost"),
             Some(
                 Event::Opened { .. }
+                | Event::Preparing { .. }
                 | Event::RowType(_)
                 | Event::Begin { .. }
                 | Event::SnapshotBegin { .. }

@@ -134,6 +134,7 @@ impl Changes {
             // The server may accept and then fail again and again: commits and these show that the subscription moves.
             Some(
                 session_response::Event::Progress(_)
+                | session_response::Event::Preparing(_)
                 | session_response::Event::SnapshotBegin(_)
                 | session_response::Event::SnapshotEnd(_),
             ) => self.backoff.succeeded(),

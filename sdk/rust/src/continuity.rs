@@ -141,6 +141,13 @@ impl Continuity {
         }
         match message {
             Message::Opened(opened) => self.opened(opened, out)?,
+            Message::Preparing(preparing) => {
+                if self.phase != Phase::Opening {
+                    return Err(self.unexpected("Preparing").into());
+                }
+                let v1::Preparing { table, rows_read, rows_estimated, detail } = preparing;
+                out.push_back(Event::Preparing { table, rows_read, rows_estimated, detail });
+            }
             Message::RowType(row_type) => self.row_type(selection, row_type, out)?,
             Message::Changes(batch) => return self.events(selection, batch, out),
             Message::SnapshotBegin(begin) => {
@@ -574,6 +581,7 @@ mod tests {
             Event::Progress { token, .. } => format!("progress {}", token.position()),
             Event::Reset { reason, .. } => format!("reset {reason:?}"),
             Event::Drain { .. } => "drain".into(),
+            Event::Preparing { table, .. } => format!("preparing {table}"),
             Event::Interrupted { .. } => "interrupted".into(),
         }
     }
@@ -1102,7 +1110,7 @@ mod tests {
                     panic!("no snapshot")
                 }
                 Event::Abort => self.seen.truncate(self.committed),
-                Event::Opened { .. } | Event::RowType(_) | Event::Progress { .. } => {}
+                Event::Opened { .. } | Event::Preparing { .. } | Event::RowType(_) | Event::Progress { .. } => {}
                 Event::Drain { .. } | Event::Interrupted { .. } => {}
                 Event::Reset { .. } => panic!("nothing resets"),
             }

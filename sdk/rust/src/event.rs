@@ -24,6 +24,18 @@ pub enum Event {
         /// The source's name.
         source: String,
     },
+    /// The subscription waits until the server has read a table into its mirror, which a shape of it needs, and opens then.
+    /// Told every second.
+    Preparing {
+        /// `schema.table`, quoted where PostgreSQL would.
+        table: String,
+        /// How many there are so far.
+        rows_read: u64,
+        /// As PostgreSQL's statistics have them; 0 where they say nothing.
+        rows_estimated: u64,
+        /// What it waits for, where rows are not being read.
+        detail: String,
+    },
     /// How rows of a table are encoded from here on: a table that is new to the subscription, or has changed.
     RowType(Arc<RowType>),
     /// A transaction starts, or a chunk of a snapshot.

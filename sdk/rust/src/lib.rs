@@ -13,7 +13,7 @@
 //!         Event::Commit { token, .. } => println!("all up to {token} is processed: keep this token"),
 //!         Event::Abort => println!("forget the changes since the last Begin; they come again"),
 //!         Event::Reset { detail, .. } => println!("start over: {detail}"),
-//!         Event::Opened { .. } | Event::RowType(_) | Event::Begin { .. } | Event::Progress { .. } => {}
+//!         Event::Opened { .. } | Event::Preparing { .. } | Event::RowType(_) | Event::Begin { .. } | Event::Progress { .. } => {}
 //!         Event::SnapshotBegin { .. } | Event::SnapshotEnd { .. } | Event::SnapshotAbandoned { .. } => {}
 //!         Event::Drain { .. } | Event::Interrupted { .. } => {}
 //!     }

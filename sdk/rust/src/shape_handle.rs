@@ -326,6 +326,7 @@ impl Moment {
             Event::Progress { token, caught_up, .. } => Moment::At(token.position(), Some(*caught_up)),
             Event::Interrupted { .. } | Event::SnapshotBegin { .. } => Moment::Lost,
             Event::Opened { .. }
+            | Event::Preparing { .. }
             | Event::RowType(_)
             | Event::Begin { .. }
             | Event::Change(_)

@@ -151,6 +151,7 @@ impl ShapeCopy {
             Event::SnapshotAbandoned { .. } | Event::Reset { .. } => return Ok(Step::StartOver),
             Event::SnapshotBegin { .. }
             | Event::Opened { .. }
+            | Event::Preparing { .. }
             | Event::RowType(_)
             | Event::Progress { .. }
             | Event::Drain { .. }

@@ -166,7 +166,7 @@ impl Assembly {
             Event::Abort => self.open = Open::default(),
             Event::Opened { token, .. } | Event::Progress { token, .. } => self.token = Some(token),
             Event::Reset { reason, detail } => return Err(ClientError::Reset { reason, detail }),
-            Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
+            Event::Preparing { .. } | Event::RowType(_) | Event::Drain { .. } | Event::Interrupted { .. } => {}
         }
         Ok(None)
     }

@@ -218,6 +218,7 @@ fn short(event: &Event) -> String {
         Event::Progress { token, .. } => format!("progress {}", token.position()),
         Event::Reset { reason, .. } => format!("reset {reason:?}"),
         Event::Drain { .. } => "drain".into(),
+        Event::Preparing { table, .. } => format!("preparing {table}"),
         Event::Interrupted { .. } => "interrupted".into(),
     }
 }

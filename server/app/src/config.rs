@@ -70,8 +70,10 @@ pub(crate) struct Source {
     pub(crate) name: SourceName,
     pub(crate) connect: ConnectConfig,
     pub(crate) tables: TablePatterns,
-    /// Tables to be mirrored; None for none.
-    pub(crate) mirror: Option<TablePatterns>,
+    /// Tables to be mirrored.
+    pub(crate) mirror: TablePatterns,
+    /// Tables to be mirrored when they are needed.
+    pub(crate) mirror_on_demand: TablePatterns,
     pub(crate) mirror_check: Duration,
     pub(crate) slot: String,
     pub(crate) publication: String,
@@ -251,6 +253,7 @@ struct WrittenSource {
     url_file: Option<PathBuf>,
     tables: Vec<String>,
     mirror: Vec<String>,
+    mirror_on_demand: Vec<String>,
     #[serde(deserialize_with = "milliseconds")]
     mirror_check: Duration,
     slot: String,
@@ -368,8 +371,14 @@ impl WrittenSource {
         let connect = Url { url: self.url, url_file: self.url_file }.check(&path, problems);
         let tables = TablePatterns::parse(&self.tables)
             .map_err(|error| Problem::invalid(format!("{path}.tables"), error.to_string()));
-        let mirror = TablePatterns::parse(&self.mirror)
-            .map_err(|error| Problem::invalid(format!("{path}.mirror"), error.to_string()));
+        let some = |patterns: &[String], option: &str| match patterns {
+            // For `tables`, no pattern at all means every table.
+            [] => Ok(TablePatterns::none()),
+            some => TablePatterns::parse(some)
+                .map_err(|error| Problem::invalid(format!("{path}.{option}"), error.to_string())),
+        };
+        let mirror = some(&self.mirror, "mirror");
+        let on_demand = some(&self.mirror_on_demand, "mirror_on_demand");
         let shapes = shape::check(self.shapes, &path, problems);
         if !is_slot_name(&self.slot) {
             let reason = "a slot's name is made of a-z, 0-9 and _, at most 63 of them";
@@ -381,13 +390,13 @@ impl WrittenSource {
         }
         let mut keep = |problem: Problem| problems.push(problem);
         let (parsed, tables) = (parsed.map_err(&mut keep).ok(), tables.map_err(&mut keep).ok());
-        // No pattern at all would mean every table.
-        let mirror = mirror.map_err(&mut keep).ok().filter(|_| !self.mirror.is_empty());
+        let (mirror, on_demand) = (mirror.map_err(&mut keep).ok(), on_demand.map_err(&mut keep).ok());
         Some(Source {
             name: parsed?,
             connect: connect?,
             tables: tables?,
-            mirror,
+            mirror: mirror?,
+            mirror_on_demand: on_demand?,
             mirror_check: self.mirror_check,
             slot: self.slot,
             publication: self.publication,
@@ -437,7 +446,7 @@ mod tests {
         assert_eq!(source.publication, "tidegate_shop");
         assert_eq!(source.on_discontinuity, OnDiscontinuity::Reset);
         assert_eq!(source.new_tables, NewTables::Publish);
-        assert_eq!(source.mirror, None);
+        assert!(source.mirror.is_empty() && !source.mirror_on_demand.is_empty());
         assert_eq!(source.memory.feed_bytes, 8 << 20);
         assert_eq!(config.retention.size_bytes, 50 << 30);
         assert_eq!(config.retention.age, Duration::from_secs(7 * 86_400));
@@ -561,7 +570,7 @@ mod tests {
     #[test]
     fn a_mirror_is_kept_of_the_tables_that_are_named() {
         let text = "sources: {shop: {url: 'postgres://app@db/shop', mirror: [orders, '!public.audit_*']}}";
-        let mirror = read(text, &[]).expect("valid").sources.remove(0).mirror.expect("named");
+        let mirror = read(text, &[]).expect("valid").sources.remove(0).mirror;
         let matches = |name: &str| mirror.matches(&name.parse().expect("a name"));
         assert!(matches("public.orders") && !matches("public.customers"));
         assert!(error(text, &[("TIDEGATE_SOURCES__SHOP__MIRROR", "a.b.c")]).contains("sources.shop.mirror"));

@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use rand::SeedableRng;
 use std::{net::SocketAddr, num::NonZeroU64, time::Duration};
 use tidegate_client::{Client, Start, Subscription};
+use tidegate_model::TablePatterns;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -124,15 +125,21 @@ fn configuration(postgres: &TemporaryPostgres, listen: Listen, log: Log) -> anyh
     let source = Source {
         name: SOURCE.parse()?,
         connect: connect.clone(),
-        tables: tidegate_model::TablePatterns::parse(["public.*"])?,
-        mirror: None,
+        tables: TablePatterns::parse(["public.*"])?,
+        mirror: TablePatterns::none(),
+        mirror_on_demand: TablePatterns::parse(["*.*"])?,
         mirror_check: Duration::from_secs(1),
         slot: "tidegate_shop".to_owned(),
         publication: "tidegate_shop".to_owned(),
         new_tables: NewTables::Publish,
         on_discontinuity: OnDiscontinuity::Reset,
         snapshots: Snapshots { readers: 2, rows_per_second_max: 0, lag_bytes_max: 0 },
-        memory: Memory { transaction_bytes: 16 << 20, feed_bytes: 8 << 20, tail_bytes: 16 << 20, mirror_bytes: 0 },
+        memory: Memory {
+            transaction_bytes: 16 << 20,
+            feed_bytes: 8 << 20,
+            tail_bytes: 16 << 20,
+            mirror_bytes: 16 << 20,
+        },
         shapes: tidegate_gateway::KnownShapes::new(),
     };
     Ok(Config {

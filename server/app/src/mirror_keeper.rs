@@ -17,7 +17,7 @@ use std::{
 use tidegate_capture::{SnapshotError, SnapshotReadError, SnapshotRequests, Unsupported};
 use tidegate_control::JobState;
 use tidegate_gateway::{KnownTable, SourceStatus};
-use tidegate_model::{Retry, SourceName, TableName, TablePatterns};
+use tidegate_model::{Retry, SourceName, TableName};
 use tidegate_postgres::{
     ConnectConfig, Session,
     snapshot::{Fingerprint, wait_for_writers, waits_for_writers},
@@ -47,7 +47,6 @@ const WRITERS_INTERVAL: Duration = Duration::from_millis(100);
 /// Keeps the mirror of a source complete.
 pub(crate) struct MirrorKeeper {
     pub(crate) source: SourceName,
-    pub(crate) patterns: TablePatterns,
     pub(crate) mirror: MirrorReader,
     /// The source's tables; none before they are known.
     pub(crate) tables: watch::Receiver<Arc<Vec<KnownTable>>>,
@@ -186,8 +185,14 @@ impl MirrorKeeper {
         requests: Option<&SnapshotRequests>,
         attempts: &mut Attempts,
     ) -> Option<Instant> {
+        let tables = self.mirror.tables_followed();
+        if tables.is_empty() {
+            self.show(Vec::new());
+            self.show_complete(&[]);
+            return None;
+        }
         let followed: Vec<TableName> =
-            known.iter().map(|table| table.name.clone()).filter(|name| self.patterns.matches(name)).collect();
+            known.iter().map(|table| table.name.clone()).filter(|name| tables.matches(name)).collect();
         let (mirror, names) = (self.mirror.clone(), followed.clone());
         let read = tokio::task::spawn_blocking(move || {
             let needed = mirror.needs_snapshot(&names)?;
@@ -223,9 +228,8 @@ impl MirrorKeeper {
         let mut statuses: Vec<TableStatus> =
             followed.iter().filter_map(|name| self.table_status(name, &mirrored, attempts)).collect();
         if !known.is_empty() {
-            statuses.extend(
-                self.patterns.exact_names().filter(|name| !followed.contains(name)).map(|name| not_captured(&name)),
-            );
+            statuses
+                .extend(tables.exact_names().filter(|name| !followed.contains(name)).map(|name| not_captured(&name)));
         }
         self.show(statuses);
         attempts.failures.values().map(|failure| failure.retry_at).filter(|at| *at > now).min()
@@ -297,7 +301,7 @@ impl MirrorKeeper {
         if !known && !detail.is_empty() && state != State::Waiting {
             let source = &self.source;
             if self.is_named(&table) {
-                tracing::error!(%source, %table, detail, "a table that `mirror` names is not mirrored");
+                tracing::error!(%source, %table, detail, "a table that `mirror` names, or a shape needs, is not mirrored");
             } else {
                 tracing::warn!(%source, %table, detail, "a table is not mirrored");
             }
@@ -354,7 +358,7 @@ impl MirrorKeeper {
     }
 
     fn is_named(&self, table: &TableName) -> bool {
-        self.patterns.exact_names().any(|name| name == *table)
+        self.mirror.tables_followed().exact_names().any(|name| name == *table)
     }
 
     fn show(&self, mut statuses: Vec<TableStatus>) {

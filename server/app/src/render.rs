@@ -87,6 +87,7 @@ impl<W: Write> Printer<W> {
                 Ok(true)
             }
             Event::Opened { .. }
+            | Event::Preparing { .. }
             | Event::RowType(_)
             | Event::Commit { .. }
             | Event::SnapshotBegin { .. }

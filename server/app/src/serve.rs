@@ -251,7 +251,10 @@ impl Server {
         store_config.tail_bytes = source.memory.tail_bytes;
         store_config.retention = Retention { size_bytes: config.retention.size_bytes, age: config.retention.age };
         let (store, mut writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
-        let mirror = mirror_of(config, source)?.map(|mirror| writer.keep_mirror(mirror));
+        let mirror = match mirror_of(config, source)? {
+            Some(mirror) => Some(writer.keep_mirror(mirror)?),
+            None => None,
+        };
         let recovered = store.recovered();
         let start = Durable {
             position: recovered.as_ref().map_or(Position::ZERO, |recovered| recovered.durable),
@@ -275,25 +278,14 @@ impl Server {
         (tables, requests, status): (KnownTables, Requests, watch::Sender<SourceStatus>),
         (complete, altered): (watch::Sender<Option<Tables>>, Arc<Notify>),
     ) {
-        let Some(patterns) = source.mirror.clone() else { return };
         let (seen, definitions) = watch::channel(Definitions::default());
         let (watched, watched_tables) = watch::channel(Tables::default());
         let (name, connect, publication) = (source.name.clone(), source.connect.clone(), source.publication.clone());
         let interval = source.mirror_check;
         let watch =
             DefinitionWatch { connect: connect.clone(), publication, tables: watched_tables, altered, interval, seen };
-        let keeper = MirrorKeeper {
-            source: name,
-            patterns,
-            mirror,
-            tables,
-            requests,
-            status,
-            connect,
-            definitions,
-            watched,
-            complete,
-        };
+        let keeper =
+            MirrorKeeper { source: name, mirror, tables, requests, status, connect, definitions, watched, complete };
         let stop = self.stop.intake.clone();
         self.intake.spawn(async move {
             watch.run(stop).await;
@@ -404,13 +396,14 @@ async fn settle(what: &str, tasks: &mut JoinSet<anyhow::Result<()>>, deadline: I
 /// Where the source's mirror is kept and of what; one that is no longer wanted is removed.
 fn mirror_of(config: &Config, source: &Source) -> anyhow::Result<Option<MirrorConfig>> {
     let dir = config.data_dir.join(format!("{}.mirror", source.name));
-    let Some(tables) = source.mirror.clone() else {
+    let tables = source.mirror.clone();
+    if tables.is_empty() && source.mirror_on_demand.is_empty() {
         remove_dir(&dir).with_context(|| format!("cannot remove {}", dir.display()))?;
         return Ok(None);
-    };
+    }
     let overlay = source.memory.mirror_bytes / 3;
     let budgets = Budgets { overlay, cache: (source.memory.mirror_bytes - overlay) as u64 };
-    Ok(Some(MirrorConfig { dir, tables, budgets }))
+    Ok(Some(MirrorConfig { dir, tables, on_demand: source.mirror_on_demand.clone(), budgets }))
 }
 
 /// Removes what a crash has left.

@@ -132,6 +132,9 @@ async fn print(
                     hint.0 = None;
                     bail!("continuity is lost ({reason:?}): {detail}; start again without a token");
                 }
+                Event::Preparing { table, rows_read, rows_estimated, detail } => {
+                    eprintln!("tidegate: {}", preparing(table, (*rows_read, *rows_estimated), detail));
+                }
                 Event::Drain { .. } => eprintln!("tidegate: the server is stopping; looking for it again"),
                 Event::Change(_) | Event::RowType(_) | Event::Abort => {}
             }
@@ -145,6 +148,12 @@ async fn print(
             return Ok(());
         }
     }
+}
+
+fn preparing(table: &str, (rows_read, rows_estimated): (u64, u64), detail: &str) -> String {
+    let of = if rows_estimated > rows_read { format!(" of about {rows_estimated}") } else { String::new() };
+    let why = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+    format!("the server reads {table} for the first time: {rows_read}{of} rows{why}")
 }
 
 /// What was printed last: a position, and how many changes at it.

@@ -55,6 +55,7 @@ mod watch;
 
 mod catalog;
 mod drain;
+mod entering;
 mod health;
 mod metrics;
 mod progress;

@@ -204,7 +204,14 @@ impl MirrorSnapshot {
         let Some(table) = self.tables.front() else { return Ok(()) };
         if self.reading.is_empty() {
             let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
-            self.reading.spawn_blocking(move || table.chunk(&mirror, behind.as_deref(), CHUNK_BYTES));
+            let reads = Arc::clone(&self.source.mirror_reads);
+            self.reading.spawn(async move {
+                let _permit = reads.acquire().await;
+                let read = move || table.chunk(&mirror, behind.as_deref(), CHUNK_BYTES);
+                tokio::task::spawn_blocking(read)
+                    .await
+                    .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
+            });
         }
         let Some(read) = self.reading.join_next().await else { return Ok(()) };
         let chunk = match read.expect("reading neither panics nor is aborted") {

@@ -33,6 +33,7 @@ const TRIES: u32 = 5;
 const KNOWN_WITHIN_S: i64 = 15;
 
 /// What a client asks for.
+#[derive(Clone)]
 pub(crate) struct Opening {
     pub(crate) source: String,
     pub(crate) selections: Vec<v1::selection::What>,

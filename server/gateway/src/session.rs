@@ -34,6 +34,7 @@ use open::{Open, Told};
 
 use crate::{
     delivery::Step,
+    entering::{Entered, Entering},
     frame::{self, Addressee, Outbox},
     gateway::Shared,
     metrics::OpenSession,
@@ -67,7 +68,7 @@ struct Arrival {
 }
 
 enum Arrived {
-    Opened(Result<Box<Opened>, Refusal>),
+    Entered(Entered),
     Piece(Inflow<Plan>, Result<Option<Piece<Plan>>, Interrupted>),
     /// There may be a note.
     Noted,
@@ -312,11 +313,15 @@ impl Session {
         };
         found.waiting = None;
         let outcome = match (what, &mut found.state) {
-            (Arrived::Opened(Ok(opened)), State::Opening { credit_bytes }) => {
+            (Arrived::Entered(Entered::Open(opened)), State::Opening { credit_bytes }) => {
                 let event = opened_event(&opened);
                 found.state = State::Open(Box::new(Open::new(*opened, (subscription, *credit_bytes))));
                 self.send(subscription, event);
                 Ok(())
+            }
+            (Arrived::Entered(Entered::Waits(entering, told)), State::Opening { .. }) => {
+                self.send(subscription, Event::Preparing(told));
+                return self.wait_for(subscription, async move { Arrived::Entered(entering.next().await) });
             }
             (Arrived::Noted, State::Open(open)) => {
                 open.awaits_note = false;
@@ -361,8 +366,8 @@ impl Session {
             (Arrived::Piece(_, Err(error)), State::Open(open)) => {
                 Err(refusal(error, open.delivery.position(), &open.source))
             }
-            (Arrived::Opened(Err(refused)), State::Opening { .. }) => Err(refused),
-            (Arrived::Opened(_), State::Open(_))
+            (Arrived::Entered(Entered::Refused(refused)), State::Opening { .. }) => Err(refused),
+            (Arrived::Entered(_), State::Open(_))
             | (Arrived::Piece(..) | Arrived::Noted | Arrived::Renewed { .. }, State::Opening { .. }) => {
                 unreachable!("a subscription is opened once, and read only then")
             }
@@ -461,7 +466,8 @@ impl Session {
         let (serial, shared) = (self.next_serial, Arc::clone(&self.shared));
         let state = State::Opening { credit_bytes };
         self.subscriptions.insert(subscription, Subscription { serial, waiting: None, state });
-        self.wait_for(subscription, async move { Arrived::Opened(opening.open(shared).await.map(Box::new)) });
+        let entering = Box::new(Entering::new(opening, shared));
+        self.wait_for(subscription, async move { Arrived::Entered(entering.next().await) });
         Ok(())
     }
 

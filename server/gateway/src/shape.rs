@@ -37,12 +37,14 @@ pub(crate) enum ShapeRefusal {
     #[error("updates is {value}, which this server does not know; use FULL_ROW or CHANGED_COLUMNS")]
     Updates { value: i32 },
     #[error(
-        "a shape needs whole old rows, by which rows leave it; let the server mirror the table (`mirror` of the source), or, unless it \
-         is a root of partitions, ALTER TABLE … REPLICA IDENTITY FULL"
+        "a shape needs whole old rows, by which rows leave it; let the server mirror the table (`mirror` or `mirror_on_demand` of the \
+         source), or, unless it is a root of partitions, ALTER TABLE … REPLICA IDENTITY FULL"
     )]
     OldRows,
-    #[error("its mirror is not complete yet; `tidegate status` says how far it is: subscribe again then")]
+    #[error("its mirror is not complete yet; `tidegate status` says how far it is: try again then")]
     Building,
+    #[error("a shape needs a mirror of the table, which cannot be made: {detail}")]
+    NotMirrored { detail: String },
 }
 
 impl ShapeRefusal {
@@ -50,9 +52,16 @@ impl ShapeRefusal {
     pub(crate) fn retry(&self) -> Retry {
         match self {
             ShapeRefusal::Definition(error) => error.retry(),
-            ShapeRefusal::Updates { .. } | ShapeRefusal::OldRows => Retry::Never,
+            ShapeRefusal::Updates { .. } | ShapeRefusal::OldRows | ShapeRefusal::NotMirrored { .. } => Retry::Never,
             ShapeRefusal::Building => Retry::After(std::time::Duration::from_secs(2)),
         }
+    }
+}
+
+impl ShapeRefusal {
+    /// Will it come right by itself, when a mirror is complete?
+    pub(crate) fn is_building(&self) -> bool {
+        matches!(self, ShapeRefusal::Building)
     }
 }
 
@@ -181,8 +190,8 @@ impl ShapeFilter {
         if self.known.described.whole_old_rows {
             return Ok(());
         }
-        let follows = source.handle.mirror.as_ref().is_some_and(|mirror| mirror.follows(self.table()));
-        if !follows {
+        let is_mirrored = source.handle.mirror.as_ref().is_some_and(|mirror| mirror.request(self.table()));
+        if !is_mirrored {
             return Err(refused(self.table(), ShapeRefusal::OldRows));
         }
         match mirrored(source, std::slice::from_ref(self.table()), config).await? {

@@ -10,7 +10,7 @@ use std::{
 use tidegate_model::{Clock, Epoch, Lsn, SourceName, TableName, near};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorReader, Store};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::{
     facts::Facts,
@@ -23,6 +23,9 @@ use crate::{
     snapshots::Snapshots,
     status::GatewayError,
 };
+
+/// Reads of a source's mirror at a time: more would not be quicker, since each keeps a core busy.
+const MIRROR_READS: usize = 4;
 
 /// What the application hands over for each source.
 #[derive(Clone)]
@@ -127,6 +130,9 @@ pub(crate) struct Source {
     pub(crate) subscriptions: OpenSubscriptions,
     pub(crate) facts: Facts,
     pub(crate) router: Arc<Router<Plan>>,
+    /// One for each read of the mirror that may be under way. Threads are left for the writer of the mirror, which builds the index
+    /// that many readers wait for.
+    pub(crate) mirror_reads: Arc<Semaphore>,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
@@ -135,6 +141,7 @@ impl Source {
     pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
         Source {
             router: Arc::new(Router::new(handle.store.clone())),
+            mirror_reads: Arc::new(Semaphore::new(MIRROR_READS)),
             handle,
             metrics,
             subscriptions: OpenSubscriptions::default(),

@@ -268,7 +268,7 @@ impl GatewayError {
             GatewayError::Part { .. } => Reason::InvalidPart,
             GatewayError::Shape { error, .. } => match **error {
                 ShapeRefusal::Definition(_) | ShapeRefusal::Updates { .. } => Reason::InvalidShape,
-                ShapeRefusal::OldRows => Reason::ShapeRefused,
+                ShapeRefusal::OldRows | ShapeRefusal::NotMirrored { .. } => Reason::ShapeRefused,
                 ShapeRefusal::Building => Reason::ShapeLater,
             },
             GatewayError::Naming(_) => Reason::InvalidShape,
@@ -356,7 +356,9 @@ impl GatewayError {
             GatewayError::Shape { error, .. } => match &**error {
                 ShapeRefusal::Definition(ShapeError::UnknownColumn { .. }) => Some("shape.columns"),
                 ShapeRefusal::Definition(ShapeError::Condition(_)) => Some("shape.where"),
-                ShapeRefusal::Definition(ShapeError::Keyless) | ShapeRefusal::OldRows => Some("shape.table"),
+                ShapeRefusal::Definition(ShapeError::Keyless)
+                | ShapeRefusal::OldRows
+                | ShapeRefusal::NotMirrored { .. } => Some("shape.table"),
                 ShapeRefusal::Updates { .. } => Some("shape.updates"),
                 ShapeRefusal::Building => None,
             },

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use crate::{
+    entering::{Entered, Entering},
     gateway::Shared,
     metrics::{OpenSession, OpenSubscription},
     mirror_snapshot::{Incoming, Interrupted},
@@ -39,7 +40,9 @@ use crate::{
 /// One call.
 pub(crate) struct Watching {
     shared: Arc<Shared>,
-    /// None when the end is in the queue.
+    /// It is not open yet.
+    entering: Option<Box<Entering>>,
+    /// None when the end is in the queue, and before it is open.
     live: Option<Box<Live>>,
     queue: VecDeque<Result<v1::WatchResponse, Status>>,
     next_progress: Instant,
@@ -87,8 +90,9 @@ impl Watching {
             (Some(_), Some(_)) => return Err(failed(GatewayError::TwoSelections)),
         };
         let opening = Opening { source, selections: vec![what], start, snapshots };
-        let opened = opening.open(Arc::clone(&shared)).await;
+        let entered = Box::new(Entering::new(opening, Arc::clone(&shared))).next().await;
         let mut watching = Watching {
+            entering: None,
             live: None,
             queue: VecDeque::new(),
             next_progress: Instant::now(),
@@ -96,12 +100,22 @@ impl Watching {
             _counted: OpenSession::new(&shared.metrics),
             shared: Arc::clone(&shared),
         };
-        match opened {
-            Ok(opened) => watching.live = Some(Box::new(Live::new(opened))),
-            Err(Refusal::Error(error)) => return Err(failed(error)),
-            Err(refused @ Refusal::Reset(_)) => watching.end(refused),
+        match entered {
+            Entered::Refused(Refusal::Error(error)) => return Err(failed(error)),
+            entered => watching.entered(entered),
         }
         Ok(watching)
+    }
+
+    fn entered(&mut self, entered: Entered) {
+        match entered {
+            Entered::Open(opened) => self.live = Some(Box::new(Live::new(*opened))),
+            Entered::Waits(entering, told) => {
+                self.entering = Some(entering);
+                self.queue.push_back(Ok(mark(Mark::Preparing(told))));
+            }
+            Entered::Refused(refused) => self.end(refused),
+        }
     }
 
     /// The next response; None when the call has ended.
@@ -109,6 +123,14 @@ impl Watching {
         loop {
             if let Some(response) = self.queue.pop_front() {
                 return Some(response);
+            }
+            if let Some(entering) = self.entering.take() {
+                let entered = tokio::select! {
+                    entered = entering.next() => entered,
+                    () = self.shared.drain.wait() => Entered::Refused(Refusal::Error(GatewayError::Draining)),
+                };
+                self.entered(entered);
+                continue;
             }
             self.live.as_ref()?;
             // A long run of blocks in which nothing matches must not keep other calls waiting.

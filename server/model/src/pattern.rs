@@ -48,11 +48,46 @@ impl TablePatterns {
         Ok(TablePatterns { include, exclude })
     }
 
+    /// No table.
+    #[must_use]
+    pub fn none() -> Self {
+        TablePatterns { include: Vec::new(), exclude: Vec::new() }
+    }
+
+    /// These, and the tables; but for what is left out.
+    #[must_use]
+    pub fn with<'a>(&self, tables: impl IntoIterator<Item = &'a TableName>) -> Self {
+        let exact = |table: &TableName| Pattern {
+            schema: Glob(vec![table.schema.clone()]),
+            table: Glob(vec![table.table.clone()]),
+            text: table.to_string(),
+        };
+        let mut with = self.clone();
+        for table in tables {
+            if !with.matches(table) {
+                with.include.push(exact(table));
+            }
+        }
+        with
+    }
+
+    /// Does it mean no table at all?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.include.is_empty()
+    }
+
     /// Is the table meant?
     #[must_use]
     pub fn matches(&self, name: &TableName) -> bool {
+        !self.leaves_out(name) && self.include.iter().any(|p| p.matches(name))
+    }
+
+    /// Is the table not meant whatever is added?
+    #[must_use]
+    pub fn leaves_out(&self, name: &TableName) -> bool {
         let own = matches!(name.schema.as_str(), "tidegate" | "pg_catalog" | "information_schema" | "pg_toast");
-        !own && self.include.iter().any(|p| p.matches(name)) && !self.exclude.iter().any(|p| p.matches(name))
+        own || self.exclude.iter().any(|p| p.matches(name))
     }
 
     /// The patterns without `*` that are to be included: each must exist, or its user has mistyped it.
@@ -122,6 +157,18 @@ mod tests {
         assert!(selected(&["!public.audit_*"], "shop", "orders"));
         assert!(selected(&["*.a*b*c"], "x", "aXbYc") && !selected(&["*.a*b*c"], "x", "acb"));
         assert!(!selected(&["*.ab*ba"], "x", "aba"));
+    }
+
+    #[test]
+    fn tables_are_added_unless_they_are_left_out() {
+        let name = |text: &str| text.parse::<TableName>().expect("a name");
+        let none = TablePatterns::none();
+        assert!(none.is_empty() && !none.matches(&name("orders")));
+        let with = none.with([&name("orders"), &name("\"a*\"")]);
+        assert!(with.matches(&name("orders")) && with.matches(&name("\"a*\"")) && !with.matches(&name("ab")));
+        let some = TablePatterns::parse(["shop.*", "!public.audit_*"]).expect("valid patterns");
+        assert!(some.leaves_out(&name("audit_log")) && !some.with([&name("audit_log")]).matches(&name("audit_log")));
+        assert_eq!(with, with.with([&name("orders")]));
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod change;
 mod chunk;
 mod correct;
 mod cut;
+pub(crate) mod demand;
 mod engine;
 mod error;
 mod fill;
@@ -63,6 +64,8 @@ pub struct MirrorConfig {
     pub dir: PathBuf,
     /// The tables.
     pub tables: TablePatterns,
+    /// Others that may be asked for while it is kept.
+    pub on_demand: TablePatterns,
     /// Bounds on memory.
     pub budgets: Budgets,
 }

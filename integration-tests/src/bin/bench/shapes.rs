@@ -129,8 +129,8 @@ impl Rounds {
         let row = "n, n % 1000, 'open', 10 * (n % 1000), 'p' || n % 1000 || '-' || n";
         self.database
             .execute(&format!(
-                "do $$ begin for first in {first}..{last} by 100 loop
-                   insert into items select {row} from generate_series(first, first + 99) n; commit;
+                "do $$ begin for low in {first}..{last} by 100 loop
+                   insert into items select {row} from generate_series(low, low + 99) n; commit;
                  end loop; end $$"
             ))
             .await?;

@@ -103,6 +103,13 @@ pub(crate) const OPTIONS: &[Opt] = &[
          it is.",
     ),
     opt(
+        "sources.<name>.mirror_on_demand",
+        Kind::List,
+        Some("*.*"),
+        "Tables that are mirrored besides those of `mirror` once a shape needs their rows, as names or patterns. From then on they stay so, over \
+         restarts too, until they are left out here. Write `[]` for none: shapes of other tables are then refused.",
+    ),
+    opt(
         "sources.<name>.mirror_check",
         Kind::Duration,
         Some("1s"),

@@ -5,7 +5,7 @@
 //! undoes it, where that one is larger than the overlay may be. Everything here blocks.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs,
     sync::{Arc, PoisonError, RwLock},
 };
@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use fjall::Snapshot;
 use prost::Message;
-use tidegate_model::{Block, Entry, Epoch, Position, TablePatterns};
+use tidegate_model::{Block, Entry, Epoch, Position, TableName, TablePatterns};
 use tidegate_schema::RowType;
 use tokio::sync::watch;
 
@@ -41,8 +41,13 @@ pub(crate) struct Shared {
     pub(crate) changed: watch::Sender<u64>,
     /// Asked for, and not begun.
     pub(crate) index_requests: RwLock<Vec<(u32, Vec<u32>)>>,
-    pub(crate) index_requested: tokio::sync::Notify,
-    pub(crate) tables: TablePatterns,
+    pub(crate) requested: tokio::sync::Notify,
+    /// As the writer keeps them, or is about to.
+    pub(crate) tables: RwLock<TablePatterns>,
+    /// Others that may be asked for.
+    pub(crate) on_demand: TablePatterns,
+    /// Those that have been, and are not followed yet.
+    pub(crate) table_requests: RwLock<BTreeSet<TableName>>,
     /// Tables that are being compared with PostgreSQL.
     pub(crate) checks: RwLock<Vec<Arc<Check>>>,
 }
@@ -485,15 +490,17 @@ fn records<M: Message + Default>(engine: &Engine, snapshot: &Snapshot, tag: u8) 
     Ok(records)
 }
 
-/// Removes the mirrors of other epochs.
+/// Removes the mirrors of other epochs, and what a crash has left of one that was being made.
 fn remove_others(config: &MirrorConfig, epoch: Epoch) -> Result<()> {
     let cannot = |source| MirrorError::Io { operation: "list", source };
     fs::create_dir_all(&config.dir).map_err(|source| MirrorError::Io { operation: "create", source })?;
     for entry in fs::read_dir(&config.dir).map_err(cannot)? {
         let entry = entry.map_err(cannot)?;
-        let other = entry.file_name().to_str().and_then(|name| name.parse::<Epoch>().ok());
-        if other.is_some_and(|other| other != epoch) {
-            engine::remove_dir(&entry.path())?;
+        let path = entry.path();
+        let other = path.file_stem().and_then(|name| name.to_str()?.parse::<Epoch>().ok());
+        let is_whole = path.extension().is_none_or(|extension| extension != engine::NEW);
+        if other.is_some_and(|other| other != epoch || !is_whole) {
+            engine::remove_dir(&path)?;
         }
     }
     Ok(())

@@ -26,6 +26,8 @@ const MEMTABLE_BYTES: u64 = 32 << 20;
 /// Above these a commit might wait inside of the engine.
 const SEALED_MAX: usize = 2;
 const TABLES_MAX: usize = 18;
+/// Ends the name of a directory that is being made.
+pub(crate) const NEW: &str = "new";
 /// A batch is written at this size, in bytes.
 pub(crate) const BATCH_BYTES: usize = 4 << 20;
 
@@ -59,8 +61,11 @@ pub(crate) struct Batch {
 }
 
 impl Engine {
-    /// Opens the directory, undoes what an unfinished transaction has left, and says where it is; None for an empty one.
+    /// Opens the directory, undoes what an unfinished transaction has left, and says where it is; None where there is none.
     pub(crate) fn open(dir: &Path, cache_bytes: u64) -> Result<Option<Self>> {
+        if !dir.exists() {
+            return Ok(None);
+        }
         let mut engine = Self::connect(dir, cache_bytes)?;
         let Some(bytes) = engine.get(key::ABOUT)? else { return Ok(None) };
         let about = About::decode(bytes).map_err(|_| MirrorError::Damaged("its head is malformed"))?;
@@ -73,14 +78,22 @@ impl Engine {
         Ok(Some(engine))
     }
 
-    /// Makes the directory anew, with nothing in it, at a position.
+    /// Makes the directory anew, with nothing in it, at a position. Under another name first: what a crash leaves of one that is being
+    /// made cannot be opened.
     pub(crate) fn create(dir: &Path, cache_bytes: u64, position: Position) -> Result<Self> {
+        let new = dir.with_extension(NEW);
+        remove_dir(&new)?;
         remove_dir(dir)?;
-        let mut engine = Self::connect(dir, cache_bytes)?;
+        let mut engine = Self::connect(&new, cache_bytes)?;
         let mut batch = engine.batch();
         engine.set_position(&mut batch, position);
         engine.commit(batch)?;
-        Ok(engine)
+        engine.persist()?;
+        let undo = engine.undo;
+        drop(engine);
+        fs::rename(&new, dir).map_err(|source| MirrorError::Io { operation: "rename", source })?;
+        let engine = Self::connect(dir, cache_bytes)?;
+        Ok(Engine { position, undo, ..engine })
     }
 
     fn connect(dir: &Path, cache_bytes: u64) -> Result<Self> {

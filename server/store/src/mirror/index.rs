@@ -47,7 +47,7 @@ impl MirrorReader {
             requests.push(request);
         }
         drop(requests);
-        self.shared.index_requested.notify_one();
+        self.shared.requested.notify_one();
     }
 
     /// The index, once it is complete.

@@ -63,16 +63,18 @@ impl fmt::Debug for MirrorReader {
 }
 
 impl MirrorReader {
-    /// For a mirror of these tables that is still to be opened.
+    /// For a mirror of these tables that is still to be opened. `on_demand`: others that may be asked for.
     #[must_use]
-    pub fn new(tables: TablePatterns) -> Self {
+    pub fn new(tables: TablePatterns, on_demand: TablePatterns) -> Self {
         let shared = Shared {
             view: RwLock::new(None),
             position: watch::Sender::new(Position::ZERO),
             changed: watch::Sender::new(0),
             index_requests: RwLock::default(),
-            index_requested: tokio::sync::Notify::new(),
-            tables,
+            requested: tokio::sync::Notify::new(),
+            tables: RwLock::new(tables),
+            on_demand,
+            table_requests: RwLock::default(),
             checks: RwLock::default(),
         };
         MirrorReader { shared: Arc::new(shared) }
@@ -192,7 +194,8 @@ impl MirrorReader {
             // Nothing has been seen of it; a snapshot that runs will bring it.
             None => !running.iter().any(|table| table.name == name.to_string()),
         };
-        let followed = followed.into_iter().filter(|name| self.shared.tables.matches(name));
+        let tables = self.tables_followed();
+        let followed = followed.into_iter().filter(|name| tables.matches(name));
         Ok(followed.filter(needs).cloned().collect())
     }
 
@@ -202,9 +205,9 @@ impl MirrorReader {
         self.shared.changed.subscribe()
     }
 
-    /// Resolves when an index has been asked for.
-    pub(crate) async fn index_requested(&self) {
-        self.shared.index_requested.notified().await;
+    /// Resolves when a table or an index has been asked for.
+    pub(crate) async fn requested(&self) {
+        self.shared.requested.notified().await;
     }
 
     /// Up to where its rows are to be seen; ZERO while there is no mirror, or it is being opened again.
@@ -216,7 +219,13 @@ impl MirrorReader {
     /// Is the table among those that are to be mirrored?
     #[must_use]
     pub fn follows(&self, table: &TableName) -> bool {
-        self.shared.tables.matches(table)
+        self.shared.tables.read().unwrap_or_else(PoisonError::into_inner).matches(table)
+    }
+
+    /// Which tables are to be mirrored; they become more where others may be asked for.
+    #[must_use]
+    pub fn tables_followed(&self) -> TablePatterns {
+        self.shared.tables.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Lets go of the mirror.

@@ -87,8 +87,13 @@ impl Server {
         let dir = tempfile::tempdir().unwrap();
         let tables = TablePatterns::parse(["*.*"]).unwrap();
         let budgets = Budgets { overlay, cache: 1 << 20 };
-        let config = MirrorConfig { dir: dir.path().join("mirror"), tables: tables.clone(), budgets };
-        let reader = MirrorReader::new(tables);
+        let config = MirrorConfig {
+            dir: dir.path().join("mirror"),
+            tables: tables.clone(),
+            on_demand: TablePatterns::none(),
+            budgets,
+        };
+        let reader = MirrorReader::new(tables, TablePatterns::none());
         let mut server = Server {
             dir,
             config,
@@ -373,13 +378,25 @@ impl Server {
     /// Restarts with other tables to be mirrored.
     fn configure(&mut self, patterns: &[&str]) {
         self.config.tables = TablePatterns::parse(patterns).unwrap();
-        self.reader = MirrorReader::new(self.config.tables.clone());
+        self.reader = MirrorReader::new(self.config.tables.clone(), TablePatterns::none());
         self.open();
     }
 }
 
 fn insert(id: u8) -> (usize, Step) {
     (0, Step::Insert { id, value: id, big: 9 })
+}
+
+#[test]
+fn what_a_crash_leaves_of_a_mirror_that_was_being_made_is_in_nobodys_way() {
+    let mut server = Server::new(1 << 26);
+    server.mirror = None;
+    let dir = server.config.dir.join(EPOCH.to_string());
+    let new = dir.with_extension("new");
+    fs::rename(&dir, &new).unwrap();
+    fs::remove_file(new.join("version")).unwrap();
+    server.open();
+    assert!(dir.exists() && !new.exists());
 }
 
 #[test]

@@ -6,11 +6,11 @@
 use std::{collections::VecDeque, future, sync::Arc};
 
 use tidegate_feed::Receive;
-use tidegate_model::{Block, Position};
+use tidegate_model::{Block, Position, TableName};
 use tokio::time::{Duration, Instant};
 
 use super::{BATCH_BYTES, FULL_RETRY, Intake, Step, StoreWriter, blocking};
-use crate::{LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, StoreError, log::Log};
+use crate::{LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, StoreError, log::Log, mirror::demand};
 
 /// A mirror that fails as often in a row, although it can be opened, is dropped.
 const FAILURES_MAX: u32 = 3;
@@ -41,10 +41,23 @@ struct Filling {
     failed: Option<MirrorError>,
 }
 
+impl Mirroring {
+    /// There is a mirror from the first table on.
+    fn follows_any(&self) -> bool {
+        !self.config.tables.is_empty()
+    }
+}
+
 impl StoreWriter {
     /// Keeps a mirror beside the changelog, from [`StoreWriter::run`] on.
-    pub fn keep_mirror(&mut self, config: MirrorConfig) -> MirrorReader {
-        let reader = MirrorReader::new(config.tables.clone());
+    ///
+    /// # Errors
+    /// What has been asked for cannot be read.
+    pub fn keep_mirror(&mut self, mut config: MirrorConfig) -> Result<MirrorReader, StoreError> {
+        let mut asked = demand::asked(&config.dir)?;
+        asked.retain(|table| config.on_demand.matches(table));
+        config.tables = config.tables.with(&asked);
+        let reader = MirrorReader::new(config.tables.clone(), config.on_demand.clone());
         self.mirroring = Some(Mirroring {
             config,
             reader: reader.clone(),
@@ -54,7 +67,7 @@ impl StoreWriter {
             failures: 0,
             persist_from: Instant::now(),
         });
-        reader
+        Ok(reader)
     }
 
     /// Appends a batch as the mirror completes it.
@@ -63,7 +76,7 @@ impl StoreWriter {
         batch: Vec<Block>,
         intake: &mut Intake<F>,
     ) -> Result<Step, StoreError> {
-        if self.mirroring.is_none() {
+        if !self.mirroring.as_ref().is_some_and(Mirroring::follows_any) {
             return self.append(batch, intake).await;
         }
         let mut filling = Filling { blocks: batch.into(), at: 0, filled: Vec::new(), failed: None };
@@ -95,6 +108,11 @@ impl StoreWriter {
 
     /// Lets the mirror take what is durable, and do a little of its own work.
     pub(super) async fn advance_mirror<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+        if self.mirroring.as_ref().is_some_and(|mirroring| mirroring.reader.has_table_requests())
+            && self.follow_requested(intake).await? == Step::Stopped
+        {
+            return Ok(Step::Stopped);
+        }
         let durable = self.shared.head.borrow().durable;
         let Some(mirroring) = &mut self.mirroring else { return Ok(Step::Done) };
         let is_behind = mirroring.mirror.as_ref().is_some_and(|mirror| mirror.is_behind(durable));
@@ -126,12 +144,34 @@ impl StoreWriter {
         }
     }
 
+    /// Follows what has been asked for: the mirror is opened again, of more tables.
+    async fn follow_requested<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<Step, StoreError> {
+        let Some(mirroring) = &mut self.mirroring else { return Ok(Step::Done) };
+        let requested = mirroring.reader.take_table_requests();
+        let (dir, tables) = (mirroring.config.dir.clone(), mirroring.config.tables.with(&requested));
+        tracing::info!(tables = ?requested.iter().map(TableName::to_string).collect::<Vec<_>>(), "tables are mirrored from now on, as a shape needs them");
+        if let Err(error) = blocking(move || demand::remember(&dir, &requested)).await {
+            // Who needs them asks again.
+            tracing::error!(%error, "tables that a shape needs cannot be mirrored");
+            return Ok(Step::Done);
+        }
+        mirroring.config.tables = tables.clone();
+        mirroring.reader.follow(tables);
+        self.make_durable(intake).await?;
+        self.open_mirror(intake).await
+    }
+
     /// Opens the mirror of the current epoch, where there is one, and brings it up to date.
     pub(super) async fn open_mirror<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<Step, StoreError> {
         loop {
             let (Some(mirroring), Some(appender)) = (&mut self.mirroring, &self.appender) else {
                 return Ok(Step::Done);
             };
+            if !mirroring.follows_any() {
+                let dir = mirroring.config.dir.clone();
+                blocking(move || crate::mirror::remove_dir(&dir)).await?;
+                return Ok(Step::Done);
+            }
             let (log, row_types) = (Arc::clone(&appender.log), Arc::clone(appender.row_types.known()));
             let facts = LogFacts { epoch: log.epoch, earliest: log.earliest(), complete: appender.complete() };
             let (config, reader) = (mirroring.config.clone(), mirroring.reader.clone());
@@ -200,7 +240,9 @@ impl StoreWriter {
     pub(super) async fn persist_mirror(&mut self) -> Position {
         let durable = self.shared.head.borrow().durable;
         let persisted = self.on_mirror(|mirror| mirror.persist().map(|()| mirror.position())).await;
-        let Some(mirroring) = &mut self.mirroring else { return durable };
+        let Some(mirroring) = self.mirroring.as_mut().filter(|mirroring| mirroring.follows_any()) else {
+            return durable;
+        };
         match persisted {
             Some(Ok(position)) => mirroring.needed = position,
             // Whoever writes to it next meets the error again, and mends it.
@@ -251,7 +293,7 @@ impl StoreWriter {
 /// Resolves when something is asked of the mirror.
 pub(super) async fn asked(reader: Option<&MirrorReader>) {
     match reader {
-        Some(reader) => reader.index_requested().await,
+        Some(reader) => reader.requested().await,
         None => future::pending().await,
     }
 }

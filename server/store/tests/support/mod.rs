@@ -50,7 +50,9 @@ impl Running {
     pub(crate) async fn open_mirrored(config: StoreConfig) -> (Self, MirrorReader) {
         let (dir, tables) = (config.dir.join("mirror"), TablePatterns::parse(["*.*"]).unwrap());
         let (store, mut writer) = Store::open(config, Arc::new(SystemClock)).await.unwrap();
-        let reader = writer.keep_mirror(MirrorConfig { dir, tables, budgets: Budgets::default() });
+        let reader = writer
+            .keep_mirror(MirrorConfig { dir, tables, on_demand: TablePatterns::none(), budgets: Budgets::default() })
+            .unwrap();
         (Self::start(store, writer), reader)
     }
 
