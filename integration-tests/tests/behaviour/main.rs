@@ -27,6 +27,7 @@ mod mirror_snapshot;
 mod named_shapes;
 mod new_tables;
 mod operations;
+mod partition_identity;
 mod pooler;
 mod promotion;
 mod rotated_password;

@@ -29,7 +29,7 @@ struct Stage {
 }
 
 /// A row's texts by column.
-type Texts = BTreeMap<String, Option<String>>;
+pub(super) type Texts = BTreeMap<String, Option<String>>;
 
 impl Stage {
     /// Starts with this schema; `tables` are published, as roots where `via_root`.
@@ -169,12 +169,19 @@ fn texts(change: &Change) -> Result<Texts> {
     if !change.has_row() {
         return Ok(Texts::new());
     }
+    let mut texts = texts_of(change, &change.row)?;
+    let unchanged = proto(change)?.columns.iter().filter(|column| change.unchanged.contains(&column.field));
+    unchanged.for_each(|column| drop(texts.remove(&column.name)));
+    Ok(texts)
+}
+
+/// The texts of all that the bytes of a row hold.
+pub(super) fn texts_of(change: &Change, row: &[u8]) -> Result<Texts> {
     let row_type = RowType::new(proto(change)?.clone())?;
     let mut text = RowText::default();
-    RowDecoder::of_row_type(&row_type, |_| b',')?.text(&change.row, &mut text)?;
+    RowDecoder::of_row_type(&row_type, |_| b',')?.text(row, &mut text)?;
     let columns = row_type.proto().columns.iter();
-    let sent = columns.zip(text.values()).filter(|(column, _)| !change.unchanged.contains(&column.field));
-    Ok(sent.map(|(column, value)| (column.name.clone(), value.map(str::to_owned))).collect())
+    Ok(columns.zip(text.values()).map(|(column, value)| (column.name.clone(), value.map(str::to_owned))).collect())
 }
 
 fn print(texts: &Texts) -> String {

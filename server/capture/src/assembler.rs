@@ -13,7 +13,7 @@ use std::{collections::HashMap, path::PathBuf};
 use bytes::BytesMut;
 use tidegate_model::{Block, BlockBuilder, Lsn, Op, Position, Relation, TableName, TransactionId};
 use tidegate_postgres::{
-    DDL_MESSAGE_PREFIX,
+    DDL_MESSAGE_PREFIX, OldRows,
     pgoutput::{Message, OldTupleKind, Tuple, TupleValue},
 };
 use tidegate_schema::{ChangeParts, Extra, OldKind, Value, push_change};
@@ -489,16 +489,18 @@ impl Scratch {
         self.old.clear();
         self.unchanged.clear();
         if let Some(new) = new {
-            encode_tuple(table, &new, &mut self.row)?;
+            encode_tuple(table, &new, |_| true, &mut self.row)?;
             let fields = table.fields.iter().zip(new.iter());
             self.unchanged.extend(fields.filter(|(_, value)| *value == TupleValue::Unchanged).map(|(field, _)| *field));
         }
         let Some((kind, old)) = old else { return Ok(OldKind::None) };
-        encode_tuple(table, &old, &mut self.old)?;
-        Ok(match kind {
-            OldTupleKind::Key => OldKind::Key,
-            OldTupleKind::Full => OldKind::Full,
-        })
+        let (old_kind, key_only) = match kind {
+            OldTupleKind::Key => (OldKind::Key, false),
+            OldTupleKind::Full if is_whole(table, &old) => (OldKind::Full, false),
+            OldTupleKind::Full => (OldKind::Key, !table.key.is_empty()),
+        };
+        encode_tuple(table, &old, |field| !key_only || table.key.contains(field), &mut self.old)?;
+        Ok(old_kind)
     }
 
     /// One huge row must not keep its memory for ever.
@@ -521,11 +523,33 @@ fn has_followed_change(parts: &mut Parts) -> Result<bool, CaptureError> {
     Ok(false)
 }
 
-fn encode_tuple(table: &TableCodec, tuple: &Tuple<'_>, out: &mut BytesMut) -> Result<(), CaptureError> {
+/// Is an old row whole that the server calls so?
+fn is_whole(table: &TableCodec, old: &Tuple<'_>) -> bool {
+    match table.old_rows {
+        OldRows::AsCalled => true,
+        OldRows::PrimaryKey | OldRows::Less => false,
+        // The catalog may be ahead of the stream: a partition whose identity was the key alone has left all else null. Who is told the
+        // key of a row in which all else is null indeed is told the truth.
+        OldRows::Whole => {
+            let is_of_key = |field: &u32| table.key.contains(*field);
+            let mut beside = table.fields.iter().zip(old.iter()).filter(|(field, _)| !is_of_key(field));
+            table.fields.iter().all(is_of_key) || beside.any(|(_, value)| value != TupleValue::Null)
+        }
+    }
+}
+
+/// Encodes the fields of a tuple that are wanted.
+fn encode_tuple(
+    table: &TableCodec,
+    tuple: &Tuple<'_>,
+    wanted: impl Fn(u32) -> bool,
+    out: &mut BytesMut,
+) -> Result<(), CaptureError> {
     if tuple.column_count() != table.fields.len() {
         return Err(CaptureError::Protocol("a row has another number of columns than its table"));
     }
-    let values = tuple.iter().map(|value| match value {
+    let values = tuple.iter().zip(&table.fields).map(|(value, field)| match value {
+        _ if !wanted(*field) => Value::Null,
         TupleValue::Null => Value::Null,
         TupleValue::Unchanged => Value::Unchanged,
         TupleValue::Text(text) | TupleValue::Binary(text) => Value::Text(text),

@@ -4,6 +4,7 @@
 //! The stream says the columns' names and types as they were when the change was made; the catalog, as they are now. What the
 //! catalog no longer has is encoded as text, so that a change never waits for a table that is gone. A column's number is taken
 //! from it only where it fits the stream whole, so that a column is never mistaken for another that has taken its name.
+//! What old rows of a root hold is decided by its partitions, of which the stream says nothing: the row type states what they all have.
 //! The catalog may be behind, too: PostgreSQL sends a transaction before it makes it visible. It is waited for then, a while.
 
 use std::{
@@ -15,8 +16,10 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
-use tidegate_model::{Relation, ReplicaIdentity, SourceName, TableName, TablePatterns};
-use tidegate_postgres::{CatalogColumn, Session, TypeInfo, relation_columns, type_info, visibility};
+use tidegate_model::{Relation, RelationColumn, ReplicaIdentity, SourceName, TableName, TablePatterns};
+use tidegate_postgres::{
+    CatalogColumn, OldRows, Session, TypeInfo, old_rows_of_full, relation_columns, type_info, visibility,
+};
 use tidegate_proto::v1;
 use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, RowTypeSpec, TypeShape, ValueKind};
 use tokio::time::{Instant, sleep};
@@ -59,6 +62,11 @@ impl Resolver {
         if !fits(relation, &catalog) && until_visible(session, xid).await? {
             catalog = relation_columns(session, relation.oid).await?;
         }
+        let old_rows = match relation.replica_identity {
+            ReplicaIdentity::Full => old_rows_of_full(session, relation.oid).await?,
+            ReplicaIdentity::Default | ReplicaIdentity::Index | ReplicaIdentity::Nothing => OldRows::AsCalled,
+        };
+        let relation = &as_written(relation, &catalog, old_rows);
         let type_oids: HashSet<u32> = relation.columns.iter().map(|column| column.type_oid).collect();
         let type_oids: Vec<u32> = type_oids.into_iter().collect();
         let types: HashMap<u32, TypeInfo> =
@@ -84,6 +92,7 @@ impl Resolver {
             row_type: spec.row_type,
             table_oid: relation.oid,
             key: spec.columns.iter().filter(|column| column.key).map(|column| column.field).collect(),
+            old_rows,
             decoder: RowDecoder::new(&spec.columns),
             encoder: RowEncoder::new(&spec.columns),
             fields: numbers.fields,
@@ -111,6 +120,24 @@ impl Resolver {
             used: self.numbers.used(name),
         }
     }
+}
+
+/// The relation with the identity that all of its rows are written with.
+fn as_written(relation: &Relation, catalog: &[CatalogColumn], old_rows: OldRows) -> Relation {
+    let mut written = relation.clone();
+    let in_key = |column: &RelationColumn| {
+        catalog.iter().any(|now| (&now.name, now.type_oid, now.in_primary_key) == (&column.name, column.type_oid, true))
+    };
+    match old_rows {
+        OldRows::AsCalled | OldRows::Whole => {}
+        OldRows::PrimaryKey | OldRows::Less => {
+            written.replica_identity = ReplicaIdentity::Default;
+            for column in &mut written.columns {
+                column.identity = old_rows == OldRows::PrimaryKey && in_key(column);
+            }
+        }
+    }
+    written
 }
 
 /// Waits until the session sees the transaction, and no longer than a while; true where it does. False at once where there is none.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tidegate_postgres::OldRows;
 use tidegate_schema::{FieldSet, RowDecoder, RowEncoder};
 
 /// How a relation of the current connection is treated.
@@ -23,6 +24,8 @@ pub(crate) struct TableCodec {
     pub(crate) table_oid: u32,
     /// The key's fields; empty for a table without one.
     pub(crate) key: FieldSet,
+    /// What is in old rows that the server calls whole.
+    pub(crate) old_rows: OldRows,
     /// The way back, column by column.
     pub(crate) decoder: RowDecoder,
     /// In the order of the relation's columns.

@@ -19,7 +19,10 @@
 //! the rows are read once more from the first: what the client has of them is current, so a row that comes again is the same.
 //! The place is not kept, since a token is a prefix and a position, and a server keeps nothing of those who are gone.
 //!
-//! It deliberately does not look at rows. Positions are compared by LSN: of two records with the same LSN, one at most concerns rows.
+//! **Corrected.** What another snapshot finds to be otherwise than the mirror has it concerns rows that have been given out, and is passed on. Several
+//! such records may share an LSN, so places in the log are compared as whole positions.
+//!
+//! It deliberately does not look at rows.
 
 mod marks;
 mod wanted;
@@ -28,13 +31,13 @@ mod weaving;
 use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
-use tidegate_model::{Block, Epoch, Lsn, Position, TableName};
+use tidegate_model::{Block, Epoch, Position, TableName};
 use tidegate_store::{MirrorError, MirrorReader, Place, ReadError, Reader, RowChunk};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{config::GatewayConfig, source::Source, status::GatewayError};
 
-pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened};
+pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened, read_from};
 pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
 
@@ -115,6 +118,8 @@ pub(crate) struct MirrorStart {
     pub(crate) snapshot: u32,
     /// As the client knows it: within the snapshot.
     pub(crate) after: Position,
+    /// Where the log ends.
+    pub(crate) head: Position,
     pub(crate) tables: Vec<Wanted>,
     /// Of this connection.
     pub(crate) first_chunk: u32,
@@ -142,9 +147,9 @@ impl MirrorSnapshot {
     /// None where the source has no mirror.
     pub(crate) fn new(source: &Arc<Source>, start: MirrorStart) -> Option<Self> {
         let mirror = source.handle.mirror.clone()?;
-        let MirrorStart { epoch, snapshot, after, tables, first_chunk } = start;
+        let MirrorStart { epoch, snapshot, after, head, tables, first_chunk } = start;
         let names = tables.iter().map(|table| table.name.to_string()).collect();
-        let mut weaving = Weaving::new(snapshot, after, first_chunk);
+        let mut weaving = Weaving::new(snapshot, (after, head), first_chunk);
         Some(MirrorSnapshot {
             source: Arc::clone(source),
             positions: mirror.positions(),
@@ -170,7 +175,7 @@ impl MirrorSnapshot {
             }
             if self.weaving.needs_log() || !self.is_current() {
                 self.weave(&reader.next().await?);
-            } else if !self.reading.is_empty() || self.mirror_has(self.weaving.lsn(), reader).await? {
+            } else if !self.reading.is_empty() || self.mirror_has_come(reader).await? {
                 self.read_chunk().await?;
             }
         }
@@ -187,11 +192,12 @@ impl MirrorSnapshot {
 
     /// Waits until the mirror has come to where the subscription is, which is at once unless it is being opened again; false where
     /// the log has gone on before that.
-    async fn mirror_has(&mut self, lsn: Lsn, reader: &mut Reader) -> Result<bool, Interrupted> {
+    async fn mirror_has_come(&mut self, reader: &mut Reader) -> Result<bool, Interrupted> {
+        let weaving = &self.weaving;
         let block = tokio::select! {
             biased;
             // The sender lives as long as the handle.
-            _there = self.positions.wait_for(|position| position.lsn >= lsn) => None,
+            _there = self.positions.wait_for(|position| !weaving.is_past(*position)) => None,
             block = reader.next() => Some(block?),
         };
         if let Some(block) = &block {
@@ -221,14 +227,14 @@ impl MirrorSnapshot {
             Err(error) => return Err(Interrupted::Mirror { snapshot: self.snapshot, error }),
         };
         // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.
-        if !self.is_current() || chunk.position.lsn < self.weaving.lsn() {
+        if !self.is_current() || self.weaving.is_past(chunk.position) {
             return Ok(());
         }
         self.behind = chunk.next;
         if self.behind.is_none() {
             self.tables.pop_front();
         }
-        let chunk = Chunk { lsn: chunk.position.lsn, rows: chunk.rows, is_last: self.tables.is_empty() };
+        let chunk = Chunk { position: chunk.position, rows: chunk.rows, is_last: self.tables.is_empty() };
         self.woven.extend(self.weaving.chunk(chunk));
         Ok(())
     }

@@ -125,6 +125,8 @@ impl Opening {
         let (epoch, after, reader) = start.settle(&source)?;
         let asks_from = match start {
             Start::Now => [before, source.handle.store.snapshots()].iter().map(|of| newest_begin(of, after)).max(),
+            // What others have begun at its LSN may come again: none of it is asked for.
+            Start::Token(_) if start.is_within_mirror_snapshot() => Some(Position::new(after.lsn, u32::MAX)),
             Start::Earliest | Start::Snapshot | Start::Token(_) => Some(after),
         };
         let ad_hoc = start.ad_hoc().turned(self.snapshots, asks_from.unwrap_or(after));
@@ -137,7 +139,7 @@ impl Opening {
             Some(tables) => Some(narrowed(tables, &plan, &source).await),
             None => None,
         };
-        let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, tables, first_chunk });
+        let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, head, tables, first_chunk });
         let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
             Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
             None => Incoming::log(reader),
@@ -227,6 +229,16 @@ impl Start {
         }
     }
 
+    /// Has a snapshot out of the mirror not ended there?
+    fn is_within_mirror_snapshot(self) -> bool {
+        match self {
+            Start::Token(token) => {
+                mirror_snapshot::is_of_mirror(token.prefix.snapshot) && mirror_snapshot::is_within(token.position)
+            }
+            Start::Now | Start::Earliest | Start::Snapshot => false,
+        }
+    }
+
     /// Which snapshots it has received so far of those that someone starts.
     fn ad_hoc(self) -> AdHoc {
         match self {
@@ -246,7 +258,12 @@ impl Start {
                 Start::Token(token) if token.prefix.epoch == epoch => token.position,
                 Start::Token(_) => return Err(Refusal::Reset(epoch_changed(source))),
             };
-            match (store.reader(epoch, after.as_resume_point()), self) {
+            let from = if self.is_within_mirror_snapshot() {
+                mirror_snapshot::read_from(after, head.earliest)
+            } else {
+                after.as_resume_point()
+            };
+            match (store.reader(epoch, from), self) {
                 (Ok(reader), _) => return Ok((epoch, after, reader)),
                 (Err(ReadError::TooOld { earliest }), Start::Token(_)) => {
                     return Err(Refusal::Reset(too_old(after, earliest)));

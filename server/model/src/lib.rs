@@ -50,7 +50,7 @@ pub use name::{NameError, ShapeName, SourceName, TableName, quote_identifier};
 pub use near::near;
 pub use part::{Part, Parts, SnapshotSpec};
 pub use pattern::{PatternError, TablePatterns};
-pub use position::{MESSAGE_ORDINAL, Position, PositionError, PositionText, SNAPSHOT_ORDINAL};
+pub use position::{LOGGED_SNAPSHOT_ORDINAL, MESSAGE_ORDINAL, Position, PositionError, PositionText, SNAPSHOT_ORDINAL};
 pub use relation::{Relation, RelationColumn, ReplicaIdentity};
 pub use retry::Retry;
 pub use token::{Token, TokenError, TokenPrefix};

@@ -8,8 +8,11 @@ use crate::Lsn;
 
 /// Ordinal of a non-transactional message; its LSN is one more than its record's start.
 pub const MESSAGE_ORDINAL: u32 = 1 << 30;
-/// First ordinal of snapshot chunks; their LSN is the high watermark.
+/// First ordinal of all that is of snapshots.
 pub const SNAPSHOT_ORDINAL: u32 = 1 << 31;
+/// First ordinal of what snapshots have in the log; a chunk's LSN is its high watermark. Those before it are of what a snapshot out of a
+/// mirror tells one subscription: whatever the log has at an LSN can follow that.
+pub const LOGGED_SNAPSHOT_ORDINAL: u32 = 3 << 30;
 
 /// A place in the order that subscribers see, printed `16/B374D848:3`.
 ///

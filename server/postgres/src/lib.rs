@@ -31,6 +31,7 @@ mod channel_binding;
 mod config;
 mod ddl;
 mod error;
+mod leaves;
 mod pause;
 mod pins;
 mod publication;
@@ -53,6 +54,7 @@ pub use ddl::{
     DDL_MESSAGE_PREFIX, DdlAnnouncements, ddl_announcements, install_ddl, install_ddl_sql, remove_ddl, remove_ddl_sql,
 };
 pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
+pub use leaves::{OldRows, old_rows_of_full};
 pub use publication::{
     NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_add_table,
     alter_publication_set_tables, create_publication, drop_publication, existing, memberships, publication,

@@ -154,6 +154,7 @@ fn assembler(dir: &std::path::Path, memory_budget_bytes: usize) -> Assembler {
         row_type: 9,
         table_oid: TABLE,
         key: [1].into_iter().collect(),
+        old_rows: OldRows::AsCalled,
         decoder: RowDecoder::new([&column]),
         encoder: RowEncoder::new(&[column]),
         fields: vec![1],

@@ -16,7 +16,7 @@ use std::{
     sync::Arc,
 };
 
-use tidegate_model::{BlockBuilder, Lsn, Position, SNAPSHOT_ORDINAL, Visibility};
+use tidegate_model::{BlockBuilder, LOGGED_SNAPSHOT_ORDINAL, Lsn, Position, Visibility};
 use tidegate_schema::FieldSet;
 
 use super::{
@@ -319,10 +319,10 @@ fn traces_of(tables: &mut [Table], snapshot: u32, table_oid: u32) -> Option<&mut
 /// Where a chunk or a mark of a snapshot stands that must not precede `lsn`: behind all that is out.
 pub(crate) fn next_position(received: Position, lsn: Lsn) -> Position {
     let lsn = lsn.max(received.lsn);
-    let ordinal = if received.lsn == lsn && received.ordinal >= SNAPSHOT_ORDINAL {
+    let ordinal = if received.lsn == lsn && received.ordinal >= LOGGED_SNAPSHOT_ORDINAL {
         received.ordinal + 1
     } else {
-        SNAPSHOT_ORDINAL
+        LOGGED_SNAPSHOT_ORDINAL
     };
     Position::new(lsn, ordinal)
 }
@@ -348,7 +348,7 @@ mod tests {
         let mut tracking = Tracking::new(LIMITS);
         tracking.set_row_type(ROW_TYPE, TABLE, key());
         assert!(tracking.is_idle());
-        let begin = Position::new(Lsn(80), SNAPSHOT_ORDINAL);
+        let begin = Position::new(Lsn(80), LOGGED_SNAPSHOT_ORDINAL);
         tracking.begin(TrackedTable {
             snapshot: 1,
             table_oid: TABLE,
@@ -402,21 +402,21 @@ mod tests {
         assert_eq!(next(&mut tracking, received), None);
         // A transaction ends at 120.
         tracking.passed(Lsn(119));
-        let at = Position::new(Lsn(104), SNAPSHOT_ORDINAL);
+        let at = Position::new(Lsn(104), LOGGED_SNAPSHOT_ORDINAL);
         assert_eq!(next(&mut tracking, received), Some(Ok((at, 1))));
         assert_eq!(next(&mut tracking, at), None);
         tracking.part(10, Lsn(120), &part(Op::Update));
         tracking.passed(Lsn(120));
-        let after = Position::new(Lsn(120), SNAPSHOT_ORDINAL);
+        let after = Position::new(Lsn(120), LOGGED_SNAPSHOT_ORDINAL);
         assert_eq!(next(&mut tracking, Position::end_of_transaction(Lsn(120))), Some(Ok((after, 1))));
     }
 
     #[test]
     fn positions_follow_what_is_out() {
         let at = |lsn, ordinal| Position::new(Lsn(lsn), ordinal);
-        assert_eq!(next_position(at(80, 3), Lsn(96)), at(96, SNAPSHOT_ORDINAL));
-        assert_eq!(next_position(at(96, SNAPSHOT_ORDINAL), Lsn(80)), at(96, SNAPSHOT_ORDINAL + 1));
-        assert_eq!(next_position(Position::of_message(Lsn(96)), Lsn(80)), at(97, SNAPSHOT_ORDINAL));
+        assert_eq!(next_position(at(80, 3), Lsn(96)), at(96, LOGGED_SNAPSHOT_ORDINAL));
+        assert_eq!(next_position(at(96, LOGGED_SNAPSHOT_ORDINAL), Lsn(80)), at(96, LOGGED_SNAPSHOT_ORDINAL + 1));
+        assert_eq!(next_position(Position::of_message(Lsn(96)), Lsn(80)), at(97, LOGGED_SNAPSHOT_ORDINAL));
     }
 
     #[test]

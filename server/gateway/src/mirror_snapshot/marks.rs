@@ -1,26 +1,28 @@
 //! What tells a snapshot out of the mirror: its number, and the positions that tokens within it have.
 //!
 //! ```text
-//! ordinal   0 … 2^30-3 | 2^30-2            | 2^30    | 2^30+1            | 2^31 …   | 3·2^30      | …                | 2^32-1
-//!           changes    | a commit, within  | message | a message, within | chunks   | opened      | begin and chunks | end
+//! ordinal   0 … 2^30-3 | 2^30-2            | 2^30    | 2^30+1            | 2^31   | …                | 3·2^30-1 | 3·2^30 …
+//!           changes    | a commit, within  | message | a message, within | opened | begin and chunks | end      | chunks in the log
 //! ```
 //!
 //! A token of a subscription that started from such a snapshot has its number in the prefix, to the end of the subscription; so the
 //! position has to say whether the snapshot had ended. While it lasts, the ends of transactions and messages state another ordinal
-//! than they have, which as a place to resume after means the same. The changes' own positions are those that they have everywhere.
+//! than they have, which as a place to resume after means the same, and what other snapshots have at an LSN is stated as a chunk is.
+//! The changes of transactions have the positions that they have everywhere. The end stands where the log is, so that whatever follows it
+//! there has a later position.
 
-use tidegate_model::{Clock, Lsn, MESSAGE_ORDINAL, Position, SNAPSHOT_ORDINAL};
+use tidegate_model::{Clock, LOGGED_SNAPSHOT_ORDINAL, Lsn, MESSAGE_ORDINAL, Position, SNAPSHOT_ORDINAL};
 
 /// Numbers from here on are of snapshots out of the mirror; the others are counted from 1.
 const NUMBER: u32 = 1 << 31;
 /// The first ordinal of such a snapshot: of its opening.
-const OPENED: u32 = SNAPSHOT_ORDINAL | 1 << 30;
+const OPENED: u32 = SNAPSHOT_ORDINAL;
 /// Chunks begin to be counted below this; as many are left for one state.
 const FIRST_CHUNKS: u32 = 1 << 29;
 /// The last of its chunks'.
-const CHUNK_MAX: u32 = u32::MAX - 1;
-/// Of its end.
-const END: u32 = u32::MAX;
+const CHUNK_MAX: u32 = END - 1;
+/// Of its end, where the log has nothing of snapshots at the LSN so far.
+const END: u32 = LOGGED_SNAPSHOT_ORDINAL - 1;
 /// Of the end of a transaction within it.
 const COMMIT: u32 = MESSAGE_ORDINAL - 2;
 /// Of a message within it.
@@ -52,6 +54,18 @@ pub(crate) fn opened(lsn: Lsn) -> Position {
     Position::new(lsn, OPENED)
 }
 
+/// Where the log is read on from, of which `earliest` is kept, for a subscription that states this position: what other snapshots have at its
+/// LSN comes again. A client that has nothing yet needs none of that.
+pub(crate) fn read_from(position: Position, earliest: Position) -> Position {
+    let from = log_position(Position::new(position.lsn, 0));
+    if has_begun(position) || earliest.lsn != position.lsn { from } else { from.max(earliest) }
+}
+
+/// How far the log is that has come to this position of its own: what is no snapshot's at an LSN counts as one place.
+pub(super) fn log_position(position: Position) -> Position {
+    Position { ordinal: position.ordinal.max(SNAPSHOT_ORDINAL - 1), ..position }
+}
+
 /// Of the snapshot's begin.
 pub(super) fn begin(lsn: Lsn) -> Position {
     Position::new(lsn, OPENED + 1)
@@ -62,17 +76,17 @@ pub(super) fn has_begun(position: Position) -> bool {
     position.ordinal != OPENED
 }
 
-/// Of a chunk, behind the last position that the snapshot has stated.
+/// Of a chunk, or of what another snapshot has, behind the last position that was stated.
 pub(super) fn chunk(lsn: Lsn, last: Position, first: u32) -> Position {
     let is_behind = last.lsn == lsn && last.ordinal >= OPENED;
     let ordinal = if is_behind { first.max(last.ordinal + 1) } else { first };
-    assert!(ordinal <= CHUNK_MAX, "2^29 chunks of one state are more than a disk holds");
+    assert!(ordinal <= CHUNK_MAX, "some 2^29 chunks of one state are more than a disk holds");
     Position::new(lsn, ordinal)
 }
 
-/// Of the snapshot's end.
-pub(super) fn end(lsn: Lsn) -> Position {
-    Position::new(lsn, END)
+/// Of the snapshot's end, where the log has come so far.
+pub(super) fn end(at: Position) -> Position {
+    Position { ordinal: at.ordinal.max(END), ..at }
 }
 
 /// What the end of a transaction or message, or progress, states within the snapshot.
@@ -88,8 +102,8 @@ mod tests {
     #[test]
     fn what_is_stated_within_is_told_from_everything_else_and_means_the_same_place() {
         let at = |ordinal| Position::new(Lsn(8), ordinal);
-        let elsewhere =
-            [0, 1, 5_000_000, MESSAGE_ORDINAL - 1, MESSAGE_ORDINAL, SNAPSHOT_ORDINAL, SNAPSHOT_ORDINAL + 9, END];
+        let logged = LOGGED_SNAPSHOT_ORDINAL;
+        let elsewhere = [0, 1, 5_000_000, MESSAGE_ORDINAL - 1, MESSAGE_ORDINAL, END, logged, logged + 9, u32::MAX];
         assert!(elsewhere.iter().all(|ordinal| !is_within(at(*ordinal))));
         let first = OPENED + 2 + FIRST_CHUNKS - 1;
         let chunk = |last| chunk(Lsn(8), last, first);
@@ -100,7 +114,26 @@ mod tests {
         assert!(
             at(MESSAGE_ORDINAL) < within(at(MESSAGE_ORDINAL)) && within(at(MESSAGE_ORDINAL)) < at(SNAPSHOT_ORDINAL)
         );
-        assert!(begin(Lsn(8)) < chunks[0] && chunks[0] < chunks[2] && chunks[2] < end(Lsn(8)));
-        assert!(end(Lsn(8)) < at(0).max(Position::new(Lsn(9), 0)));
+        assert!(begin(Lsn(8)) < chunks[0] && chunks[0] < chunks[2] && chunks[2] < end(log_position(at(3))));
+    }
+
+    #[test]
+    fn an_end_stands_where_the_log_is_and_before_all_that_follows() {
+        let at = |ordinal| Position::new(Lsn(8), ordinal);
+        assert!([3, MESSAGE_ORDINAL].map(|ordinal| end(log_position(at(ordinal)))).iter().all(|end| *end == at(END)));
+        assert!(end(at(END)) < at(LOGGED_SNAPSHOT_ORDINAL));
+        assert_eq!(end(log_position(at(LOGGED_SNAPSHOT_ORDINAL + 5))), at(LOGGED_SNAPSHOT_ORDINAL + 5));
+    }
+
+    #[test]
+    fn the_log_is_read_from_before_all_that_other_snapshots_have_there() {
+        let at = |ordinal| Position::new(Lsn(8), ordinal);
+        let chunk = chunk(Lsn(8), at(3), OPENED + 2);
+        for earliest in [Position::ZERO, at(LOGGED_SNAPSHOT_ORDINAL + 3), Position::new(Lsn(9), 0)] {
+            let from = read_from(chunk, earliest);
+            assert!(from >= at(3).as_resume_point() && from < at(LOGGED_SNAPSHOT_ORDINAL));
+        }
+        assert_eq!(read_from(opened(Lsn(8)), at(LOGGED_SNAPSHOT_ORDINAL + 3)), at(LOGGED_SNAPSHOT_ORDINAL + 3));
+        assert_eq!(read_from(opened(Lsn(8)), Position::new(Lsn(9), 0)), read_from(opened(Lsn(8)), Position::ZERO));
     }
 }

@@ -1,7 +1,9 @@
 //! Puts chunks of the mirror into the log, each behind the transactions that it has seen and before all others.
 //!
 //! Invariants: a chunk that was taken is put in before the next is wanted; nothing is put into the middle of a transaction; what
-//! is given out never goes back. Chunks and marks of other snapshots are left out, since ours stand where theirs may. Pure.
+//! is given out never goes back. What other snapshots have is passed on, since it corrects rows that have been given out, at positions
+//! among those of our chunks. Of what they have at the LSN of a token some may come again, in order: it is what the client has, or
+//! what the rows become that are read once more. Pure.
 
 use prost::Message as _;
 use tidegate_model::{Block, BlockBuilder, Entry, Kind, Lsn, MESSAGE_ORDINAL, Op, Position};
@@ -13,10 +15,10 @@ use tidegate_store::MirrorRow;
 
 use super::marks;
 
-/// Rows as they are once all up to an LSN has happened.
+/// Rows as they are once all up to a position of the log has happened.
 #[derive(Debug)]
 pub(super) struct Chunk {
-    pub(super) lsn: Lsn,
+    pub(super) position: Position,
     pub(super) rows: Vec<MirrorRow>,
     /// The snapshot ends with it.
     pub(super) is_last: bool,
@@ -28,24 +30,38 @@ pub(super) struct Weaving {
     snapshot: u32,
     /// All up to here was received before.
     start: Lsn,
-    /// All up to here has been given out.
-    lsn: Lsn,
+    /// All that the log has up to here has been given out.
+    at: Position,
+    /// What the client had when it came is of the log up to here: rows from before would be older than that.
+    had: Position,
     /// The last position that was stated.
     last: Position,
     /// The first ordinal that a chunk has.
     first_chunk: u32,
     /// Waits until the log has come so far.
     pending: Option<Chunk>,
-    /// A transaction or message has begun and not ended.
+    /// A transaction, message or chunk has begun and not ended.
     is_within: bool,
+    /// Where the chunk of another snapshot is put that has begun and not ended.
+    passing: Option<Position>,
     has_ended: bool,
 }
 
 impl Weaving {
-    /// Behind a position within the snapshot.
-    pub(super) fn new(snapshot: u32, after: Position, first_chunk: u32) -> Self {
-        let (start, lsn) = (after.lsn, after.lsn);
-        Weaving { snapshot, start, lsn, last: after, first_chunk, pending: None, is_within: false, has_ended: false }
+    /// Behind a position within the snapshot, of a client that comes when the log ends at `head`.
+    pub(super) fn new(snapshot: u32, (after, head): (Position, Position), first_chunk: u32) -> Self {
+        Weaving {
+            snapshot,
+            start: after.lsn,
+            at: marks::log_position(Position::new(after.lsn, 0)),
+            had: marks::log_position(head),
+            last: after,
+            first_chunk,
+            pending: None,
+            is_within: false,
+            passing: None,
+            has_ended: false,
+        }
     }
 
     /// The snapshot's begin, unless the client has been told.
@@ -53,7 +69,7 @@ impl Weaving {
         if marks::has_begun(self.last) {
             return None;
         }
-        self.last = marks::begin(self.lsn);
+        self.last = marks::begin(self.start);
         let begin = v1::SnapshotBegin {
             snapshot: self.snapshot,
             position: self.last.to_string(),
@@ -65,9 +81,9 @@ impl Weaving {
         Some(out.finish())
     }
 
-    /// All up to here has been given out; a chunk must not be older.
-    pub(super) fn lsn(&self) -> Lsn {
-        self.lsn
+    /// Are rows as they were at this position too old for a chunk? More has been given out than they had seen.
+    pub(super) fn is_past(&self, position: Position) -> bool {
+        marks::log_position(position) < self.at.max(self.had)
     }
 
     /// Has the log to go on before a chunk can be taken?
@@ -82,9 +98,12 @@ impl Weaving {
 
     /// Takes a chunk, which is not older than what has been given out.
     pub(super) fn chunk(&mut self, chunk: Chunk) -> Option<Block> {
-        self.pending = Some(chunk);
+        let position = marks::log_position(chunk.position);
+        self.pending = Some(Chunk { position, ..chunk });
         let mut out = BlockBuilder::default();
-        self.put_pending(self.lsn, &mut out);
+        if position <= self.at {
+            self.put_pending(&mut out);
+        }
         (!out.is_empty()).then(|| out.finish())
     }
 
@@ -92,29 +111,36 @@ impl Weaving {
     pub(super) fn log(&mut self, block: &Block) -> Option<Block> {
         let mut out = BlockBuilder::default();
         let start = self.start;
-        for entry in block.entries().iter().filter(|entry| entry.lsn > start) {
-            if !self.is_within {
-                // All before this record has happened.
-                self.put_pending(Lsn(entry.lsn.0 - 1), &mut out);
+        let is_new = |entry: &&Entry| entry.lsn > start || (entry.lsn == start && entry.is_of_snapshot());
+        for entry in block.entries().iter().filter(is_new) {
+            // All before this record has happened.
+            let is_due = |chunk: &Chunk| chunk.position < entry.position();
+            if !self.is_within && self.pending.as_ref().is_some_and(is_due) {
+                self.put_pending(&mut out);
             }
             self.entry(block, entry, &mut out);
+            if entry.completes() {
+                self.at = self.at.max(marks::log_position(entry.position()));
+            }
         }
-        if !self.is_within {
-            self.put_pending(self.lsn, &mut out);
+        let at = self.at;
+        if !self.is_within && self.pending.as_ref().is_some_and(|chunk| chunk.position <= at) {
+            self.put_pending(&mut out);
         }
         (!out.is_empty()).then(|| out.finish())
     }
 
     fn entry(&mut self, block: &Block, entry: &Entry, out: &mut BlockBuilder) {
-        if entry.completes() {
-            self.lsn = self.lsn.max(entry.lsn);
+        match entry.kind {
+            Kind::Begin | Kind::Change => self.is_within = true,
+            Kind::Commit | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd => self.is_within = false,
+            Kind::RowType | Kind::SnapshotCursor => {}
         }
-        if entry.is_of_snapshot() || entry.kind == Kind::RowType {
-            return;
-        }
-        self.is_within = matches!(entry.kind, Kind::Begin | Kind::Change);
         if self.has_ended {
             return out.push(*entry, &block.slice(entry));
+        }
+        if entry.is_of_snapshot() {
+            return self.pass(block, entry, out);
         }
         match entry.kind {
             Kind::Begin if entry.ordinal == MESSAGE_ORDINAL => out.push(*entry, &message_begin(block, entry)),
@@ -131,11 +157,49 @@ impl Weaving {
         }
     }
 
-    /// Puts in the chunk that waits, if all that it has seen has happened.
-    fn put_pending(&mut self, happened: Lsn, out: &mut BlockBuilder) {
-        let Some(chunk) = self.pending.take_if(|chunk| chunk.lsn <= happened) else { return };
+    /// What another snapshot has, at a position as our chunks have it.
+    fn pass(&mut self, block: &Block, entry: &Entry, out: &mut BlockBuilder) {
+        let next = || marks::chunk(entry.lsn, self.last, self.first_chunk);
+        let position = self.passing.unwrap_or_else(next);
+        let Position { lsn, ordinal } = position;
+        let moved = Entry { lsn, ordinal, ..*entry };
+        let bytes = block.slice(entry);
+        let text = || position.to_string();
+        match entry.kind {
+            Kind::Begin => {
+                self.passing = Some(position);
+                out.push(moved, &begin_at(&bytes, position));
+            }
+            Kind::Change => {
+                out.push(moved, &bytes);
+                let BlockBuilder { entries, payload } = out;
+                let pushed = entries.last().expect("it has just been pushed");
+                set_ordinal(payload, pushed, ordinal);
+            }
+            Kind::Commit => {
+                self.passing = None;
+                push_commit(position, entry.row_type, out);
+            }
+            // What cannot be read is refused where it is delivered.
+            Kind::SnapshotBegin => match v1::SnapshotBegin::decode(&bytes[..]) {
+                Ok(begin) => out.push(moved, &v1::SnapshotBegin { position: text(), ..begin }.encode_to_vec()),
+                Err(_) => out.push(moved, &bytes),
+            },
+            Kind::SnapshotEnd => match v1::SnapshotEnd::decode(&bytes[..]) {
+                Ok(end) => out.push(moved, &v1::SnapshotEnd { position: text(), ..end }.encode_to_vec()),
+                Err(_) => out.push(moved, &bytes),
+            },
+            Kind::SnapshotCursor | Kind::RowType | Kind::Progress => return,
+        }
+        self.last = position;
+    }
+
+    /// Puts in the chunk that waits: all that it has seen has happened, and nothing else.
+    fn put_pending(&mut self, out: &mut BlockBuilder) {
+        let Some(chunk) = self.pending.take() else { return };
+        let at = chunk.position;
         if !chunk.rows.is_empty() {
-            self.last = marks::chunk(chunk.lsn, self.last, self.first_chunk);
+            self.last = marks::chunk(at.lsn, self.last, self.first_chunk);
             let Position { lsn, ordinal } = self.last;
             push_begin(&BeginParts { position: self.last, snapshot: self.snapshot, ..BeginParts::default() }, out);
             for row in &chunk.rows {
@@ -151,7 +215,7 @@ impl Weaving {
         }
         if chunk.is_last {
             self.has_ended = true;
-            self.last = marks::end(chunk.lsn);
+            self.last = marks::end(at);
             let (snapshot, position) = (self.snapshot, self.last.to_string());
             let end = v1::SnapshotEnd { snapshot, position, ..v1::SnapshotEnd::default() };
             self.push_mark(Kind::SnapshotEnd, &end.encode_to_vec(), out);
@@ -181,10 +245,14 @@ fn read(row: &MirrorRow) -> ChangeParts<'_> {
 
 /// A message's Begin as it is stated within the snapshot: as its Commit.
 fn message_begin(block: &Block, entry: &Entry) -> Vec<u8> {
-    let field = block.slice(entry);
-    let begin = event_body(&field).ok().and_then(|body| v1::Begin::decode(body).ok());
-    let Some(begin) = begin else { return field.to_vec() };
-    let begin = v1::Begin { position: marks::within(entry.position()).to_string(), ..begin };
+    begin_at(&block.slice(entry), marks::within(entry.position()))
+}
+
+/// The event of a Begin that states another position.
+fn begin_at(event: &[u8], position: Position) -> Vec<u8> {
+    let begin = event_body(event).ok().and_then(|body| v1::Begin::decode(body).ok());
+    let Some(begin) = begin else { return event.to_vec() };
+    let begin = v1::Begin { position: position.to_string(), ..begin };
     let event = v1::Event { what: Some(v1::event::What::Begin(begin)) };
     v1::ChangeBatch { events: vec![event] }.encode_to_vec()
 }

@@ -178,6 +178,10 @@ fn facts_of(table: &str, server_version: u32) -> String {
            UNION ALL SELECT ROW('key', i.indisprimary, i.indisreplident, i.indisvalid, i.indimmediate, i.indnkeyatts,
                                 i.indkey, i.indclass, i.indcollation, i.indoption)::text
              FROM pg_index i WHERE i.indrelid = {table} AND (i.indisprimary OR i.indisreplident)
+           UNION ALL SELECT ROW('identity', l.oid, l.relreplident,
+                                (SELECT i.indkey FROM pg_index i WHERE i.indrelid = l.oid AND i.indisreplident))::text
+             FROM pg_class l JOIN members m ON m.oid = l.oid JOIN pg_class c ON c.oid = {table} AND c.relreplident = 'f'
+             WHERE l.oid <> {table} AND l.relkind = 'r'
            UNION ALL SELECT ROW('publication', to_jsonb(p) - 'pubname' - 'pubowner')::text
              FROM pg_publication p WHERE p.pubname = $2
            UNION ALL SELECT ROW('published', r.*)::text

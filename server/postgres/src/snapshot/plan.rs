@@ -7,7 +7,7 @@ use std::{collections::HashSet, time::Duration};
 use tidegate_model::{Relation, RelationColumn, ReplicaIdentity, TableName};
 
 use crate::{
-    CatalogColumn, Session,
+    CatalogColumn, OldRows, Session, old_rows_of_full,
     publication::qualified,
     relation_columns,
     snapshot::{Fingerprint, KeyColumn, SnapshotReadError, Unsupported, key, table_fingerprint},
@@ -91,7 +91,12 @@ pub async fn table_plan(
     };
     let catalog = relation_columns(session, class.oid).await?;
     let columns: Vec<CatalogColumn> = catalog.into_iter().filter(|column| published.has(column)).collect();
-    let key = key::read(session, table, class.oid, class.replica_identity, &columns).await?;
+    let is_full = class.replica_identity == ReplicaIdentity::Full;
+    let key = if is_full && old_rows_of_full(session, class.oid).await? == OldRows::Less {
+        Vec::new()
+    } else {
+        key::read(session, table, class.oid, class.replica_identity, &columns).await?
+    };
     let storage = read_storage(session, table, class.oid).await?;
     if let Some(partition) = storage.iter().find(|(_, streamed, _)| !streamed) {
         return Err(unsupported(Unsupported::Partition { partition: partition.0.name.clone() }));

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use prost::Message as _;
-use tidegate_model::SNAPSHOT_ORDINAL;
+use tidegate_model::{LOGGED_SNAPSHOT_ORDINAL, SNAPSHOT_ORDINAL};
 
 use super::*;
 
 const NUMBER: u32 = 1 << 31 | 7;
+const FOREIGN: u32 = 3;
 const START: Lsn = Lsn(0x100);
 
 /// By table and key.
@@ -24,18 +25,19 @@ enum Unit {
     Truncate(u8),
     Message,
     Progress,
-    /// A chunk of somebody else's snapshot, at the LSN of what stands before.
-    Foreign,
+    /// A chunk of somebody else's snapshot, at the LSN of what stands before: a read, and what it corrects.
+    Foreign(Vec<Step>),
 }
 
 fn unit() -> impl Strategy<Value = Unit> {
     let step = || ((0_u8..2, 0_u8..12), proptest::option::weighted(0.7, any::<u8>()));
+    let steps = || proptest::collection::vec(step(), 0..6);
     prop_oneof![
-        8 => proptest::collection::vec(step(), 0..6).prop_map(Unit::Transaction),
+        8 => steps().prop_map(Unit::Transaction),
         1 => (0_u8..2).prop_map(Unit::Truncate),
         2 => Just(Unit::Message),
         1 => Just(Unit::Progress),
-        2 => Just(Unit::Foreign),
+        6 => steps().prop_map(Unit::Foreign),
     ]
 }
 
@@ -53,7 +55,7 @@ impl Chances {
 /// A log in blocks, and the rows as they are at the end of each unit.
 struct Log {
     blocks: Vec<Block>,
-    states: Vec<(Lsn, Rows)>,
+    states: Vec<(Position, Rows)>,
 }
 
 fn change(op: Op, (table, key): (u8, u8), value: u8, (lsn, ordinal): (Lsn, u32), out: &mut BlockBuilder) {
@@ -68,56 +70,74 @@ fn change(op: Op, (table, key): (u8, u8), value: u8, (lsn, ordinal): (Lsn, u32),
     set_ordinal(payload, entry, ordinal);
 }
 
+/// What each step does to the rows, at ordinals that `next` gives.
+fn steps(steps: &[Step], rows: &mut Rows, mut write: impl FnMut(Op, (u8, u8), u8)) {
+    for (at, value) in steps {
+        write(if value.is_some() { Op::Insert } else { Op::Delete }, *at, value.unwrap_or_default());
+        match value {
+            Some(value) => rows.insert(*at, *value),
+            None => rows.remove(at),
+        };
+    }
+}
+
 fn log(units: &[Unit], chances: &mut Chances) -> Log {
-    let (mut lsn, mut ordinal, mut rows, mut out) = (START, SNAPSHOT_ORDINAL, Rows::new(), BlockBuilder::default());
-    let mut log = Log { blocks: Vec::new(), states: vec![(START, Rows::new())] };
+    let (mut lsn, mut ordinal, mut rows, mut out) =
+        (START, LOGGED_SNAPSHOT_ORDINAL, Rows::new(), BlockBuilder::default());
+    let mut log = Log { blocks: Vec::new(), states: vec![(Position::new(START, 0), Rows::new())] };
     for unit in units {
-        let foreign = matches!(unit, Unit::Foreign);
+        let foreign = matches!(unit, Unit::Foreign(_));
         if !foreign {
-            (lsn, ordinal) = (Lsn((lsn.0 & !7) + 8 + u64::from(matches!(unit, Unit::Message))), SNAPSHOT_ORDINAL);
+            lsn = Lsn((lsn.0 & !7) + 8 + u64::from(matches!(unit, Unit::Message)));
+            ordinal = LOGGED_SNAPSHOT_ORDINAL;
         }
         let begins = match unit {
             Unit::Message => MESSAGE_ORDINAL,
-            Unit::Foreign => ordinal,
+            Unit::Foreign(_) => ordinal,
             Unit::Transaction(_) | Unit::Truncate(_) | Unit::Progress => 0,
         };
-        let (position, snapshot) = (Position::new(lsn, begins), u32::from(foreign) * 3);
+        let (position, snapshot) = (Position::new(lsn, begins), u32::from(foreign) * FOREIGN);
         let mut end = position;
+        let mark = |kind| Entry {
+            lsn,
+            ordinal: begins,
+            row_type: snapshot,
+            start: 0,
+            end: 0,
+            kind,
+            op: Op::None,
+            continues: false,
+        };
         if matches!(unit, Unit::Progress) {
-            let (row_type, kind, op) = (0, Kind::Progress, Op::None);
-            out.push(Entry { lsn, ordinal: 0, row_type, start: 0, end: 0, kind, op, continues: false }, &[]);
+            out.push(mark(Kind::Progress), &[]);
         } else {
             push_begin(&BeginParts { position, snapshot, ..BeginParts::default() }, &mut out);
             match unit {
-                Unit::Transaction(steps) => {
-                    for ((at, value), ordinal) in steps.iter().zip(1..) {
-                        let op = if value.is_some() { Op::Insert } else { Op::Delete };
-                        change(op, *at, value.unwrap_or_default(), (lsn, ordinal), &mut out);
-                        match value {
-                            Some(value) => rows.insert(*at, *value),
-                            None => rows.remove(at),
-                        };
-                        end.ordinal = ordinal;
-                        // A block may end within a transaction.
-                        if chances.below(5) == 0 {
-                            log.blocks.push(out.finish());
-                        }
+                Unit::Transaction(changes) => steps(changes, &mut rows, |op, at, value| {
+                    end.ordinal += 1;
+                    change(op, at, value, (lsn, end.ordinal), &mut out);
+                    // A block may end within a transaction.
+                    if chances.below(5) == 0 {
+                        log.blocks.push(out.finish());
                     }
-                }
+                }),
                 Unit::Truncate(table) => {
                     change(Op::Truncate, (*table, 0), 0, (lsn, 1), &mut out);
                     rows.retain(|(of, _), _| of != table);
                     end.ordinal = 1;
                 }
                 Unit::Message => change(Op::Message, (0, 0), 0, (lsn, MESSAGE_ORDINAL), &mut out),
-                // What it reads is old by the time that somebody else would apply it.
-                Unit::Foreign => change(Op::Read, (0, 1), 99, (lsn, ordinal), &mut out),
+                Unit::Foreign(changes) => {
+                    change(Op::Read, (0, 1), 99, (lsn, ordinal), &mut out);
+                    steps(changes, &mut rows, |op, at, value| change(op, at, value, (lsn, ordinal), &mut out));
+                    out.push(mark(Kind::SnapshotCursor), b"cursor");
+                }
                 Unit::Progress => {}
             }
             push_commit(end, snapshot, &mut out);
             ordinal += u32::from(foreign);
         }
-        log.states.push((lsn, rows.clone()));
+        log.states.push((end, rows.clone()));
         if chances.below(3) == 0 {
             log.blocks.push(out.finish());
         }
@@ -133,11 +153,14 @@ struct Client {
     rows: Rows,
     token: Position,
     begun: usize,
-    ended: Option<Lsn>,
+    has_ended: bool,
     message_count: usize,
-    /// Of the transaction that has begun.
+    /// Of the transaction that has begun, and of whose snapshot it is.
     open: Vec<v1::Change>,
+    open_of: u32,
     connection_count: u32,
+    /// How far the log was given out.
+    given: Position,
     /// The connections that chunks came on, those that were cut off included.
     chunks: BTreeMap<Position, u32>,
 }
@@ -154,10 +177,16 @@ impl Client {
                 Kind::Begin => {
                     let begin = v1::Begin::decode(event_body(&bytes).unwrap()).unwrap();
                     assert_eq!(begin.snapshot != 0, entry.ordinal >= SNAPSHOT_ORDINAL);
-                    assert!(begin.snapshot == 0 || begin.snapshot == NUMBER, "somebody else's chunk");
+                    assert!(begin.snapshot == 0 || begin.position == entry.position().to_string());
+                    self.open_of = begin.snapshot;
                 }
                 Kind::Change => {
-                    self.open.push(v1::Change::decode(event_body(&bytes).unwrap()).unwrap());
+                    let change = v1::Change::decode(event_body(&bytes).unwrap()).unwrap();
+                    assert_eq!(change.ordinal, entry.ordinal);
+                    // Who does not receive a snapshot is delivered what it corrects.
+                    if self.open_of != FOREIGN || change.op() != v1::change::Op::Read {
+                        self.open.push(change);
+                    }
                     if entry.is_of_snapshot() {
                         let of = *self.chunks.entry(entry.position()).or_insert(self.connection_count);
                         assert_eq!(of, self.connection_count, "another chunk at the same position");
@@ -165,7 +194,7 @@ impl Client {
                 }
                 Kind::Commit => std::mem::take(&mut self.open).iter().for_each(|change| self.apply(change)),
                 Kind::SnapshotBegin => self.begun += 1,
-                Kind::SnapshotEnd => self.ended = Some(entry.lsn),
+                Kind::SnapshotEnd => self.has_ended = true,
                 Kind::Progress | Kind::RowType | Kind::SnapshotCursor => {}
             }
             if entry.completes() {
@@ -175,7 +204,7 @@ impl Client {
                     entry.position()
                 );
                 self.token = entry.position();
-                assert_eq!(marks::is_within(self.token), self.ended.is_none(), "{}", self.token);
+                assert_eq!(marks::is_within(self.token), !self.has_ended, "{}", self.token);
                 unit_count -= 1;
             }
         }
@@ -199,12 +228,12 @@ fn units_of(block: &Block) -> usize {
 
 /// One connection: what comes after the client's token, until it is lost or the log is through.
 fn connection(log: &Log, client: &mut Client, chances: &mut Chances, may_end: bool) {
-    let after = client.token.as_resume_point();
+    let after = marks::read_from(client.token, Position::ZERO);
     client.open.clear();
     let mut blocks = log.blocks.iter().filter(|block| block.last() > after).peekable();
     client.connection_count += 1;
     let first_chunk = marks::opened(START).ordinal + 2 + 1000 * client.connection_count;
-    let mut weaving = Weaving::new(NUMBER, client.token, first_chunk);
+    let mut weaving = Weaving::new(NUMBER, (client.token, client.given), first_chunk);
     let mut cursor: Option<(u8, u8)> = None;
     let mut woven: Vec<Block> = weaving.begin(vec!["t".to_owned()]).into_iter().collect();
     loop {
@@ -220,12 +249,14 @@ fn connection(log: &Log, client: &mut Client, chances: &mut Chances, may_end: bo
             break;
         }
         if weaving.needs_log() || (chances.below(3) == 0 && blocks.peek().is_some()) {
-            woven.extend(weaving.log(blocks.next().expect("the mirror is not ahead of the log")));
+            let block = blocks.next().expect("the mirror is not ahead of the log");
+            client.given = client.given.max(block.last());
+            woven.extend(weaving.log(block));
             continue;
         }
         // Any state that is not older than what has been given out.
-        let known: Vec<_> = log.states.iter().filter(|(lsn, _)| *lsn >= weaving.lsn()).collect();
-        let (lsn, rows) = known[chances.below(known.len().min(4))];
+        let known: Vec<_> = log.states.iter().filter(|(at, _)| !weaving.is_past(*at)).collect();
+        let (position, rows) = known[chances.below(known.len().min(4))];
         let count = chances.below(5);
         let behind: Vec<_> = rows.iter().filter(|(at, _)| cursor.is_none_or(|cursor| **at > cursor)).collect();
         let read = &behind[..count.min(behind.len())];
@@ -236,7 +267,7 @@ fn connection(log: &Log, client: &mut Client, chances: &mut Chances, may_end: bo
             missing: Vec::new(),
         };
         let (is_last, rows) = (behind.len() <= count, read.iter().map(row).collect());
-        woven.extend(weaving.chunk(Chunk { lsn: *lsn, rows, is_last }));
+        woven.extend(weaving.chunk(Chunk { position: *position, rows, is_last }));
     }
 }
 
@@ -247,28 +278,29 @@ fn run(units: &[Unit], mut chances: Chances, connections: usize) {
         rows: Rows::new(),
         token,
         begun: 0,
-        ended: None,
+        has_ended: false,
         message_count: 0,
         open: Vec::new(),
+        open_of: 0,
         connection_count: 0,
+        given: Position::ZERO,
         chunks: BTreeMap::new(),
     };
     for left in (0..=connections).rev() {
-        if client.ended.is_none() {
+        if !client.has_ended {
             connection(&log, &mut client, &mut chances, left > 0);
         }
     }
     assert_eq!(client.begun, 1);
-    let ended = client.ended.expect("the last connection is not lost");
+    assert!(client.has_ended, "the last connection is not lost");
     // The snapshot's end may stand amid what its block has behind it.
-    let through = client.token.lsn.max(ended);
-    let (_, rows) = log.states.iter().rev().find(|(lsn, _)| *lsn <= through).expect("the start is there");
+    let after = client.token.as_resume_point();
+    let (_, rows) = log.states.iter().rev().find(|(at, _)| *at <= after).expect("the start is there");
     assert_eq!(&client.rows, rows, "at {}", client.token);
     client.open.clear();
-    let after = client.token.as_resume_point();
     for block in &log.blocks {
         let mut rest = BlockBuilder::default();
-        let is_new = |entry: &&Entry| entry.position() > after && !entry.is_of_snapshot();
+        let is_new = |entry: &&Entry| entry.position() > after;
         block.entries().iter().filter(is_new).for_each(|entry| rest.push(*entry, &block.slice(entry)));
         client.receive(&rest.finish(), usize::MAX);
     }
@@ -288,9 +320,10 @@ proptest! {
 
 #[test]
 fn a_value_that_is_not_known_is_said_to_be_unchanged() {
-    let mut weaving = Weaving::new(NUMBER, marks::opened(START), marks::opened(START).ordinal + 2);
+    let mut weaving = Weaving::new(NUMBER, (marks::opened(START), Position::ZERO), marks::opened(START).ordinal + 2);
     let row = MirrorRow { row_type: 4, row: vec![1].into(), missing: vec![9] };
-    let block = weaving.chunk(Chunk { lsn: START, rows: vec![row], is_last: true }).expect("at once");
+    let block =
+        weaving.chunk(Chunk { position: Position::new(START, 5), rows: vec![row], is_last: true }).expect("at once");
     let read = block.entries().iter().find(|entry| entry.kind == Kind::Change).expect("a read");
     let read = v1::Change::decode(event_body(&block.slice(read)).unwrap()).unwrap();
     assert_eq!((read.op(), read.row_type, &read.unchanged[..]), (v1::change::Op::Read, 4, &[9][..]));
