@@ -288,7 +288,7 @@ async fn what_cannot_be_a_shape_is_refused_with_what_to_do() -> Result<()> {
         (orders("tenant = 7").columns(["statu"]), "no column 'statu' (did you mean status?)"),
         (orders("tennant = 7"), "where, line 1, column 1: the table has no column tennant; it has id, tenant, status"),
         (orders("tenant =\n 'x'"), "where, line 2, column 2: "),
-        (orders("tenant = $1"), "there is no parameter $1; 0 are given"),
+        (orders("tenant = $1"), "there is no parameter $1; give its value in `parameters`"),
         (orders("tenant = 1").parameter(5), "parameter $1 is not used; leave it out"),
         (orders("random() < 0.5"), "where, line 1, column 1: "),
         (orders("tenant"), "cast it, or compare it with something"),

@@ -33,4 +33,8 @@ pub(crate) const EXAMPLES: &[&str] = &[
     "(i, t) = (1, 'a') or (i, l) < (1, 2) or (s, t) in ((0, 'a'), (1, 'ab')) or row (i, s) <> row (1, 1)",
     "ir @> 1 or dt <@ dr or nr && '[1,2]' or sr << '[2100-01-01,)' or ir >> '(,0)' or nr @> '[1.1,1.2]' or sr <@ tsrange '(,)'",
     "lower(ir) = 1 or upper(nr) = 2 or isempty(dr) or lower_inc(sr) or upper_inc(nr) or ir = '[1,2)' or dr > 'empty'",
+    "i in (select i from few where l is not null) or l not in (select s from \"More Rows\" where s > 0)",
+    "i = any (select other.l from public.few as other where other.b) or t <> all (select c from nothing) or n in (select i from few)",
+    "not (e in (select e from few x where x.e <> 'sad')) and iv in (select iv from \"More Rows\" where iv is not null)",
+    "i in (select i from rows where t in (select v from few where tz in (select tz from \"More Rows\")) or rows.i < 42)",
 ];

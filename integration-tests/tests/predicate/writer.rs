@@ -13,34 +13,57 @@ enum About {
     Column(usize),
 }
 
-pub(crate) struct Writer<'r>(pub(crate) &'r mut StdRng);
+/// Tables that subqueries read, and what their columns are called with.
+const TABLES: &[(&str, &str)] = &[
+    ("few", "few"),
+    ("public.few", "few"),
+    ("nothing", "nothing"),
+    ("\"More Rows\"", "\"More Rows\""),
+    ("public.\"More Rows\" as few", "few"),
+    ("rows", "rows"),
+    ("rows other", "other"),
+];
 
-impl Writer<'_> {
+pub(crate) struct Writer<'r> {
+    random: &'r mut StdRng,
+    /// What the table is called whose condition is written.
+    table: &'static str,
+    /// How many subqueries there are around this place.
+    queries: usize,
+}
+
+impl<'r> Writer<'r> {
+    pub(crate) fn new(random: &'r mut StdRng) -> Self {
+        Writer { random, table: "rows", queries: 0 }
+    }
+
     fn pick<'p>(&mut self, choices: &[&'p str]) -> &'p str {
-        choices.choose(self.0).copied().unwrap_or_default()
+        choices.choose(self.random).copied().unwrap_or_default()
     }
 
     fn column_among(&mut self, names: &[&str]) -> String {
         let name = self.pick(names).to_owned();
-        match self.0.random_range(0..6) {
-            0 => format!("rows.{name}"),
+        match self.random.random_range(0..6) {
+            0 => format!("{}.{name}", self.table),
             1 => format!("\"{name}\""),
             _ => name,
         }
     }
 
     fn about(&mut self) -> About {
-        match self.0.random_range(0..5) {
+        match self.random.random_range(0..5) {
             0 | 1 => About::Number,
             2 => About::Text,
-            _ => About::Column([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 24][self.0.random_range(0..14)]),
+            _ => {
+                About::Column([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 24][self.random.random_range(0..14)])
+            }
         }
     }
 
     fn value(&mut self, about: About, depth: usize) -> String {
-        if depth > 0 && self.0.random_ratio(1, 6) {
+        if depth > 0 && self.random.random_ratio(1, 6) {
             let (a, b) = (self.value(about, depth - 1), self.value(about, depth - 1));
-            return match self.0.random_range(0..5) {
+            return match self.random.random_range(0..5) {
                 0 => format!("case when {} then {a} else {b} end", self.condition(depth - 1)),
                 1 => format!("coalesce({a}, {b})"),
                 2 => format!("nullif({a}, {b})"),
@@ -53,10 +76,10 @@ impl Writer<'_> {
             About::Text => self.text(depth),
             About::Column(index) => {
                 let (name, _, _, pool) = COLUMNS[index];
-                if self.0.random_ratio(1, 2) {
+                if self.random.random_ratio(1, 2) {
                     return self.column_among(&[name]);
                 }
-                words(pool).choose(self.0).map(|word| quoted(word)).unwrap_or_default()
+                words(pool).choose(self.random).map(|word| quoted(word)).unwrap_or_default()
             }
         }
     }
@@ -87,11 +110,11 @@ impl Writer<'_> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "@>", "<@", "&&", "@>", "&&"]);
         let comparison = self.pick(&["=", "<>", "<", ">="]);
         let quantifier = self.pick(&["any", "all"]);
-        match self.0.random_range(0..7) {
+        match self.random.random_range(0..7) {
             0..=2 => format!("{a} {op} {b}"),
             3 => {
                 let (name, element) = [("ia", self.number(depth)), ("ta", self.text(depth)), ("da", "dt".to_owned())]
-                    .choose(self.0)
+                    .choose(self.random)
                     .cloned()
                     .unwrap_or_default();
                 format!("{element} {comparison} {quantifier} ({name})")
@@ -125,7 +148,7 @@ impl Writer<'_> {
         let (a, b) = (self.pick(&ranges), self.pick(&ranges));
         let element = self.pick(&["i", "n", "dt", "ts", "42", "1.0", "s", "null", "'2024-02-29'::date"]);
         let comparison = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
-        match self.0.random_range(0..6) {
+        match self.random.random_range(0..6) {
             0 | 1 => {
                 format!("{a} {} {b}", self.pick(&["@>", "<@", "&&", "<<", ">>", "=", "<", ">=", "is distinct from"]))
             }
@@ -137,13 +160,13 @@ impl Writer<'_> {
     }
 
     fn json(&mut self, depth: usize) -> String {
-        if depth == 0 || self.0.random_ratio(1, 3) {
+        if depth == 0 || self.random.random_ratio(1, 3) {
             return self
                 .pick(&["j", "j", "j", "'{\"a\": 1}'::jsonb", "'[1, \"a\"]'::jsonb", "js::jsonb", "'1'::jsonb"])
                 .to_owned();
         }
         let json = self.json(depth - 1);
-        match self.0.random_range(0..3) {
+        match self.random.random_range(0..3) {
             0 => format!("({json} -> {})", self.pick(&["'a'", "'b'", "'c'", "t"])),
             1 => format!("({json} -> {})", self.pick(&["0", "1", "-1", "2", "s"])),
             _ => format!(
@@ -154,7 +177,7 @@ impl Writer<'_> {
     }
 
     fn json_text(&mut self, depth: usize) -> String {
-        match self.0.random_range(0..4) {
+        match self.random.random_range(0..4) {
             0 => format!("({} ->> {})", self.json(depth), self.pick(&["'a'", "'b'", "'bb'", "0", "-1", "1", "3"])),
             1 => format!("({} #>> {})", self.json(depth), self.pick(&["'{a}'", "'{b,a}'", "'{}'", "ta", "'{a,1}'"])),
             2 => format!(
@@ -181,7 +204,7 @@ impl Writer<'_> {
             "'{\"a\": [\"a\"]}'",
             "'null'",
         ]);
-        match self.0.random_range(0..8) {
+        match self.random.random_range(0..8) {
             0 | 1 => format!("{json} {} {part}", self.pick(&["@>", "<@", "=", "<>", "is distinct from"])),
             2 => format!("{json} ? {}", self.pick(&["'a'", "'b'", "'x'", "t"])),
             3 => format!(
@@ -203,7 +226,7 @@ impl Writer<'_> {
     }
 
     fn moment(&mut self, depth: usize) -> String {
-        if depth == 0 || self.0.random_ratio(1, 2) {
+        if depth == 0 || self.random.random_ratio(1, 2) {
             return self
                 .pick(&[
                     "dt",
@@ -224,7 +247,7 @@ impl Writer<'_> {
                 .to_owned();
         }
         let (a, b) = (self.moment(depth - 1), self.moment(depth - 1));
-        match self.0.random_range(0..9) {
+        match self.random.random_range(0..9) {
             0..=2 => format!("({a} + {b})"),
             3..=4 => format!("({a} - {b})"),
             5 => format!(
@@ -268,7 +291,7 @@ impl Writer<'_> {
             "milliseconds",
             "microseconds",
         ]);
-        match self.0.random_range(0..4) {
+        match self.random.random_range(0..4) {
             0 | 1 => format!("{a} {op} {b}"),
             2 => format!("extract({field} from {a}) {op} {}", self.number(0)),
             _ => format!("date_part('{field}', {a}) {op} {}", self.pick(&["12", "2", "2024", "0.5", "59.789", "i"])),
@@ -277,7 +300,7 @@ impl Writer<'_> {
 
     fn number_function(&mut self, depth: usize) -> String {
         let (a, b) = (self.number(depth), self.number(depth));
-        match self.0.random_range(0..12) {
+        match self.random.random_range(0..12) {
             0 => format!("{}({})", self.pick(&["length", "char_length", "octet_length", "ascii"]), self.text(depth)),
             1 => format!("strpos({}, {})", self.text(depth), self.text(0)),
             2 => format!("position({} in {})", self.text(0), self.text(0)),
@@ -298,7 +321,7 @@ impl Writer<'_> {
     fn text_function(&mut self, depth: usize) -> String {
         let (a, b) = (self.text(depth), self.text(0));
         let place = self.pick(&["0", "1", "2", "-1", "3", "i"]);
-        match self.0.random_range(0..12) {
+        match self.random.random_range(0..12) {
             0 => format!("{}({a})", self.pick(&["lower", "upper", "reverse", "md5", "btrim", "ltrim", "rtrim"])),
             1 => format!("trim({} {b} from {a})", self.pick(&["both", "leading", "trailing", ""])),
             2 => format!("substring({a} from {place}{})", self.pick(&["", " for 1", " for 2", " for 0"])),
@@ -314,10 +337,10 @@ impl Writer<'_> {
     }
 
     fn number(&mut self, depth: usize) -> String {
-        if depth > 0 && self.0.random_ratio(1, 4) {
+        if depth > 0 && self.random.random_ratio(1, 4) {
             return self.number_function(depth - 1);
         }
-        let choice = self.0.random_range(0..if depth > 0 { 9 } else { 5 });
+        let choice = self.random.random_range(0..if depth > 0 { 9 } else { 5 });
         match choice {
             0 | 1 => self.column_among(&["s", "i", "l", "n", "m", "r", "d"]),
             2 => self.pick(&["0", "1", "-1", "42", "2147483648", "-2147483648", "9223372036854775808"]).to_owned(),
@@ -325,14 +348,14 @@ impl Writer<'_> {
             4 => self.pick(&["'42'", "'1'", "null", "'NaN'::numeric", "'-0'::float8", "'Infinity'::real"]).to_owned(),
             5..=7 => {
                 let op = self.pick(&["+", "-", "*", "/", "%"]);
-                let open = self.0.random_ratio(1, 2);
+                let open = self.random.random_ratio(1, 2);
                 let (a, b) = (self.number(depth - 1), self.number(depth - 1));
                 if open { format!("({a} {op} {b})") } else { format!("{a} {op} {b}") }
             }
             _ => {
                 let kind = self.pick(&["int2", "int", "bigint", "numeric", "real", "float8", "numeric(6,1)"]);
                 let operand = self.number(depth - 1);
-                match self.0.random_range(0..3) {
+                match self.random.random_range(0..3) {
                     0 => format!("-({operand})"),
                     1 => format!("cast({operand} as {kind})"),
                     _ => format!("({operand})::{kind}"),
@@ -342,10 +365,10 @@ impl Writer<'_> {
     }
 
     fn text(&mut self, depth: usize) -> String {
-        if depth > 0 && self.0.random_ratio(1, 3) {
+        if depth > 0 && self.random.random_ratio(1, 3) {
             return self.text_function(depth - 1);
         }
-        match self.0.random_range(0..if depth > 0 { 7 } else { 4 }) {
+        match self.random.random_range(0..if depth > 0 { 7 } else { 4 }) {
             0..=1 => self.column_among(&["t", "v", "c"]),
             2..=3 => {
                 self.pick(&["''", "'a'", "'a '", "'ab'", "'é'", "'A'", "'42'", "'O''x'", "'a\\c'", "null"]).to_owned()
@@ -364,10 +387,10 @@ impl Writer<'_> {
 
     pub(crate) fn condition(&mut self, depth: usize) -> String {
         let below = depth.saturating_sub(1);
-        if depth > 0 && self.0.random_ratio(1, 3) {
+        if depth > 0 && self.random.random_ratio(1, 3) {
             let (a, b) = (self.condition(below), self.condition(below));
             let word = self.pick(&["and", "or"]);
-            return match self.0.random_range(0..4) {
+            return match self.random.random_range(0..4) {
                 0 => format!("not {a}"),
                 1 => format!("({a}) {word} {b}"),
                 2 => format!("{a} {word} ({b})"),
@@ -379,8 +402,9 @@ impl Writer<'_> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
         let a = self.value(about, below);
         let (b, c) = (self.value(about, below), self.value(about, below));
-        match self.0.random_range(0..19) {
+        match self.random.random_range(0..21) {
             17 | 18 => self.of_range(below),
+            19 | 20 if self.queries < 3 => self.of_subquery(about, (&a, not)),
             15 => {
                 let (x, y, z) = (self.value(about, 0), self.number(0), self.number(0));
                 let row = self.pick(&["", "row "]);
@@ -406,8 +430,40 @@ impl Writer<'_> {
         }
     }
 
+    fn of_subquery(&mut self, about: About, (operand, not): (&str, &str)) -> String {
+        let (from, table) = *TABLES.choose(self.random).unwrap_or(&TABLES[0]);
+        let around = std::mem::replace(&mut self.table, table);
+        self.queries += 1;
+        let column = match about {
+            About::Number => self.column_among(&["s", "i", "l", "n", "m", "r", "d"]),
+            About::Text => self.column_among(&["t", "v", "c"]),
+            About::Column(index) => self.column_among(&[COLUMNS[index].0]),
+        };
+        let condition = match self.random.random_range(0..5) {
+            0 => String::new(),
+            1 => format!(" where {column} is not null"),
+            2 => format!(" where {column} is null or {}", self.comparison()),
+            3 => format!(" where {}", self.comparison()),
+            _ => format!(" where {}", self.condition(1)),
+        };
+        self.queries -= 1;
+        self.table = around;
+        let select = format!("select {column} from {from}{condition}");
+        match self.random.random_range(0..6) {
+            0 => format!("{operand} = {} ({select})", self.pick(&["any", "some"])),
+            1 => format!("{operand} <> all ({select})"),
+            _ => format!("{operand} {not}in ({select})"),
+        }
+    }
+
+    /// One that does not fail.
+    fn comparison(&mut self) -> String {
+        let (column, op) = (self.column_among(&["i", "s", "l", "n"]), self.pick(&["=", "<>", "<", ">="]));
+        format!("{column} {op} {}", self.pick(&["0", "1", "42", "-1", "0.1"]))
+    }
+
     fn regex(&mut self, text: &str, not: &str) -> String {
-        if self.0.random_ratio(1, 3) {
+        if self.random.random_ratio(1, 3) {
             let pattern = self.pick(&[
                 "'a%'",
                 "'(a|é)_?'",
@@ -447,8 +503,8 @@ impl Writer<'_> {
             "\\y",
         ];
         let mut pattern = self.pick(&["", "^", ""]).to_owned();
-        for _ in 0..self.0.random_range(0..4) {
-            pattern += atoms.choose(self.0).copied().unwrap_or_default();
+        for _ in 0..self.random.random_range(0..4) {
+            pattern += atoms.choose(self.random).copied().unwrap_or_default();
             pattern += self.pick(&["", "", "*", "+", "?", "{2}", "{1,}?", "{0,3}"]);
         }
         pattern += self.pick(&["", "$", "|b", ""]);
@@ -461,21 +517,21 @@ impl Writer<'_> {
             About::Text => self.pick(&["'a'", "'ab'::text", "'é'", "null", "'a '::char(3)"]).to_owned(),
             About::Column(index) => {
                 let (_, kind, _, pool) = COLUMNS[index];
-                words(pool).choose(self.0).map(|word| format!("{}::{kind}", quoted(word))).unwrap_or_default()
+                words(pool).choose(self.random).map(|word| format!("{}::{kind}", quoted(word))).unwrap_or_default()
             }
         }
     }
 
     fn pattern(&mut self, not: &str) -> String {
         let text = self.text(1);
-        if self.0.random_ratio(1, 2) {
+        if self.random.random_ratio(1, 2) {
             return self.regex(&text, not);
         }
         let like = self.pick(&["like", "ilike"]);
         let pattern =
             self.pick(&["'a%'", "'%c'", "'_'", "'a_c'", "'a\\%c'", "'%\\'", "'A%'", "'é%'", "''", "t", "v", "'a!_c'"]);
         let escape = self.pick(&["", "", " escape '!'", " escape ''", " escape '\\'"]);
-        if self.0.random_ratio(1, 4) {
+        if self.random.random_ratio(1, 4) {
             let patterns = self.pick(&[
                 "array['a%', '%c']",
                 "'{a_,\"a%c\",NULL}'",

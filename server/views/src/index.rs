@@ -176,7 +176,8 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
     }
 
     /// Adds a shape: its condition, and the fields that it selects, where it does not select all. All conditions are about
-    /// the same table; each keeps the table's description that it was made with.
+    /// the same table; each keeps the table's description that it was made with. One that asks subqueries fails for each row,
+    /// since the index knows no sets.
     ///
     /// # Errors
     /// The shape is there already.
@@ -283,6 +284,9 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
     /// What serves the condition, in words; of one that is not there, what would.
     #[must_use]
     pub fn explain(&self, predicate: &Predicate) -> Explanation {
+        if !predicate.subqueries().is_empty() {
+            return Explanation::of_asking(predicate);
+        }
         let present = self.entry_of(predicate).map(|number| &self.entries[number as usize]);
         let (columns, parts, plan) = self.planned(predicate);
         let plan = match present {

@@ -4,6 +4,7 @@
 //! where text, parameters, table facts ──▶ Predicate ──▶ verdict for an encoded row
 //!                                              ├──▶ SQL for a snapshot's SELECT
 //!                                              ├──▶ hash, by which equal definitions are found
+//!                                              ├──▶ Subqueries, whose sets of values come back as Members
 //!                                              ├──▶ Index: a change ──▶ the shapes that it concerns
 //!                                              └──▶ Shape, with columns: what a change is to it
 //! ```
@@ -18,7 +19,7 @@ mod shape;
 
 pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room, Routed, Served, changed_fields};
 pub use predicate::{
-    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Outcome, Parameter, Pinned, Place, Predicate,
-    Reason, Refusal, RowError, TEXT_BYTES_MAX, TableFacts,
+    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Members, Membership, Outcome, Parameter, Pinned,
+    Place, Predicate, Reason, Refusal, RowError, Subquery, TEXT_BYTES_MAX, TableFacts, subquery_tables,
 };
 pub use shape::{Shape, ShapeDefinition, ShapeError, Updates};

@@ -5,7 +5,7 @@ use rand::seq::IndexedRandom;
 use rand::{RngExt, rngs::StdRng};
 use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
 
-use crate::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
+use crate::{CollationFacts, ColumnFacts, EnumFacts, Members, Membership, TableFacts};
 
 /// Columns by name, type, OID, and values in PostgreSQL's text.
 const COLUMNS: &[(&str, &str, u32, &[&str])] = &[
@@ -71,11 +71,29 @@ fn encoder() -> RowEncoder {
 pub(crate) struct Random {
     pub(crate) source: StdRng,
     encoder: RowEncoder,
+    /// May conditions have subqueries, of the same table?
+    asks: bool,
+}
+
+/// Sets of subqueries that have nothing to do with any rows: each says the same of the same value, whatever it is.
+pub(crate) struct AnySets;
+
+impl Members for AnySets {
+    fn membership(&self, subquery: usize, member: Option<&[u8]>) -> Option<bool> {
+        let sum = |bytes: &[u8]| bytes.iter().fold(subquery, |sum, &byte| sum * 31 % 1_009 + usize::from(byte));
+        let contains = member.is_some_and(|member| sum(member) % 2 == 0);
+        Membership { contains, has_null: subquery % 3 == 1, is_empty: subquery % 3 == 2 }.of(member)
+    }
 }
 
 impl Random {
     pub(crate) fn new(source: StdRng) -> Self {
-        Random { source, encoder: encoder() }
+        Random { source, encoder: encoder(), asks: false }
+    }
+
+    /// With subqueries in conditions.
+    pub(crate) fn asking(source: StdRng) -> Self {
+        Random { asks: true, ..Random::new(source) }
     }
 
     fn one_in(&mut self, count: u32) -> bool {
@@ -136,6 +154,9 @@ impl Random {
                 _ => format!("case when {a} then {b} else {c} end"),
             };
         }
+        if self.asks && self.one_in(5) {
+            return self.subquery(depth);
+        }
         match self.source.random_range(0..16) {
             0..=1 => self.unindexed(),
             2..=3 => self.containment(),
@@ -192,6 +213,20 @@ impl Random {
                 .to_owned(),
             _ => self.pick(&["true", "false", "null", "1 = 1", "null::int4 = 1"]).to_owned(),
         }
+    }
+
+    fn subquery(&mut self, depth: usize) -> String {
+        let column = COLUMNS[self.source.random_range(0..18)].0;
+        let operand = self.pick(&[column, column, "i + 1", "1 / i", "null", "case when b then i end"]);
+        let (selected, not) = (self.pick(&[column, "i", "l", "n"]), self.pick(&["", "not "]));
+        let condition = match self.source.random_range(0..3) {
+            0 => self
+                .pick(&["", " where b and i = 1", " where 1 = i and b = true", " where i in (select l from rows)"])
+                .to_owned(),
+            1 => format!(" where {}", self.comparison()),
+            _ => format!(" where {}", self.condition(depth.saturating_sub(1))),
+        };
+        format!("{operand} {not}in (select {selected} from rows{condition})")
     }
 
     fn containment(&mut self) -> String {

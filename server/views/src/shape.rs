@@ -15,7 +15,7 @@ use tidegate_model::{Retry, TableName, near};
 
 use crate::{
     index::{Effect, changed_fields},
-    predicate::{Failure, Parameter, Predicate, Refusal, RowError, TableFacts},
+    predicate::{Failure, Members, Parameter, Predicate, Refusal, RowError, TableFacts},
 };
 
 /// What a client asks for.
@@ -98,12 +98,25 @@ impl Shape {
     /// # Errors
     /// It does not fit, or is not one that can be evaluated exactly.
     pub fn new(definition: &ShapeDefinition, facts: &TableFacts, key: &[String]) -> Result<Self, ShapeError> {
+        Shape::with_tables(definition, facts, key, &[])
+    }
+
+    /// As `new`, with the tables that the condition's subqueries name ([`crate::subquery_tables`]).
+    ///
+    /// # Errors
+    /// As of `new`.
+    pub fn with_tables(
+        definition: &ShapeDefinition,
+        facts: &TableFacts,
+        key: &[String],
+        others: &[TableFacts],
+    ) -> Result<Self, ShapeError> {
         let ShapeDefinition { table, condition, parameters, columns, updates } = definition;
         if key.is_empty() {
             return Err(ShapeError::Keyless);
         }
         let condition = if condition.trim().is_empty() { "true" } else { condition.as_str() };
-        let predicate = Predicate::new(condition, parameters, facts)?;
+        let predicate = Predicate::with_tables(condition, parameters, facts, others)?;
         let field = |name: &String| {
             let found = facts.columns.iter().find(|column| column.name == *name).map(|column| column.field);
             found.ok_or_else(|| {
@@ -177,15 +190,38 @@ impl Shape {
         is_selected: impl Fn(u32) -> bool,
     ) -> Result<Option<Effect>, Failure> {
         let is_in = |row: Option<&[u8]>| row.map_or(Ok(false), |row| self.predicate.selects(row));
-        match (is_in(old)?, is_in(new)?) {
-            (false, false) => Ok(None),
-            (false, true) => Ok(Some(Effect::MoveIn)),
-            (true, false) => Ok(Some(Effect::MoveOut)),
-            (true, true) => {
-                let changed =
-                    changed_fields(old.unwrap_or_default(), new.unwrap_or_default()).map_err(RowError::Row)?;
-                Ok(changed.into_iter().any(is_selected).then_some(Effect::Update))
-            }
+        effect((old, is_in(old)?), (new, is_in(new)?), is_selected)
+    }
+
+    /// Like `effect_on`, where these are the sets of the condition's subqueries, before the change and after it.
+    ///
+    /// # Errors
+    /// As of `effect`.
+    pub fn effect_given(
+        &self,
+        old: Option<&[u8]>,
+        new: Option<&[u8]>,
+        is_selected: impl Fn(u32) -> bool,
+        members: &dyn Members,
+    ) -> Result<Option<Effect>, Failure> {
+        let is_in = |row: Option<&[u8]>| row.map_or(Ok(false), |row| self.predicate.selects_given(row, members));
+        effect((old, is_in(old)?), (new, is_in(new)?), is_selected)
+    }
+}
+
+/// Of a row before and after a change, each with whether it is in the shape.
+fn effect(
+    (old, was_in): (Option<&[u8]>, bool),
+    (new, is_in): (Option<&[u8]>, bool),
+    is_selected: impl Fn(u32) -> bool,
+) -> Result<Option<Effect>, Failure> {
+    match (was_in, is_in) {
+        (false, false) => Ok(None),
+        (false, true) => Ok(Some(Effect::MoveIn)),
+        (true, false) => Ok(Some(Effect::MoveOut)),
+        (true, true) => {
+            let changed = changed_fields(old.unwrap_or_default(), new.unwrap_or_default()).map_err(RowError::Row)?;
+            Ok(changed.into_iter().any(is_selected).then_some(Effect::Update))
         }
     }
 }
@@ -215,12 +251,14 @@ fn hash(table: &TableName, predicate: &Predicate, columns: Option<&[String]>, up
     text(&table.schema);
     text(&table.table);
     text(predicate.normal_form());
+    let subqueries: Vec<[u8; 32]> = predicate.subqueries().iter().map(|subquery| subquery.hash()).collect();
     text(match updates {
         Updates::FullRow => "full row",
         Updates::ChangedColumns => "changed columns",
     });
     text(if columns.is_some() { "these" } else { "all" });
     columns.unwrap_or_default().iter().for_each(|column| text(column));
+    subqueries.iter().for_each(|subquery| hasher.update(subquery));
     hasher.finalize().into()
 }
 

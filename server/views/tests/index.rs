@@ -72,6 +72,22 @@ fn what_serves_a_condition_is_explained() {
 }
 
 #[test]
+fn subqueries_are_asked_for_each_row() {
+    let nested =
+        "tenant = 7 and (status in (select status from orders where sku not in (select sku from orders)) or paid)";
+    let predicate = Predicate::with_tables(nested, &[], &table(), &[table()]).expect("a condition");
+    assert_eq!(
+        Index::<u32>::new().explain(&predicate).to_string(),
+        "It asks subqueries: for each row of the table, 2 parts are evaluated, which read paid, status, tenant; and once more for \
+         the rows that are concerned where values come or go in public.orders."
+    );
+    let mut index = Index::new();
+    index.insert(1, &predicate, None).expect("a new shape");
+    let routed = route(&index, None, Some("7|open|5|a|f|"), &mut Room::default());
+    assert!(matches!(routed[0].effect, Err(Failure::Evaluation(_))), "it is no guess");
+}
+
+#[test]
 fn what_is_there_is_explained_as_it_is_there() {
     let shapes = CONDITIONS.iter().copied().filter(|condition| !condition.starts_with("7 ="));
     let index = index(&shapes.collect::<Vec<_>>());

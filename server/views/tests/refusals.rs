@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate_views::{CollationFacts, ColumnFacts, Parameter, Predicate, Reason, TableFacts};
+use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, Parameter, Predicate, Reason, TableFacts};
 
 const CONDITIONS: &[&str] = &[
     "",
@@ -46,6 +46,58 @@ const CONDITIONS: &[&str] = &[
     "t similar to 'a' escape 'ab'",
     "lower(t) = 'a'",
     "i in (select 1)",
+    "i in (select o, i from items)",
+    "i in (select * from items)",
+    "i in (select max(o) from items)",
+    "i in (select o + 1 from items)",
+    "i in (select distinct o from items)",
+    "i in (select o from items order by o)",
+    "i in (select o from items limit 1)",
+    "i in (select o from items group by o)",
+    "i in (select o from items union select 1)",
+    "i in (select o from items, orders)",
+    "i in (select o from items join orders on true)",
+    "i in (select o from only items)",
+    "i in (select o from (select 1) x)",
+    "i in (select o from generate_series(1, 2) o)",
+    "i in (select o from elsewhere.public.items)",
+    "i in (select o",
+    "i in (select o from",
+    "i in (select o from items",
+    "i in (select o from items where",
+    "i in (select o from items) and j",
+    "i in (select x from nowhere)",
+    "i in (select p from items)",
+    "i in (select o from items where p = 1)",
+    "i in (select o from items where items.o = orders.i)",
+    "i in (select o from items where o = s)",
+    "i in (select o from items where o in (select i from orders where orders.i = items.o))",
+    "i in (select i from orders inside where orders.i = 1)",
+    "i in (select o from items where t = 'a' and t < 'b')",
+    "i in (select o from items where o)",
+    "i in (select o from items where o = $2)",
+    "i in (select o from items where o = $1 and t = $1)",
+    "i in (values (1), (2))",
+    "i in (with x as (select 1) select 1 from x)",
+    "i in (table items)",
+    "i = (select o from items)",
+    "i < any (select o from items)",
+    "i = all (select o from items)",
+    "exists (select o from items)",
+    "(i, s) in (select o, o from items)",
+    "t in (select o from items)",
+    "i in (select t from items)",
+    "t in (select x from items)",
+    "x in (select t from items)",
+    "d in (select n from items)",
+    "z in (select ts from items)",
+    "dt in (select ts from items)",
+    "j in (select j from items)",
+    "ia in (select ia from items)",
+    "'sad' in (select e from items)",
+    "b in (select e from items)",
+    "x in (select k from items)",
+    "i in (select o from items where o in (select o from items where o in (select o from items where o in (select o from items where o in (select o from items)))))",
     "(i, i) = 1",
     "(i, i) = (1, 2, 3)",
     "(i, i) in ((1, 2), 3)",
@@ -180,13 +232,47 @@ fn table() -> TableFacts {
     }
 }
 
+/// What subqueries may read: the table itself, and another one.
+fn others() -> [TableFacts; 2] {
+    let collation = |name: &str, deterministic| CollationFacts {
+        name: name.to_owned(),
+        is_default: false,
+        deterministic,
+        is_c: false,
+    };
+    let columns = [
+        ("o", 23, None),
+        ("t", 25, None),
+        ("x", 25, Some(collation("public.caseless", false))),
+        ("k", 25, Some(collation("public.other", true))),
+        ("n", 1700, None),
+        ("ts", 1114, None),
+        ("j", 3802, None),
+        ("ia", 1007, None),
+        ("e", 0, None),
+    ];
+    let column = |(field, (name, type_oid, collation)): (u32, (&str, u32, Option<CollationFacts>))| ColumnFacts {
+        name: name.to_owned(),
+        field,
+        type_oid,
+        collation,
+        enum_type: (type_oid == 0).then(|| EnumFacts {
+            schema: "public".to_owned(),
+            name: "mood".to_owned(),
+            labels: vec!["sad".to_owned()],
+        }),
+    };
+    let columns = (1..).zip(columns).map(column).collect();
+    [table(), TableFacts { name: "items".to_owned(), columns, ..table() }]
+}
+
 fn message(condition: &str) -> String {
     let parameters = if ["$1", "$2"].iter().any(|number| condition.contains(number)) {
         vec![Parameter { type_name: None, value: Some("1".into()) }]
     } else {
         Vec::new()
     };
-    match Predicate::new(condition, &parameters, &table()) {
+    match Predicate::with_tables(condition, &parameters, &table(), &others()) {
         Ok(predicate) => format!("accepted as {}", predicate.sql()),
         Err(refusal) => refusal.to_string(),
     }
@@ -248,12 +334,35 @@ fn hostile_conditions_are_refused_at_once() {
         "'".repeat(65_535),
         "/*".repeat(32_000),
         "\"".repeat(65_535),
+        format!("{}i = 1{}", "i in (select i from orders where ".repeat(1_500), ")".repeat(1_500)),
+        vec!["i in (select i from orders)"; 2_000].join(" or "),
+        format!("i in (select i from orders where {})", chained(" and ", 2_000)),
+        format!("i in (select i from orders where t in ({}))", vec!["'a'"; 15_000].join(",")),
+        format!("i in (select i from orders where {}i = 1", "(".repeat(60_000)),
     ];
     for condition in hostile {
         let start = Instant::now();
-        let refusal = Predicate::new(&condition, &[], &table()).expect_err("refused");
+        let refusal = Predicate::with_tables(&condition, &[], &table(), &others()).expect_err("refused");
         assert!(start.elapsed() < Duration::from_secs(5), "{refusal}");
     }
+}
+
+/// What repeats a subquery repeats all that it is.
+#[test]
+fn subqueries_are_repeated_within_bounds() {
+    let mut repeated = format!("b in (select b from orders where t in ({}))", vec!["'abcdefgh'"; 900].join(","));
+    for _ in 0..12 {
+        repeated = format!("({repeated}) between false and true");
+    }
+    let refusal = Predicate::with_tables(&repeated, &[], &table(), &others()).expect_err("refused");
+    assert!(matches!(refusal.reason, Reason::TooLarge { .. }), "{refusal}");
+}
+
+#[test]
+fn a_subquery_needs_tables() {
+    let refusal = Predicate::new("b or i in (select i from orders)", &[], &table()).expect_err("no table is given");
+    assert_eq!(refusal.place.column, 26);
+    assert!(matches!(refusal.reason, Reason::UnreadableTable { .. }), "{refusal}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use super::lookups::{Lookups, Test};
 use super::plan::Plan;
-use crate::predicate::Part;
+use crate::predicate::{Part, Predicate};
 
 /// How the rows of a condition are found, and what is evaluated for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Explanation {
     pub each_row: bool,
     /// The columns of each part that is evaluated for the rows that are found.
     pub evaluated: Vec<Vec<String>>,
+    /// The tables whose rows its subqueries select, nested ones included, each once. With any, no lookup serves it.
+    pub asked: Vec<String>,
 }
 
 /// What is looked up of one column.
@@ -67,12 +69,36 @@ impl Explanation {
         }
         let unproven = parts.iter().zip(&plan.proven).filter(|&(_, &proven)| !proven);
         let evaluated = unproven.map(|(part, _)| part.reads.iter().map(|&column| name(column)).collect()).collect();
-        Explanation { served, each_row: plan.each_row, evaluated }
+        Explanation { served, each_row: plan.each_row, evaluated, asked: Vec::new() }
+    }
+
+    /// Of a condition that asks subqueries, which is evaluated for every row.
+    pub(super) fn of_asking(predicate: &Predicate) -> Self {
+        let inputs = predicate.inputs();
+        let columns = |part: &Part| part.reads.iter().map(|&column| inputs[column].name().to_owned()).collect();
+        let mut asked = Vec::new();
+        let mut rest = predicate.subqueries().to_vec();
+        while let Some(subquery) = rest.pop() {
+            asked.push(subquery.table().to_string());
+            rest.extend_from_slice(subquery.condition().subqueries());
+        }
+        asked.sort_unstable();
+        asked.dedup();
+        let evaluated = predicate.parts().iter().map(columns).collect();
+        Explanation { served: Vec::new(), each_row: true, evaluated, asked }
     }
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.asked.is_empty() {
+            let (count, parts, tables) = (self.evaluated.len(), Parts(&self.evaluated), self.asked.join(", "));
+            return write!(
+                f,
+                "It asks subqueries: for each row of the table, {count} {parts}; and once more for the rows that are concerned \
+                 where values come or go in {tables}."
+            );
+        }
         match (self.each_row, self.evaluated.len()) {
             (true, 0) => return f.write_str("It is true for every row; nothing is evaluated."),
             (true, count) => {

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use super::{Effect, Index, Room, Routed};
-use crate::random::{Random, table};
+use crate::random::{AnySets, Random, table};
 use crate::{Failure, Predicate};
 
 /// What one shape is told, by the meaning of the words.
@@ -119,15 +119,16 @@ proptest! {
 
     #[test]
     fn selecting_refines_the_three_valued_answer(seed: u64) {
-        let mut random = Random::new(StdRng::seed_from_u64(seed));
+        let mut random = Random::asking(StdRng::seed_from_u64(seed));
         for _ in 0..40 {
             let condition = random.condition(4);
-            let Ok(predicate) = Predicate::new(&condition, &[], &table()) else { continue };
+            let made = Predicate::with_tables(&condition, &[], &table(), &[table()]);
+            let Ok(predicate) = made else { continue };
             for _ in 0..20 {
                 let values = random.values();
                 let row = random.row(&values);
-                let Ok(outcome) = predicate.evaluate(&row) else { continue };
-                match (outcome.verdict, predicate.selects(&row)) {
+                let Ok(outcome) = predicate.evaluate_given(&row, &AnySets) else { continue };
+                match (outcome.verdict, predicate.selects_given(&row, &AnySets)) {
                     (Ok(verdict), selected) => {
                         prop_assert_eq!(selected, Ok(verdict == Some(true)), "{} {:?}", condition, values);
                     }

@@ -107,6 +107,16 @@ struct Analysis<'a> {
     inputs: &'a [Input],
 }
 
+/// The column, under casts that cannot fail, that the operand is.
+pub(super) fn path(operand: &Expression, inputs: &[Input], padded: bool) -> Option<Path> {
+    Analysis { inputs }.path(operand, padded)
+}
+
+/// May PostgreSQL refuse to cast a value?
+pub(super) fn cast_may_fail(from: Kind, to: Kind) -> bool {
+    matches!(effect(from, to), Effect::MayFail)
+}
+
 impl Analysis<'_> {
     /// Where the condition has this truth.
     fn access(&self, condition: &Expression, truth: bool) -> Access {
@@ -313,7 +323,7 @@ fn key_of(value: &Value<'_>, padded: bool) -> Option<Key> {
 }
 
 /// Has each of its values a key that costs little? Named one by one, so that a new type is not looked up unawares.
-fn has_keys(kind: Kind) -> bool {
+pub(super) fn has_keys(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Bool

@@ -184,7 +184,7 @@ impl Typing<'_> {
             let what = "a column within an array".to_owned();
             return self.refuse(typed.at, Reason::Unsupported { what, instead: "write IN (…)" });
         }
-        let mut evaluator = Evaluator { inputs: &[], hides_error: false };
+        let mut evaluator = Evaluator::new(&[]);
         match evaluator.value(&typed.tree) {
             Ok(value) => Ok(value.into_owned()),
             Err(error) => self.refuse(typed.at, Reason::AlwaysFails { error }),

@@ -9,9 +9,10 @@ use std::borrow::Cow;
 
 use super::arithmetic::{arithmetic, cast, negate};
 use super::comparison::Comparison;
-use super::expression::{Expression, Function, Quantified};
+use super::expression::{Expression, Function, Member, Quantified};
 use super::kind::Kind;
 use super::like;
+use super::members::Members;
 use super::signature::Does;
 use super::value::Value;
 
@@ -75,10 +76,17 @@ pub struct Outcome {
 pub(super) struct Evaluator<'v> {
     /// Of the columns that the condition reads.
     pub(super) inputs: &'v [Value<'v>],
+    /// Of the condition's subqueries, if they are known.
+    pub(super) members: Option<&'v dyn Members>,
     pub(super) hides_error: bool,
 }
 
 impl<'v> Evaluator<'v> {
+    /// Without subqueries.
+    pub(super) fn new(inputs: &'v [Value<'v>]) -> Self {
+        Evaluator { inputs, members: None, hides_error: false }
+    }
+
     /// True, false or NULL.
     pub(super) fn truth(&mut self, expression: &'v Expression) -> Result<Option<bool>, EvaluationError> {
         Ok(truth(&self.value(expression)?))
@@ -98,6 +106,7 @@ impl<'v> Evaluator<'v> {
             Expression::IsNull(operand) => Ok(Value::Bool(self.value(operand)? == Value::Null)),
             Expression::Is(truth, operand) => Ok(Value::Bool(self.truth(operand)? == *truth)),
             Expression::Quantified(quantified) => self.quantified(quantified),
+            Expression::Member(member) => self.member(member),
             Expression::QuantifiedArray { all, op, kind, operands } => {
                 let (left, array) = (self.value(&operands[0])?, self.value(&operands[1])?);
                 let Value::Array(array) = array else { return Ok(Value::Null) };
@@ -170,6 +179,26 @@ impl<'v> Evaluator<'v> {
     fn quantified(&mut self, quantified: &'v Quantified) -> Result<Value<'v>, EvaluationError> {
         let left = self.value(&quantified.left)?;
         Ok(with_each(&left, (quantified.op, quantified.all, quantified.kind), &quantified.values))
+    }
+
+    fn member(&mut self, member: &'v Member) -> Result<Value<'v>, EvaluationError> {
+        let Some(members) = self.members else {
+            return Err(EvaluationError::Undecided { what: "a subquery whose values are not at hand" });
+        };
+        let says = |key: Option<&[u8]>| Ok(of_truth(members.membership(member.number, key)));
+        match self.value(&member.operand) {
+            Ok(Value::Null) => says(None),
+            Ok(value) => {
+                let mut key = Vec::new();
+                says(Some(member.key(&value, &mut key)))
+            }
+            // PostgreSQL does not evaluate what it compares with no row.
+            Err(_) if members.membership(member.number, None) == Some(false) => {
+                self.hides_error = true;
+                Ok(Value::Bool(false))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn extreme(

@@ -3,9 +3,12 @@
 //!
 //! Invariant: no deeper than a constant times the parser's bound, and no larger than typing's.
 
+use std::sync::Arc;
+
 use super::comparison::Comparison;
 use super::kind::Kind;
 use super::signature::Signature;
+use super::subquery::Subquery;
 use super::syntax::Arithmetic;
 use super::value::Value;
 
@@ -32,6 +35,8 @@ pub(super) enum Expression {
         kind: Kind,
         operands: Vec<Expression>,
     },
+    /// `operand IN (SELECT …)`
+    Member(Member),
     Case {
         arms: Vec<(Expression, Expression)>,
         otherwise: Box<Expression>,
@@ -53,6 +58,18 @@ pub(super) struct Quantified {
     pub(super) kind: Kind,
     pub(super) left: Box<Expression>,
     pub(super) values: Vec<Value<'static>>,
+}
+
+/// Is a value one of those that a subquery selects?
+#[derive(Clone, Debug)]
+pub(super) struct Member {
+    pub(super) subquery: Arc<Subquery>,
+    /// Among the predicate's.
+    pub(super) number: usize,
+    /// Of the type in which members are compared.
+    pub(super) operand: Box<Expression>,
+    /// Of an operand that is an enum.
+    pub(super) labels: Arc<[String]>,
 }
 
 /// A function of operands that are not NULL.
@@ -117,6 +134,7 @@ impl Expression {
             | Expression::Extreme { operands, .. } => operands.iter().collect(),
             Expression::Not(operand) | Expression::IsNull(operand) | Expression::Is(_, operand) => vec![operand],
             Expression::Quantified(quantified) => vec![&quantified.left],
+            Expression::Member(member) => vec![&member.operand],
             Expression::Case { arms, otherwise } => {
                 arms.iter().flat_map(|(when, then)| [when, then]).chain([&**otherwise]).collect()
             }
@@ -128,13 +146,16 @@ impl Expression {
         let own = match self {
             Expression::Quantified(quantified) => quantified.values.iter().map(|value| 1 + weight(value)).sum(),
             Expression::Constant(_, value) => weight(value),
+            Expression::Member(member) => member.subquery.weight(),
             _ => 0,
         };
         1 + own + self.below().into_iter().map(Expression::size).sum::<usize>()
     }
 
+    /// Does it depend on rows?
     pub(super) fn has_column(&self) -> bool {
-        matches!(self, Expression::Column(_)) || self.below().into_iter().any(Expression::has_column)
+        matches!(self, Expression::Column(_) | Expression::Member(_))
+            || self.below().into_iter().any(Expression::has_column)
     }
 }
 

@@ -13,6 +13,7 @@ use super::kind::Kind;
 use super::literal;
 use super::moment;
 use super::numeric::Numeric;
+use super::refusal::{Reason, Refusal};
 use super::table::TableFacts;
 use super::value::Value;
 use tidegate_model::Retry;
@@ -67,6 +68,26 @@ impl Input {
 
     pub(crate) fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The same where the table's columns have other field numbers. Labels stay, since the condition's constants are places among them.
+    pub(super) fn bound(&self, facts: &TableFacts) -> Result<Self, Refusal> {
+        let Some(column) = facts.columns.iter().find(|column| column.name == self.name) else {
+            let columns = facts.columns.iter().map(|column| column.name.clone()).collect();
+            return Err(Refusal::at(0, Reason::UnknownColumn { name: self.name.clone(), columns }));
+        };
+        let found = facts.kind(column);
+        if found != Some(self.kind) {
+            let name = |kind| facts.kind_name(kind);
+            let (found, expected) = (found.map_or_else(String::new, name), name(self.kind));
+            return Err(Refusal::at(0, Reason::WrongType { what: "the subquery", found, expected }));
+        }
+        Ok(Input { field: column.field, ..self.clone() })
+    }
+
+    /// Its name and type.
+    pub(super) fn described(&self, facts: &TableFacts) -> String {
+        format!("{} {}", self.name, facts.kind_name(self.kind))
     }
 
     pub(super) fn value<'a>(&self, field: &Field<'a>) -> Option<Value<'a>> {

@@ -18,7 +18,7 @@
 use std::borrow::Cow;
 
 use super::comparison::Comparison;
-use super::expression::{Expression, Function, Quantified};
+use super::expression::{Expression, Function, Member, Quantified};
 use super::key;
 use super::kind::Kind;
 use super::numeric::Numeric;
@@ -277,6 +277,10 @@ impl Expression {
                 let left = Box::new(map(*quantified.left));
                 Expression::Quantified(Quantified { left, ..quantified })
             }
+            Expression::Member(member) => {
+                let operand = Box::new(map(*member.operand));
+                Expression::Member(Member { operand, ..member })
+            }
             Expression::Case { arms, otherwise } => Expression::Case {
                 arms: arms.into_iter().map(|(when, then)| (map(when), map(then))).collect(),
                 otherwise: Box::new(map(*otherwise)),
@@ -294,17 +298,18 @@ mod tests {
     use crate::Predicate;
     use crate::predicate::evaluate::Evaluator;
     use crate::predicate::input;
-    use crate::random::{Random, table};
+    use crate::random::{AnySets, Random, table};
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
         fn the_normal_form_has_the_same_value(seed: u64) {
-            let mut random = Random::new(StdRng::seed_from_u64(seed));
+            let mut random = Random::asking(StdRng::seed_from_u64(seed));
             for _ in 0..40 {
                 let condition = random.condition(4);
-                let Ok(predicate) = Predicate::new(&condition, &[], &table()) else { continue };
+                let made = Predicate::with_tables(&condition, &[], &table(), &[table()]);
+                let Ok(predicate) = made else { continue };
                 let parts = predicate.parts.iter().map(|part| part.condition.clone()).collect();
                 let normal = Expression::And(parts);
                 for _ in 0..10 {
@@ -312,7 +317,7 @@ mod tests {
                     let row = random.row(&values);
                     let Ok(inputs) = input::read(&predicate.by_field, &predicate.columns, &row) else { continue };
                     let value = |expression| {
-                        let mut evaluator = Evaluator { inputs: &inputs, hides_error: false };
+                        let mut evaluator = Evaluator { members: Some(&AnySets), ..Evaluator::new(&inputs) };
                         // Which of several errors is reported follows the order of operands.
                         evaluator.truth(expression).map_err(|_| ())
                     };
@@ -327,11 +332,12 @@ mod tests {
 
         #[test]
         fn the_normal_form_of_a_normal_form_is_itself(seed: u64) {
-            let mut random = Random::new(StdRng::seed_from_u64(seed));
+            let mut random = Random::asking(StdRng::seed_from_u64(seed));
             let table = table();
             for _ in 0..40 {
                 let condition = random.condition(4);
-                let Ok(predicate) = Predicate::new(&condition, &[], &table) else { continue };
+                let made = Predicate::with_tables(&condition, &[], &table, std::slice::from_ref(&table));
+                let Ok(predicate) = made else { continue };
                 let inputs: Vec<usize> = predicate.columns.iter().map(|input| input.field as usize - 1).collect();
                 let printer = Printer { table: &table, inputs: &inputs, normal: true };
                 let parts = predicate.parts.iter().map(|part| part.condition.clone()).collect();

@@ -2,6 +2,7 @@
 
 use super::lexer::Token;
 use super::parser::{Parser, bounded, cast, pair};
+use super::query::QUERY;
 use super::refusal::Refusal;
 use super::syntax::{Syntax, TypeName, What};
 
@@ -23,8 +24,8 @@ impl Parser<'_> {
             Token::Parameter(number) => What::Parameter(number),
             Token::Symbol("(") => {
                 self.advance();
-                if self.is_word("select") || self.is_word("with") || self.is_word("values") {
-                    return Self::unsupported(at, "a query within a condition", "write the values, or a parameter");
+                if self.is_query() {
+                    return Self::unsupported(at, "a query whose result is one value", QUERY);
                 }
                 let tree = self.expression(0)?;
                 if self.take_symbol(",") {
@@ -78,7 +79,7 @@ impl Parser<'_> {
             "cast" if call => self.cast_call(at),
             "coalesce" | "greatest" | "least" | "nullif" if call => self.conditional(at, word),
             "array" => self.array(at),
-            "exists" if call => Self::unsupported(at, "a query within a condition", "write the values, or a parameter"),
+            "exists" if call => Self::unsupported(at, "EXISTS", QUERY),
             "left" | "right" if call => {
                 self.advance();
                 self.call(at, vec![word.to_owned()])

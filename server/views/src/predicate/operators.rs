@@ -87,7 +87,13 @@ impl Typing<'_> {
     }
 
     /// Refuses what cannot be compared exactly, or not in this way.
-    fn check_comparable(&self, at: usize, kind: Kind, collation: &Collation, orders: bool) -> Result<(), Refusal> {
+    pub(super) fn check_comparable(
+        &self,
+        at: usize,
+        kind: Kind,
+        collation: &Collation,
+        orders: bool,
+    ) -> Result<(), Refusal> {
         if kind.is_collatable() {
             let what = if orders { "the order of text" } else { "equality of text" };
             self.check_collation(at, collation, orders, what)?;
@@ -324,10 +330,7 @@ impl Typing<'_> {
             },
             What::Text(text) => self.elements(at, text, declared.unwrap_or_else(like_left))?,
             What::Parameter(number) => {
-                let given_count = self.parameters.len();
-                let Some(given) = self.parameters.get_mut(number - 1) else {
-                    return self.refuse(at, Reason::UnknownParameter { number: *number, given: given_count });
-                };
+                let given = self.given(at, *number)?;
                 let kind = match (given.array, given.kind) {
                     (true, Some(kind)) if declared.is_none_or(|declared| declared == kind) => kind,
                     (false, None) if !given.used => declared.unwrap_or_else(like_left),

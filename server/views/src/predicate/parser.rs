@@ -7,6 +7,8 @@
 
 use std::borrow::Cow;
 
+use tidegate_model::TableName;
+
 use super::comparison::Comparison;
 use super::keyword::is_reserved;
 use super::lexer::{Lexeme, Token, lexemes};
@@ -33,12 +35,12 @@ const COLLATE: u8 = 13;
 const SIGN: u8 = 14;
 const CAST: u8 = 17;
 
-/// Reads the whole text.
-pub(super) fn parse(text: &str) -> Result<Syntax, Refusal> {
-    let mut parser = Parser { lexemes: lexemes(text)?, next: 0, depth: 0, terms: 0 };
+/// Reads the whole text. With the tree come the tables that its subqueries name, each once.
+pub(super) fn parse(text: &str) -> Result<(Syntax, Vec<TableName>), Refusal> {
+    let mut parser = Parser::new(text)?;
     let tree = parser.expression(0)?;
     match parser.peek() {
-        Token::End => Ok(tree),
+        Token::End => Ok((tree, parser.tables)),
         _ => parser.unexpected("an operator, or the end"),
     }
 }
@@ -48,7 +50,7 @@ pub(super) fn parse_type(text: &str) -> Result<TypeName, Refusal> {
     if text.len() > 256 {
         return Parser::unsupported(0, "such a long name of a type", "write one such as int8 or text[]");
     }
-    let mut parser = Parser { lexemes: lexemes(text)?, next: 0, depth: 0, terms: 0 };
+    let mut parser = Parser::new(text)?;
     let name = parser.type_name()?;
     if *parser.peek() == Token::End { Ok(name) } else { parser.unexpected("the end of the type's name") }
 }
@@ -58,6 +60,12 @@ pub(super) struct Parser<'a> {
     next: usize,
     depth: usize,
     terms: usize,
+    /// Subqueries, up to here.
+    pub(super) queries: usize,
+    /// Those around this place.
+    pub(super) queries_deep: usize,
+    /// What subqueries name.
+    pub(super) tables: Vec<TableName>,
 }
 
 /// Does an operator chain with another that binds alike?
@@ -71,6 +79,11 @@ enum Taken {
 }
 
 impl<'a> Parser<'a> {
+    fn new(text: &'a str) -> Result<Self, Refusal> {
+        let (lexemes, tables) = (lexemes(text)?, Vec::new());
+        Ok(Parser { lexemes, next: 0, depth: 0, terms: 0, queries: 0, queries_deep: 0, tables })
+    }
+
     pub(super) fn peek(&self) -> &Token<'a> {
         &self.lexemes[self.next].token
     }
@@ -295,6 +308,9 @@ impl<'a> Parser<'a> {
             let all = self.is_word("all");
             self.advance();
             self.expect_symbol("(")?;
+            if self.is_query() {
+                return Ok(Taken::Chains(self.quantified_query(at, left, (op, all))?));
+            }
             let array = self.expression(0)?;
             self.expect_symbol(")")?;
             let tree = pair(at, left, array, |operands| What::Quantified { operands, op, all })?;
@@ -358,8 +374,8 @@ impl<'a> Parser<'a> {
 
     fn in_list(&mut self, at: usize, left: Syntax, negated: Negated) -> Result<Syntax, Refusal> {
         self.expect_symbol("(")?;
-        if self.is_word("select") || self.is_word("values") || self.is_word("with") {
-            return Self::unsupported(self.at(), "a query within a condition", "write the values, or a parameter");
+        if self.is_query() {
+            return self.in_query(at, left, negated);
         }
         let values = self.list(")")?;
         let depth = Syntax::depth_over(values.iter().chain([&left]));

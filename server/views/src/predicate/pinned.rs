@@ -43,7 +43,7 @@ fn only_key(region: &Region) -> Option<&[u8]> {
     }
 }
 
-fn text(kind: Kind, key: &[u8]) -> Option<String> {
+pub(super) fn text(kind: Kind, key: &[u8]) -> Option<String> {
     match kind {
         Kind::Bool => Some(if key == [0] { "f" } else { "t" }.to_owned()),
         Kind::Int2 | Kind::Int4 | Kind::Int8 => {

@@ -8,7 +8,7 @@
 //! turned towards `<`. That is allowed since AND and OR do not depend on the order of their operands.
 
 use super::comparison::Comparison;
-use super::expression::{Expression, Function, Quantified};
+use super::expression::{Expression, Function, Member, Quantified};
 use super::kind::Kind;
 use super::moment;
 use super::range::{Bound, Range};
@@ -53,6 +53,11 @@ impl Printer<'_> {
                 self.around(out, "(", &operands[0], " OPERATOR(pg_catalog.");
                 out.push_str(op.symbol());
                 self.around(out, if *all { ") ALL (" } else { ") ANY (" }, &operands[1], "))");
+            }
+            Expression::Member(Member { subquery, operand, .. }) => {
+                self.around(out, "(", operand, " OPERATOR(pg_catalog.=) ANY (");
+                out.push_str(if self.normal { subquery.normal_form() } else { subquery.sql() });
+                out.push_str("))");
             }
             Expression::Case { arms, otherwise } => {
                 out.push_str("(CASE");
@@ -267,7 +272,7 @@ impl Printer<'_> {
         }
     }
 
-    fn type_name(&self, out: &mut String, kind: Kind) {
+    pub(super) fn type_name(&self, out: &mut String, kind: Kind) {
         let Kind::Enum(column) = kind else {
             out.push_str("pg_catalog.");
             out.push_str(kind.name());
@@ -289,7 +294,7 @@ fn float(kind: Kind, value: f64) -> String {
     if kind == Kind::Float4 { format!("{:e}", value as f32) } else { format!("{value:e}") }
 }
 
-fn quote_name(out: &mut String, name: &str) {
+pub(super) fn quote_name(out: &mut String, name: &str) {
     out.push('"');
     out.push_str(&name.replace('"', "\"\""));
     out.push('"');

@@ -67,6 +67,40 @@ pub enum Reason {
         /// There may be so many.
         max: usize,
     },
+    /// Subqueries within subqueries.
+    #[error(
+        "subqueries are nested deeper than {max} levels; nest fewer, and follow the rows of the inner tables with shapes of their own"
+    )]
+    QueriesTooDeep {
+        /// There may be so many.
+        max: usize,
+    },
+    /// All subqueries of a condition.
+    #[error(
+        "the condition has more than {max} subqueries; a set of values is kept for each; join them with OR within one, or make several shapes"
+    )]
+    TooManyQueries {
+        /// There may be so many.
+        max: usize,
+    },
+    /// A subquery's table is not among those that it may read.
+    #[error(
+        "a subquery cannot read the table {table} here; in a shape, name a table that the source follows; elsewhere, write the values"
+    )]
+    UnreadableTable {
+        /// The table.
+        table: String,
+    },
+    /// A subquery's condition names a column of a table around it.
+    #[error(
+        "{name} is no column of the subquery's table {table} but of one around it; a subquery that depends on the row outside (a correlated one) is not supported; compare {name} with what the subquery selects, as in {name} IN (SELECT …), or correct the name"
+    )]
+    Correlated {
+        /// As it was written.
+        name: String,
+        /// The subquery's.
+        table: String,
+    },
     /// A quote or comment without an end.
     #[error("this {what} has no end; close it")]
     Unclosed {
@@ -160,7 +194,7 @@ pub enum Reason {
         right: String,
     },
     /// Not among the parameters that were given.
-    #[error("there is no parameter ${number}; {given} are given")]
+    #[error("there is no parameter ${number}; give its value in `parameters`, which has {given}, or write it here")]
     UnknownParameter {
         /// Its number.
         number: usize,

@@ -17,6 +17,7 @@ use super::expression::Expression;
 use super::input::{Input, RowError};
 use super::key;
 use super::kind::Kind;
+use super::members::Members;
 use super::value::Value;
 
 /// Why it is not known whether a row is selected.
@@ -146,6 +147,7 @@ pub(crate) struct Row<'r> {
     bytes: &'r [u8],
     cells: &'r Cells,
     inputs: &'r [Input],
+    members: Option<&'r dyn Members>,
     values: Vec<Value<'r>>,
     states: Vec<State>,
 }
@@ -159,7 +161,12 @@ enum State {
 
 impl<'r> Row<'r> {
     pub(crate) fn new(bytes: &'r [u8], cells: &'r Cells, inputs: &'r [Input]) -> Self {
-        Row { bytes, cells, inputs, values: Vec::new(), states: Vec::new() }
+        Row { bytes, cells, inputs, members: None, values: Vec::new(), states: Vec::new() }
+    }
+
+    /// With what subqueries select.
+    pub(crate) fn given(self, members: Option<&'r dyn Members>) -> Self {
+        Row { members, ..self }
     }
 
     /// Has the other row the same bytes there?
@@ -253,7 +260,7 @@ impl<'r> Row<'r> {
             readable &= self.states[column] == State::Read;
         }
         let unreadable = if readable { None } else { Some(&*self.states) };
-        let evaluator = Evaluator { inputs: &self.values, hides_error: false };
+        let evaluator = Evaluator { members: self.members, ..Evaluator::new(&self.values) };
         Decision { evaluator, inputs: self.inputs, unreadable }.is(&part.condition, true)
     }
 }

@@ -1,5 +1,7 @@
 //! What was written, before it has types: a tree whose depth the parser bounds.
 
+use tidegate_model::TableName;
+
 use super::comparison::Comparison;
 
 /// A node and where it starts in the text; of an operator, where the operator stands.
@@ -36,6 +38,7 @@ pub(super) enum What {
     Is(Option<bool>, Box<Syntax>),
     Distinct(Box<[Syntax; 2]>),
     In(Box<Syntax>, Vec<Syntax>, Negated),
+    InQuery(Box<Syntax>, Box<Query>, Negated),
     Between {
         operand: Box<Syntax>,
         bounds: Box<[Syntax; 2]>,
@@ -87,6 +90,16 @@ pub(super) enum What {
         greatest: bool,
         operands: Vec<Syntax>,
     },
+}
+
+/// `SELECT column FROM table [alias] [WHERE condition]`
+#[derive(Clone, Debug)]
+pub(super) struct Query {
+    pub(super) column: Syntax,
+    pub(super) table_at: usize,
+    pub(super) table: TableName,
+    pub(super) alias: Option<String>,
+    pub(super) condition: Option<Syntax>,
 }
 
 /// Of `SIMILAR TO`: none, or as it was written.

@@ -1,5 +1,7 @@
 //! What typing has to know of a table. The catalog fills it in; nothing here asks for it.
 
+use tidegate_model::TableName;
+
 use super::kind::Kind;
 
 /// A table that conditions are about.
@@ -60,6 +62,19 @@ impl TableFacts {
     pub(super) fn kind(&self, column: &ColumnFacts) -> Option<Kind> {
         let Some(enum_type) = &column.enum_type else { return Kind::of_oid(column.type_oid) };
         self.columns.iter().position(|other| other.enum_type.as_ref() == Some(enum_type)).map(Kind::Enum)
+    }
+
+    pub(super) fn is_named(&self, name: &TableName) -> bool {
+        self.schema == name.schema && self.name == name.table
+    }
+
+    /// What a type of this table is in another one; None of an enum that no column there has.
+    pub(super) fn kind_within(&self, kind: Kind, other: &TableFacts) -> Option<Kind> {
+        let Kind::Enum(column) = kind else { return Some(kind) };
+        let ours = self.enum_facts(column)?;
+        let is_ours = |facts: &EnumFacts| facts.schema == ours.schema && facts.name == ours.name;
+        let place = other.columns.iter().position(|column| column.enum_type.as_ref().is_some_and(is_ours));
+        place.map(Kind::Enum)
     }
 
     pub(super) fn enum_facts(&self, column: usize) -> Option<&EnumFacts> {

@@ -51,10 +51,25 @@ pub(super) struct Given {
     pub(super) array: bool,
     pub(super) text: Option<String>,
     pub(super) used: bool,
+    /// Is it an enum that no column of this table has?
+    pub(super) is_foreign: bool,
+}
+
+/// A table, and what a condition calls it where that is not its name.
+#[derive(Clone)]
+pub(super) struct Scope<'t> {
+    pub(super) table: &'t TableFacts,
+    pub(super) alias: Option<String>,
 }
 
 pub(super) struct Typing<'t> {
     pub(super) table: &'t TableFacts,
+    /// What the condition calls the table, where that is not its name.
+    pub(super) alias: Option<String>,
+    /// Of the conditions that this one, of a subquery, stands in; the outermost first.
+    pub(super) around: Vec<Scope<'t>>,
+    /// What subqueries may read.
+    pub(super) others: &'t [TableFacts],
     pub(super) parameters: Vec<Given>,
     /// Indexes of the table's columns, in the order in which the condition names them first.
     pub(super) inputs: Vec<usize>,
@@ -74,7 +89,12 @@ impl Typed {
     }
 }
 
-impl Typing<'_> {
+impl<'t> Typing<'t> {
+    pub(super) fn new(table: &'t TableFacts, others: &'t [TableFacts]) -> Self {
+        let (alias, around, parameters, inputs) = (None, Vec::new(), Vec::new(), Vec::new());
+        Typing { table, alias, around, others, parameters, inputs, columns_named: 0, room: NODES_MAX }
+    }
+
     pub(super) fn refuse<T>(&self, at: usize, reason: Reason) -> Result<T, Refusal> {
         Err(Refusal::at(at, reason))
     }
@@ -132,6 +152,7 @@ impl Typing<'_> {
             }
             What::Distinct(operands) => self.distinct(at, operands),
             What::In(operand, values, negated) => self.in_list(at, operand, values, *negated),
+            What::InQuery(operand, query, negated) => self.in_query(at, operand, query, *negated),
             What::Between { operand, bounds, symmetric, negated } => {
                 self.between(at, operand, bounds, (*symmetric, *negated))
             }
@@ -181,11 +202,22 @@ impl Typing<'_> {
         }
     }
 
+    /// The parameter of this number, from 1.
+    pub(super) fn given(&mut self, at: usize, number: usize) -> Result<&mut Given, Refusal> {
+        let given = self.parameters.len();
+        match self.parameters.get_mut(number - 1) {
+            None => Err(Refusal::at(at, Reason::UnknownParameter { number, given })),
+            Some(given) if given.is_foreign => {
+                let what = format!("${number}, an enum of another table,");
+                let instead = "give its value once more, as a parameter of its own";
+                Err(Refusal::at(at, Reason::Unsupported { what, instead }))
+            }
+            Some(given) => Ok(given),
+        }
+    }
+
     fn parameter(&mut self, at: usize, number: usize) -> Result<Typed, Refusal> {
-        let given_count = self.parameters.len();
-        let Some(given) = self.parameters.get_mut(number - 1) else {
-            return self.refuse(at, Reason::UnknownParameter { number, given: given_count });
-        };
+        let given = self.given(at, number)?;
         given.used = true;
         let (kind, array, text) = (given.kind, given.array, given.text.clone());
         if array {
@@ -200,23 +232,20 @@ impl Typing<'_> {
         }
     }
 
-    fn column(&mut self, at: usize, name: &[String]) -> Result<Typed, Refusal> {
-        let (last, before) = name.split_last().expect("a name has a part");
+    pub(super) fn column(&mut self, at: usize, name: &[String]) -> Result<Typed, Refusal> {
         let table = self.table;
-        let qualified = match before {
-            [] => true,
-            [name] => *name == table.name,
-            [schema, name] => *schema == table.schema && *name == table.name,
-            _ => false,
-        };
-        let found = table.columns.iter().position(|column| column.name == *last).filter(|_| qualified);
-        let Some(index) = found else {
+        let Some(index) = place(table, self.alias.as_deref(), name) else {
+            let has = |scope: &Scope<'_>| place(scope.table, scope.alias.as_deref(), name).is_some();
+            let (is_around, name) = (self.around.iter().any(has), name.join("."));
+            if is_around {
+                return self.refuse(at, Reason::Correlated { name, table: table.name.clone() });
+            }
             let columns = table.columns.iter().map(|column| column.name.clone()).collect();
-            return self.refuse(at, Reason::UnknownColumn { name: name.join("."), columns });
+            return self.refuse(at, Reason::UnknownColumn { name, columns });
         };
         let column = &table.columns[index];
         let Some(kind) = table.kind(column) else {
-            let what = format!("the column {last}, whose type has the OID {},", column.type_oid);
+            let what = format!("the column {}, whose type has the OID {},", column.name, column.type_oid);
             let instead = "compare columns of the types that the documentation of conditions lists";
             return self.refuse(at, Reason::Unsupported { what, instead });
         };
@@ -411,7 +440,7 @@ impl Typing<'_> {
         } else if typed.tree.has_column() {
             return Ok(typed);
         } else {
-            let mut evaluator = Evaluator { inputs: &[], hides_error: false };
+            let mut evaluator = Evaluator::new(&[]);
             match evaluator.value(&typed.tree) {
                 Ok(value) => value.into_owned(),
                 Err(error) => return self.refuse(typed.at, Reason::AlwaysFails { error }),
@@ -461,6 +490,19 @@ impl Typing<'_> {
         let (collation, nondeterministic) = (facts.name.clone(), !facts.deterministic);
         self.refuse(at, Reason::Collation { what, collation, nondeterministic })
     }
+}
+
+/// The index of the column that a name means, if it is one of this table.
+fn place(table: &TableFacts, alias: Option<&str>, name: &[String]) -> Option<usize> {
+    let (last, before) = name.split_last().expect("a name has a part");
+    let is_table = match (before, alias) {
+        ([], _) => true,
+        ([name], Some(alias)) => name == alias,
+        ([name], None) => *name == table.name,
+        ([schema, name], None) => *schema == table.schema && *name == table.name,
+        _ => false,
+    };
+    table.columns.iter().position(|column| column.name == *last).filter(|_| is_table)
 }
 
 pub(super) fn constant(at: usize, kind: Kind, value: Value<'static>) -> Typed {
