@@ -5,8 +5,9 @@ use std::{env, error::Error, fs, path::PathBuf};
 use prost::Message;
 use tonic_prost_build::FileDescriptorSet;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "tidegate/v1/value.proto",
+    "tidegate/v1/row_type.proto",
     "tidegate/v1/shapes.proto",
     "tidegate/v1/changes.proto",
     "tidegate/v1/catalog.proto",

@@ -2,6 +2,8 @@
 //! random: when it is quiet, a subscriber's copy and the mirror are what PostgreSQL has, without anyone asking, and whoever
 //! reads the log finds each row as PostgreSQL's own decoding has it.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{MirrorState, SourceStatus, Start};
@@ -9,8 +11,7 @@ use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, Oracle, Seed, Server, ServerConfig, held_by_postgres, must_equal,
     tidegate,
 };
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::schema_change::{must_be_as_told, transactions_until_marker};
 
@@ -19,6 +20,8 @@ const ROUNDS: u32 = 60;
 /// The server is killed with one of so many.
 const KILL_EVERY: u32 = 20;
 const TABLES: usize = 3;
+/// Transactions that may be written beside a schema change. Not without end, or how long the test takes depends on the machine.
+const WRITES: usize = 60;
 
 const SCHEMA: &str = "
 create type mood as enum ('m0', 'bad');
@@ -202,14 +205,16 @@ impl Alterer<'_> {
     }
 }
 
-fn start_writers(database: &Database, seed: Seed, stop: &CancellationToken) -> JoinSet<()> {
+/// Each transaction takes a permit; they end when there will be no more.
+fn start_writers(database: &Database, seed: Seed, permits: &Arc<Semaphore>) -> JoinSet<()> {
     let mut writers = JoinSet::new();
     for writer in 0..2 {
-        let (url, stop, mut random) = (database.url().to_owned(), stop.clone(), seed.generator(1 + writer));
+        let (url, permits, mut random) = (database.url().to_owned(), Arc::clone(permits), seed.generator(1 + writer));
         writers.spawn(async move {
             let Ok(database) = Database::connect(&url).await else { return };
             database.execute("set lock_timeout = '1s'").await.ok();
-            while !stop.is_cancelled() {
+            while let Ok(permit) = permits.acquire().await {
+                permit.forget();
                 let table = format!("t{}", random.random_range(0..TABLES));
                 let sql = format!("begin; {}; {}; commit", write(&mut random, &table), write(&mut random, &table));
                 if database.execute(&sql).await.is_err() {
@@ -248,8 +253,9 @@ async fn published(database: &Database, publication: &str, table: &str) -> Resul
     database.text(&sql).await?.with_context(|| format!("{table} is not published"))
 }
 
-/// Receives until the copy is what PostgreSQL has.
+/// Receives until the copy is what PostgreSQL has. All that has been written comes first, so that few copies are compared.
 async fn converges(database: &Database, publication: &str, copier: &mut Copier) -> Result<()> {
+    copier.until_caught_up(database).await?;
     for table in ["t0", "t1", "t2"] {
         let key = key_of(database, table).await?;
         let of = published(database, publication, table).await?;
@@ -375,14 +381,15 @@ async fn alter_at_random(name: &str, publishing: Publishing) -> Result<()> {
     let mut random = seed.generator(0);
     let mut run = Run::new(name, publishing).await?;
     let version = run.database.server_version().await?;
-    let stop = CancellationToken::new();
-    let mut writers = start_writers(&run.database, seed, &stop);
+    let permits = Arc::new(Semaphore::new(0));
+    let mut writers = start_writers(&run.database, seed, &permits);
     let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
     for n in 1..=rounds {
+        permits.add_permits(WRITES - permits.available_permits());
         let altered = run.round(&mut random, (n, version)).await;
         altered.with_context(|| format!("after {:#?}", run.done))?;
     }
-    stop.cancel();
+    permits.close();
     while writers.join_next().await.is_some() {}
     ensure!(run.done.len() as u32 > rounds / 4, "only {} changes: {:#?}", run.done.len(), run.done);
     let ended = run.end().await;
@@ -390,13 +397,13 @@ async fn alter_at_random(name: &str, publishing: Publishing) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not proven with enough seeds yet: run it by name"]
+#[ignore = "with seed 5, the copy of a table that was swapped, created anew and given another key lacks rows that the mirror has"]
 async fn random_schema_changes_of_mirrored_tables_under_load() -> Result<()> {
     alter_at_random("altered_at_random", Publishing::All).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "not proven with enough seeds yet: run it by name"]
+#[ignore = "with seed 21 on 15, a table is published in another way before it is seen that its new key leaves it without a mirror"]
 async fn random_schema_changes_of_mirrored_tables_that_are_published_one_by_one() -> Result<()> {
     alter_at_random("altered_each_at_random", Publishing::Each(std::array::from_fn(|_| String::new()))).await
 }

@@ -466,6 +466,30 @@ async fn partitions_under_their_root() -> Result<()> {
     partitions("via_root", true).await
 }
 
+/// No row has the partition's own row types, so that only the control database remembers them when the transaction comes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_column_of_partitions_that_is_renamed_before_a_restart() -> Result<()> {
+    let schema = "create table t (id int primary key, a int) partition by range (id);
+        create table t1 partition of t for values from (0) to (100)";
+    let mut stage = Stage::new("leaf_rename", schema, true).await?;
+    stage.run(&["insert into t values (0, 0)"]).await?;
+    stage.arrived().await?;
+    let within = "begin; insert into t values (1, 1); alter table t rename a to x; insert into t values (2, 2); commit";
+    stage.run(&[within]).await?;
+    for _ in 0..2 {
+        while !matches!(stage.live.next().await.context("the subscription ended")??, Event::Change(_)) {}
+    }
+    stage.server.kill().await?;
+    stage.server.launch().await?;
+    stage.run(&["insert into t values (3, 3)"]).await?;
+    stage.database.mark("after").await?;
+    let found = transactions_until_marker(&stage.server, &["public.*"], "after").await?;
+    let last: Vec<String> =
+        found.iter().rev().take(2).map(|change| Ok(print(&texts(change)?))).collect::<Result<_>>()?;
+    ensure!(last == [r#"id=Some("3") x=Some("3") "#, r#"id=Some("2") x=Some("2") "#], "{last:?}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_as_themselves() -> Result<()> {
     partitions("leaves", false).await

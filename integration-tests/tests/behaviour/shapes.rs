@@ -511,3 +511,46 @@ async fn watch_and_tail_print_a_shape() -> Result<()> {
     ensure!(printed["row"] == serde_json::json!({"id": 3, "total": "30.00"}), "{printed}");
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_move_by_what_a_subquery_selects() -> Result<()> {
+    let tenants =
+        "create table tenant (id int primary key, live bool); insert into tenant values (7, true), (8, false);
+                   create table elsewhere (id int primary key)";
+    let (database, server) = served("shape_subquery", &format!("{ORDERS}; {tenants}"), &["orders", "tenant"]).await?;
+    let mut client = v1::changes_client::ChangesClient::connect(server.endpoint()).await?;
+    let at = Some(v1::Start { from: Some(v1::start::From::At(v1::start::Point::Snapshot.into())) });
+    let request = |condition: &str| {
+        let shape = v1::ShapeSelection {
+            table: "orders".to_owned(),
+            r#where: condition.to_owned(),
+            columns: vec!["status".to_owned()],
+            ..Default::default()
+        };
+        v1::WatchRequest { shape: Some(shape), start: at.clone(), ..Default::default() }
+    };
+    let refused = client.watch(request("tenant in (select id from elsewhere)")).await.err().context("it is open")?;
+    ensure!(refused.message().contains("is for mirrored tables"), "{refused}");
+    let mut watch = client.watch(request("tenant in (select id from tenant where live)")).await?.into_inner();
+    let mut seen = Vec::new();
+    let watching = async {
+        while seen.len() < 5 {
+            let response = watch.message().await?.context("it ended")?;
+            match response.mark {
+                None => seen.push((response.op(), response.r#move(), response.row.is_some(), response.old.is_some())),
+                Some(v1::watch_response::Mark::SnapshotEnd(_)) => {
+                    database.execute("update tenant set live = not live").await?;
+                }
+                Some(_) => {}
+            }
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(DEADLINE, watching).await.context("Watch is stuck")??;
+    use v1::change::{Move as Moved, Op};
+    let read = (Op::Read, Moved::Stayed, true, false);
+    let moved_out = seen[2..].iter().filter(|(op, moved, ..)| (*op, *moved) == (Op::Delete, Moved::MovedOut));
+    ensure!(seen[..2] == [read, read] && moved_out.count() == 2, "{seen:?}");
+    ensure!(seen[2..].contains(&(Op::Insert, Moved::MovedIn, true, false)), "{seen:?}");
+    Ok(())
+}

@@ -51,6 +51,10 @@ pub struct ShapeRow {
 }
 
 impl ShapeRow {
+    pub(crate) fn new(row_type: Arc<RowType>, bytes: Bytes) -> Self {
+        ShapeRow { row_type, bytes }
+    }
+
     /// How it is encoded. Rows may have come under different versions of the table; a column that is new since is NULL.
     #[must_use]
     pub fn row_type(&self) -> &Arc<RowType> {

@@ -25,6 +25,7 @@ mod mirror;
 mod mirror_definitions;
 mod mirror_keeper;
 mod named_shapes;
+mod query;
 mod remote;
 mod render;
 mod serve;

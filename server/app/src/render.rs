@@ -232,7 +232,7 @@ fn changed(before: Option<&Value>, now: &Value) -> String {
     }
 }
 
-fn value(value: &Value) -> Cow<'_, str> {
+pub(crate) fn value(value: &Value) -> Cow<'_, str> {
     match value {
         Value::String(text) => shown(text),
         Value::Null | Value::Bool(_) | Value::Number(_) => Cow::Owned(value.to_string()),
@@ -241,7 +241,7 @@ fn value(value: &Value) -> Cow<'_, str> {
 }
 
 /// Text as it is where that is unmistakable, else in quotes: single ones around what has double ones, as JSON does.
-fn shown(text: &str) -> Cow<'_, str> {
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
     let harmless = text.chars().all(|c| !is_obeyed(c) && c != '\\' && c != '\'');
     let plain = !text.is_empty() && text != "null" && !text.contains(|c: char| c.is_whitespace() || c == '"');
     match (harmless, plain) {
@@ -262,7 +262,7 @@ fn is_obeyed(c: char) -> bool {
     c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-fn cut(text: &str) -> String {
+pub(crate) fn cut(text: &str) -> String {
     match text.char_indices().nth(VALUE_CHARS_MAX) {
         Some((end, _)) => format!("{}…", &text[..end]),
         None => text.to_owned(),

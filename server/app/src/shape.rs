@@ -10,6 +10,7 @@ use tidegate_client::{
 use tidegate_proto::v1::{ShapeSelection, Updates};
 
 use crate::{
+    query::{self, QueryArgs},
     remote::ServerArgs,
     shape_args::{DefinitionArgs, ValueArgs},
 };
@@ -57,6 +58,8 @@ pub(crate) enum ShapeCommand {
         #[command(flatten)]
         server: ServerArgs,
     },
+    /// Print the rows of a shape, once, as they are at one position of the server's mirror.
+    Query(Box<QueryArgs>),
     /// Print how the rows that concern a shape are found, and what is evaluated for them.
     Explain {
         /// A named shape; else --table and --where.
@@ -89,6 +92,7 @@ pub(crate) enum ShapeCommand {
 /// The server refuses or cannot be reached.
 pub(crate) async fn run(command: ShapeCommand) -> anyhow::Result<()> {
     let text = match command {
+        ShapeCommand::Query(args) => return Box::pin(query::run(*args)).await,
         ShapeCommand::List { json, server } => {
             let shapes = server.remote.connect().await?.shapes(&server.source).await?;
             if json {

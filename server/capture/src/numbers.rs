@@ -10,7 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use tidegate_control::UsedNumbers;
+use tidegate_control::{FieldName, UsedNumbers};
 use tidegate_model::TableName;
 use tidegate_proto::v1;
 use tidegate_schema::{ColumnSpec, same_rows};
@@ -37,6 +37,13 @@ struct Meaning {
 impl Meaning {
     fn is_of(&self, table_oid: u32, column: &v1::Column) -> bool {
         self.names.contains(&name_of(column)) || self.columns.contains(&(table_oid, column.attnum, column.type_oid))
+    }
+
+    /// Has the control database given the field under a name that is known here?
+    fn is_known(&self, field: u32, given: &[FieldName]) -> bool {
+        let is_type = |key: &str, of: &str| key.strip_prefix(of).is_some_and(|rest| rest.starts_with(" as "));
+        let mut given = given.iter().filter(|given| given.field == field);
+        given.any(|given| self.names.iter().any(|(name, of)| *name == given.name && is_type(&given.type_key, of)))
     }
 }
 
@@ -73,11 +80,12 @@ impl Numbers {
         only(found()).or_else(|| only(found().filter(|(_, meaning)| meaning.names.contains(&name))))
     }
 
-    /// Takes a row type that the control database has given the numbers of.
+    /// Takes a row type that the control database has given the numbers of, and the names that it has given the table's fields under.
+    /// It may know a name as that of a column which had another here: a row type that no row has used is in no changelog.
     ///
     /// # Errors
     /// One of them has another meaning.
-    pub(crate) fn learn(&mut self, row_type: v1::RowType) -> Result<(), CaptureError> {
+    pub(crate) fn learn(&mut self, row_type: v1::RowType, given: &[FieldName]) -> Result<(), CaptureError> {
         let found = table_of(&row_type);
         let number = row_type.row_type;
         let reused = |stored| Err(CaptureError::NumberReused { row_type: number, found: found.clone(), stored });
@@ -87,7 +95,9 @@ impl Numbers {
         let fields = self.fields.get(&found);
         for column in &row_type.columns {
             let stored = fields.and_then(|fields| fields.get(&column.field));
-            if let Some(stored) = stored.filter(|stored| !stored.is_of(row_type.table_oid, column)) {
+            if let Some(stored) = stored
+                .filter(|stored| !stored.is_of(row_type.table_oid, column) && !stored.is_known(column.field, given))
+            {
                 let mut names: Vec<&str> = stored.names.iter().map(|(name, _)| name.as_str()).collect();
                 names.sort_unstable();
                 return reused(format!("column {} of {found}", names.join(" or ")));
@@ -156,7 +166,7 @@ mod tests {
     fn what_is_stored_and_what_is_learned_is_used() {
         let mut numbers = Numbers::new(vec![row_type(7, "a", &[(1, "id", "integer"), (4, "note", "text")])]);
         assert_eq!(numbers.used(&TableName::new("public", "a")), UsedNumbers { row_type: 7, field: 4 });
-        numbers.learn(row_type(9, "b", &[(1, "id", "integer")])).unwrap();
+        numbers.learn(row_type(9, "b", &[(1, "id", "integer")]), &[]).unwrap();
         assert_eq!(numbers.used(&TableName::new("public", "b")), UsedNumbers { row_type: 9, field: 1 });
         assert_eq!(numbers.used(&TableName::new("public", "c")), UsedNumbers { row_type: 9, field: 0 });
     }
@@ -165,16 +175,16 @@ mod tests {
     fn a_number_has_one_meaning() {
         let stored = row_type(7, "a", &[(1, "id", "integer"), (2, "note", "character varying(10)")]);
         let mut numbers = Numbers::new(vec![stored.clone()]);
-        numbers.learn(stored).unwrap();
-        numbers.learn(row_type(8, "a", &[(2, "note", "character varying(20)")])).unwrap();
-        numbers.learn(row_type(9, "b", &[(2, "price", "numeric")])).unwrap();
+        numbers.learn(stored, &[]).unwrap();
+        numbers.learn(row_type(8, "a", &[(2, "note", "character varying(20)")]), &[]).unwrap();
+        numbers.learn(row_type(9, "b", &[(2, "price", "numeric")]), &[]).unwrap();
         for other in [
             row_type(7, "b", &[(1, "id", "integer")]),
             row_type(7, "a", &[(1, "id", "integer"), (2, "price", "numeric")]),
             row_type(10, "a", &[(2, "price", "character varying(20)")]),
             row_type(10, "a", &[(2, "note", "numeric")]),
         ] {
-            let error = numbers.learn(other).unwrap_err();
+            let error = numbers.learn(other, &[]).unwrap_err();
             assert!(matches!(&error, CaptureError::NumberReused { .. }), "{error}");
         }
         assert_eq!(numbers.used(&TableName::new("public", "a")).row_type, 9);
@@ -215,19 +225,29 @@ mod tests {
     #[test]
     fn a_number_keeps_its_meaning_under_the_names_of_its_column() {
         let mut numbers = Numbers::new(vec![of_table(1, 7, &[(1, "x", 1), (2, "y", 2)])]);
-        numbers.learn(of_table(1, 8, &[(1, "y", 1), (2, "x", 2)])).unwrap();
+        numbers.learn(of_table(1, 8, &[(1, "y", 1), (2, "x", 2)]), &[]).unwrap();
         assert_eq!(numbers.proven(&TableName::new("public", "a"), 1, &column("x", 2, 23)), Some(2));
-        numbers.learn(of_table(1, 9, &[(1, "x", 0), (2, "y", 0)])).unwrap();
-        let error = numbers.learn(of_table(1, 10, &[(1, "z", 3)])).unwrap_err();
+        numbers.learn(of_table(1, 9, &[(1, "x", 0), (2, "y", 0)]), &[]).unwrap();
+        let error = numbers.learn(of_table(1, 10, &[(1, "z", 3)]), &[]).unwrap_err();
         assert!(error.to_string().contains("x or y"), "{error}");
     }
 
     #[test]
     fn two_numbers_for_one_column_prove_nothing_but_by_name() {
         let mut numbers = Numbers::new(vec![of_table(1, 7, &[(1, "x", 2), (2, "z", 3)])]);
-        numbers.learn(of_table(1, 7, &[(1, "x", 3), (2, "z", 4)])).unwrap();
+        numbers.learn(of_table(1, 7, &[(1, "x", 3), (2, "z", 4)]), &[]).unwrap();
         let name = TableName::new("public", "a");
         assert_eq!(numbers.proven(&name, 1, &column("x", 3, 23)), Some(1));
         assert_eq!(numbers.proven(&name, 1, &column("w", 3, 23)), None);
+    }
+
+    #[test]
+    fn a_name_that_the_control_database_knows_as_the_same_columns_is_no_other() {
+        // A rename was proven in a row type that no row has used, and the server started again.
+        let given = |name: &str| FieldName { field: 2, name: name.to_owned(), type_key: "integer as Text".to_owned() };
+        let mut numbers = Numbers::new(vec![of_table(1, 7, &[(1, "id", 1), (2, "y", 2)])]);
+        numbers.learn(of_table(1, 8, &[(1, "id", 0), (2, "x", 0)]), &[given("x"), given("y")]).unwrap();
+        let mut numbers = Numbers::new(vec![of_table(1, 7, &[(1, "id", 1), (2, "y", 2)])]);
+        numbers.learn(of_table(1, 8, &[(1, "id", 0), (2, "x", 0)]), &[given("x"), given("yy")]).unwrap_err();
     }
 }

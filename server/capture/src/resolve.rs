@@ -87,7 +87,7 @@ impl Resolver {
         };
         let proto = spec.to_proto();
         let announcement = Bytes::from(proto.encode_to_vec());
-        self.numbers.learn(proto)?;
+        self.numbers.learn(proto, &numbers.names)?;
         Ok(Followed::Yes(Arc::new(TableCodec {
             row_type: spec.row_type,
             table_oid: relation.oid,

@@ -18,6 +18,6 @@ mod snapshots;
 
 pub use control::{Connector, Control, KnownPublication};
 pub use error::ControlError;
-pub use row_types::{ColumnRequest, RowTypeNumbers, RowTypeRequest, UsedNumbers};
+pub use row_types::{ColumnRequest, FieldName, RowTypeNumbers, RowTypeRequest, UsedNumbers};
 pub use shapes::{ShapeRecord, ShapeVersions, StoredShape};
 pub use snapshots::{JobState, SnapshotJob};

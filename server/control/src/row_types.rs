@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use tidegate_model::{SourceName, TableName};
-use tokio_postgres::{Client, Transaction};
+use tokio_postgres::{Client, Row, Transaction};
 
 use crate::ControlError;
 
@@ -54,6 +54,19 @@ pub struct RowTypeNumbers {
     pub row_type: u32,
     /// Field numbers in column order.
     pub fields: Vec<u32>,
+    /// The names that the table's fields have had so far.
+    pub names: Vec<FieldName>,
+}
+
+/// A name under which a field's number has been given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldName {
+    /// The field.
+    pub field: u32,
+    /// Of the column.
+    pub name: String,
+    /// As in [`ColumnRequest`].
+    pub type_key: String,
 }
 
 pub(crate) async fn allocate(
@@ -66,19 +79,19 @@ pub(crate) async fn allocate(
         .execute("INSERT INTO tidegate.source (name) VALUES ($1) ON CONFLICT DO NOTHING", &[&source.as_str()])
         .await?;
     transaction.execute("SELECT FROM tidegate.source WHERE name = $1 FOR UPDATE", &[&source.as_str()]).await?;
-    let fields = allocate_fields(&transaction, source, request).await?;
+    let (fields, names) = allocate_fields(&transaction, source, request).await?;
     // The same columns may have other numbers after two were given each other's names.
     let fingerprint = format!("{} {fields:?}", request.fingerprint);
     let row_type = allocate_row_type(&transaction, source, (request, &fingerprint)).await?;
     transaction.commit().await?;
-    Ok(RowTypeNumbers { row_type, fields })
+    Ok(RowTypeNumbers { row_type, fields, names })
 }
 
 async fn allocate_fields(
     transaction: &Transaction<'_>,
     source: &SourceName,
     request: &RowTypeRequest,
-) -> Result<Vec<u32>, ControlError> {
+) -> Result<(Vec<u32>, Vec<FieldName>), ControlError> {
     let (schema, table) = (&request.name.schema, &request.name.table);
     let rows = transaction
         .query(
@@ -112,7 +125,9 @@ async fn allocate_fields(
         taken.insert(field);
         fields.push(field.unsigned_abs());
     }
-    Ok(fields)
+    let name =
+        |row: &Row| FieldName { field: row.get::<_, i32>(2).unsigned_abs(), name: row.get(0), type_key: row.get(1) };
+    Ok((fields, rows.iter().map(name).collect()))
 }
 
 /// From now on the name means this number.

@@ -21,6 +21,14 @@ pub struct GatewayConfig {
     pub names_max: usize,
     /// How long a subscription waits for a source that has not connected for the first time.
     pub first_epoch_wait: Duration,
+    /// Queries that run at a time, each of which holds a position of a mirror.
+    pub queries_max: usize,
+    /// How long a query may hold its position, that is, how long its client may take to read the rows.
+    pub query_duration_max: Duration,
+    /// The limit that a query with an order may have, in rows, and what it may hold of them, in bytes.
+    pub query_rows_max: usize,
+    /// See `query_rows_max`.
+    pub query_bytes_max: usize,
     /// Filtered blocks that are kept for other subscriptions with the same selections, in bytes.
     pub share_bytes_max: usize,
     /// Time that clients have to leave when the server stops.
@@ -38,6 +46,10 @@ impl Default for GatewayConfig {
             selections_max: 64,
             names_max: 4096,
             first_epoch_wait: Duration::from_secs(5),
+            queries_max: 16,
+            query_duration_max: Duration::from_secs(60),
+            query_rows_max: 10_000,
+            query_bytes_max: 32 << 20,
             share_bytes_max: 32 << 20,
             drain_deadline: Duration::from_secs(10),
         }

@@ -11,15 +11,18 @@
 //! Of snapshots' marks, a plan has those of its own snapshot, of snapshots of new tables, and where it asks for them, of those that
 //! someone has started. Of their chunks it has the reads, and of tables without a key all; of the others', what they correct.
 //!
-//! A change of which a shape is to be told has to be whole first: its pieces are held until the last has come.
+//! A change of which a shape is to be told has to be whole first: its pieces are held until the last has come. Where a shape's condition has
+//! subqueries, what moves for their sake stands before the Commit of the transaction that has moved it ([`crate::sets`]).
 //!
 //! Invariants: a run of matching neighbours, over any number of transactions, is one message and a slice of the block, unless
 //! it is projected, or short and put together with others; Begin and Commit are sent only of transactions in which something
 //! matched; messages of changes are sent only while credit is positive, so that it is overdrawn by at most one.
 
+mod carry;
 mod notes;
 mod shapes;
 
+pub(crate) use carry::Carry;
 pub(crate) use notes::filter_note;
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
@@ -31,11 +34,14 @@ use tidegate_proto::v1;
 use tidegate_schema::event_body;
 use tidegate_views::Effect;
 
+use carry::{Begin, Open};
+
 use crate::{
     frame::{Addressee, Event, Outbox},
     opening::abandoned,
     projection::ChangeProjector,
     selection::{Deliver, Plan, Routing, RowTypeLookup},
+    sets::Kept,
     shape::route::ShapeFailure,
     snapshot_marks::{SnapshotMark, receives_chunk, snapshot_mark},
     status::GatewayError,
@@ -119,60 +125,6 @@ impl What {
     }
 }
 
-/// What the end of a block cuts.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Carry {
-    /// The subscription has all up to here, and nothing has come that stands behind it.
-    start: Option<Position>,
-    /// The transaction or chunk that is open.
-    open: Option<Open>,
-    /// Projections of changes. Empty almost always.
-    cut: Vec<(u32, ChangeProjector)>,
-    /// The pieces of a change that has to be whole; at most as much as one change may be. Empty almost always.
-    pieces: Vec<Bytes>,
-}
-
-impl Carry {
-    /// Of a subscription that starts after a position, before its first block.
-    fn starting(after: Position) -> Self {
-        Carry { start: Some(after.as_resume_point()), ..Carry::default() }
-    }
-
-    /// Does the next block depend on where the subscription starts? If not, then on the plan alone.
-    pub(crate) fn is_start(&self) -> bool {
-        self.start.is_some()
-    }
-}
-
-/// A transaction whose Commit has not come.
-#[derive(Clone, Debug)]
-struct Open {
-    at: Position,
-    begin: Begin,
-    /// Of a chunk: is it of a snapshot that the plan receives?
-    chunk: Option<bool>,
-    /// Something in it has matched, and its Begin is in a piece.
-    matched: bool,
-}
-
-/// Where a Begin is to be had.
-#[derive(Clone, Debug)]
-enum Begin {
-    /// In the payload.
-    Here(Range<usize>),
-    /// It was in an earlier block, which is not held for it.
-    Kept(Bytes),
-}
-
-impl Begin {
-    fn bytes<'a>(&'a self, payload: &'a [u8]) -> &'a [u8] {
-        match self {
-            Begin::Here(range) => &payload[range.clone()],
-            Begin::Kept(begin) => begin,
-        }
-    }
-}
-
 /// Filters a block. `carry` is what the block before it left.
 pub(crate) fn filter(
     plan: &Plan,
@@ -233,6 +185,7 @@ impl<'a> Filter<'a> {
 
     fn finish(self, block: &Block) -> Filtered {
         let Filter { mut carry, pieces, uses, copied, ended, failed, .. } = self;
+        carry.kept = Kept::default();
         if block.entries().last().is_some_and(Entry::completes) {
             carry.open = None;
         }
@@ -272,7 +225,7 @@ impl<'a> Filter<'a> {
                 let begin = Begin::Here(range(entry));
                 self.carry.open = Some(Open { at: entry.position(), begin, chunk, matched: false });
             }
-            Kind::Commit => self.commit(entry),
+            Kind::Commit => self.commit(entry, lookup)?,
             Kind::Change => {
                 let Some(chunk) = self.carry.open.as_ref().map(|open| open.chunk) else { return Ok(()) };
                 let routing = self.routing(entry.row_type, lookup)?;
@@ -317,8 +270,11 @@ impl<'a> Filter<'a> {
         }
     }
 
-    fn commit(&mut self, entry: &Entry) {
-        let Some(open) = self.carry.open.take() else { return };
+    fn commit(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
+        if self.carry.open.is_some() {
+            self.moved(entry, lookup)?;
+        }
+        let Some(open) = self.carry.open.take() else { return Ok(()) };
         if open.matched {
             let what = What::Changes { selection: None, change_count: 0, complete: Some(entry.position()) };
             self.append(Piece { what, range: range(entry), copied: false }, true);
@@ -327,6 +283,7 @@ impl<'a> Filter<'a> {
         if open.chunk.is_none() {
             self.ended = Some(open.begin);
         }
+        Ok(())
     }
 
     fn change(&mut self, entry: &Entry, selection: usize, routing: &Routing) -> Result<(), GatewayError> {
@@ -360,15 +317,15 @@ impl<'a> Filter<'a> {
                 Piece { what, range: start..self.copied.len(), copied: true }
             }
         };
-        self.announces(entry, selection, routing);
+        self.announces(entry.row_type, selection, routing);
         self.append(piece, false);
         Ok(())
     }
 
-    fn announces(&mut self, entry: &Entry, selection: usize, routing: &Routing) {
+    fn announces(&mut self, row_type: u32, selection: usize, routing: &Routing) {
         let number = number(selection);
-        if entry.row_type != 0 && !self.uses.iter().any(|(s, r, _)| (*s, *r) == (number, entry.row_type)) {
-            self.uses.push((number, entry.row_type, routing.announcements[selection].clone()));
+        if row_type != 0 && !self.uses.iter().any(|(s, r, _)| (*s, *r) == (number, row_type)) {
+            self.uses.push((number, row_type, routing.announcements[selection].clone()));
         }
     }
 
@@ -471,6 +428,7 @@ pub(crate) struct Delivery {
     current: Option<(Arc<Filtered>, usize)>,
     /// What the last block left.
     carry: Carry,
+    kept: Kept,
     announced: HashSet<(u32, u32)>,
     commit_time_us: Option<i64>,
 }
@@ -484,6 +442,7 @@ impl Delivery {
             credit_bytes: i64::try_from(credit_bytes).unwrap_or(i64::MAX),
             current: None,
             carry: Carry::starting(after),
+            kept: Kept::default(),
             announced: HashSet::new(),
             commit_time_us: None,
         }
@@ -519,9 +478,15 @@ impl Delivery {
         Ok(())
     }
 
+    /// The same for shapes with subqueries.
+    pub(crate) fn with_sets(mut self, kept: Kept) -> Self {
+        self.kept = kept;
+        self
+    }
+
     /// What to filter the next block with.
     pub(crate) fn carry(&self) -> Carry {
-        self.carry.clone()
+        Carry { kept: self.kept.clone(), ..self.carry.clone() }
     }
 
     /// The next block, filtered. The one before must be exhausted.

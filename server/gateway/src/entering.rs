@@ -101,7 +101,7 @@ impl Waits {
         }
         match self.status() {
             Some(of) if of.state() == State::Unsupported => {
-                let error = Box::new(ShapeRefusal::NotMirrored { detail: of.detail });
+                let error = Box::new(ShapeRefusal::MirrorFailed { detail: of.detail });
                 Err(GatewayError::Shape { table: self.table.clone(), error })
             }
             Some(_) | None => Ok(None),

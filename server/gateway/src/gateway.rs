@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use tidegate_model::{Clock, Retry};
 use tidegate_proto::v1::catalog_server::CatalogServer;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 use tokio_util::sync::CancellationToken;
 use tonic::{
     service::Routes,
@@ -57,6 +57,8 @@ pub(crate) struct Shared {
     pub(crate) drain: Drain,
     pub(crate) metrics: Arc<GatewayMetrics>,
     pub(crate) share: ShareCache,
+    /// A permit for each query that runs.
+    pub(crate) queries: Arc<Semaphore>,
 }
 
 /// The services cannot be served.
@@ -103,6 +105,7 @@ impl Gateway {
             drain: Drain::new(stop, config.drain_deadline, Arc::clone(&clock)),
             share: ShareCache::new(config.share_bytes_max, Arc::clone(&metrics)),
             metrics: Arc::clone(&metrics),
+            queries: Arc::new(Semaphore::new(config.queries_max)),
             config,
             clock,
         };

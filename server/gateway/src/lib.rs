@@ -4,8 +4,9 @@
 //!               ┌───────────────────────────── gateway ──────────────────────────────┐
 //! store ──────▶ │ opening ─▶ reader ─▶ share ─▶ delivery ─▶ frame ─▶ session (Session)│ ──▶ SDKs
 //!  blocks       │   │ selection, shape: plan   (filtered once per plan)               │
-//!  mirror ────▶ │   │ mirror_snapshot: rows woven into the log                        │
+//!  mirror ────▶ │   │ mirror_snapshot: rows woven into the log    query (Shapes.Query)│
 //!  blocks ────▶ │   │ router: notes for the shapes that a block concerns ─▶ share     │
+//!  both ──────▶ │   │ sets: what subqueries select, who moves for it ─▶ delivery      │
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
@@ -16,7 +17,8 @@
 //!
 //! Invariants: what a subscription receives is a function of the changelog, its selections and its start; a transaction is
 //! delivered whole or its end is not told; a start that cannot be continued is a Reset. Nothing is kept per subscriber
-//! beyond its position and the block it is in, and no task runs for one: the connection pulls, and the router runs for all of a source's.
+//! beyond its position and the block it is in, and no task runs for one: the connection pulls, the router runs for all of a source's, and a
+//! task for each shape that has subqueries, for all who have that open.
 //!
 //! It deliberately does not know PostgreSQL, and it does not write anything.
 
@@ -39,10 +41,13 @@ mod snapshots;
 mod facts;
 mod mirror_snapshot;
 mod opening;
+mod query;
 mod selection;
 mod shape;
 
 mod router;
+
+mod sets;
 
 mod delivery;
 mod projection;

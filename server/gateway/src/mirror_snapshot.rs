@@ -35,7 +35,12 @@ use tidegate_model::{Block, Epoch, Position, TableName};
 use tidegate_store::{MirrorError, MirrorReader, Place, ReadError, Reader, RowChunk};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use crate::{config::GatewayConfig, source::Source, status::GatewayError};
+use crate::{
+    config::GatewayConfig,
+    sets::{Ended, Kept},
+    source::Source,
+    status::GatewayError,
+};
 
 pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened, read_from};
 pub(crate) use wanted::{Wanted, narrowed};
@@ -48,6 +53,10 @@ const CHUNK_BYTES: usize = 256 << 10;
 pub(crate) struct Incoming {
     reader: Reader,
     snapshot: Option<Box<MirrorSnapshot>>,
+    /// What has to be known up to its place before a block is handed out.
+    kept: Kept,
+    /// Waits for that.
+    waiting: Option<Block>,
 }
 
 /// Why nothing more comes.
@@ -57,15 +66,22 @@ pub(crate) enum Interrupted {
     Log(#[from] ReadError),
     #[error("{error}")]
     Mirror { snapshot: u32, error: MirrorError },
+    #[error(transparent)]
+    Sets(#[from] Arc<Ended>),
 }
 
 impl Incoming {
     pub(crate) fn log(reader: Reader) -> Self {
-        Incoming { reader, snapshot: None }
+        Incoming { reader, snapshot: None, kept: Kept::default(), waiting: None }
     }
 
     pub(crate) fn with_snapshot(reader: Reader, snapshot: MirrorSnapshot) -> Self {
-        Incoming { reader, snapshot: Some(Box::new(snapshot)) }
+        Incoming { snapshot: Some(Box::new(snapshot)), ..Incoming::log(reader) }
+    }
+
+    /// The same for shapes with subqueries.
+    pub(crate) fn with_sets(self, kept: Kept) -> Self {
+        Incoming { kept, ..self }
     }
 
     /// Where it is in the log; None while a snapshot is woven into that.
@@ -75,6 +91,14 @@ impl Incoming {
 
     /// The next block. Cancel safe.
     pub(crate) async fn next(&mut self) -> Result<Block, Interrupted> {
+        if self.waiting.is_none() {
+            self.waiting = Some(self.read().await?);
+        }
+        self.kept.passed(self.reader.place()).await?;
+        Ok(self.waiting.take().expect("nobody else takes it"))
+    }
+
+    async fn read(&mut self) -> Result<Block, Interrupted> {
         if let Some(snapshot) = &mut self.snapshot {
             if let Some(block) = snapshot.next(&mut self.reader).await? {
                 return Ok(block);

@@ -22,13 +22,14 @@ use crate::{
     mirror_snapshot::{self, Incoming, Interrupted, MirrorSnapshot, MirrorStart, Wanted, mirrored, narrowed},
     named_shapes::{NamedInUse, looked_up},
     selection::{Filter, Plan, PlanKey, TableFilter, Tables},
+    sets::{self, Kept},
     shape::{self, ShapeFilter},
     source::Source,
     status::GatewayError,
 };
 
 /// How often a start is tried again when retention or a new epoch overtakes it.
-const TRIES: u32 = 5;
+pub(crate) const TRIES: u32 = 5;
 /// After so long every table of the catalog is known.
 const KNOWN_WITHIN_S: i64 = 15;
 
@@ -52,6 +53,7 @@ pub(crate) struct Opened {
     pub(crate) after: Position,
     /// Where the changelog ended.
     pub(crate) head: Position,
+    pub(crate) kept: Kept,
     pub(crate) named: NamedInUse,
     pub(crate) counted: OpenSubscription,
 }
@@ -65,7 +67,12 @@ pub(crate) enum Refusal {
 
 impl From<GatewayError> for Refusal {
     fn from(error: GatewayError) -> Self {
-        Refusal::Error(error)
+        match error {
+            GatewayError::SubqueriesTooOld { at } => {
+                Refusal::Reset(sets::too_old(&format!("{at} is further back than is kept")))
+            }
+            error => Refusal::Error(error),
+        }
     }
 }
 
@@ -130,6 +137,7 @@ impl Opening {
             Start::Earliest | Start::Snapshot | Start::Token(_) => Some(after),
         };
         let ad_hoc = start.ad_hoc().turned(self.snapshots, asks_from.unwrap_or(after));
+        let kept = sets::kept(&source, &filters, (epoch, after)).await?;
         let plan = source.plan(PlanKey::new(filters, snapshot, ad_hoc));
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
@@ -144,7 +152,8 @@ impl Opening {
             Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
             None => Incoming::log(reader),
         };
-        Ok(Opened { source, plan, incoming, prefix, after, head, named, counted })
+        let incoming = incoming.with_sets(kept.clone());
+        Ok(Opened { source, plan, incoming, prefix, after, head, kept, named, counted })
     }
 }
 
@@ -190,6 +199,11 @@ pub(crate) async fn renewed(source: &Source, plan: &Plan) -> Result<Option<Arc<P
         if let Some(shape) = filter.shape()
             && let Some(renewed) = shape.renewed(source).await?
         {
+            if !shape.subqueries().is_empty() {
+                let detail =
+                    "what the catalog says of the tables of a shape with subqueries has changed; subscribe again";
+                return Err(GatewayError::Subqueries { detail: detail.to_owned() });
+            }
             *filter = Filter::Shape(renewed);
             is_renewed = true;
         }
@@ -422,6 +436,7 @@ pub(crate) fn refusal(error: Interrupted, position: Position, source: &Source) -
         Interrupted::Mirror { snapshot, error: MirrorError::NotComplete(_) | MirrorError::Damaged(_) } => {
             return Refusal::Reset(mirror_gone(snapshot));
         }
+        Interrupted::Sets(ended) => return ended.refusal(),
         // It is opened again, and the snapshot goes on by token.
         Interrupted::Mirror { error, .. } => return GatewayError::Mirror(error).into(),
     };
@@ -474,7 +489,7 @@ fn epoch_changed(source: &Source) -> v1::Reset {
     }
 }
 
-fn not_ready(source: &Source) -> GatewayError {
+pub(crate) fn not_ready(source: &Source) -> GatewayError {
     let status = source.handle.status.borrow();
     let detail = if status.detail.is_empty() { "still connecting" } else { status.detail.as_str() };
     GatewayError::SourceNotReady { source_name: source.name().to_string(), detail: detail.to_owned() }

@@ -346,7 +346,7 @@ impl Session {
                             Arrived::Renewed { incoming, piece, plan, failure }
                         });
                     }
-                    Err(error) => Err(Refusal::Error(error)),
+                    Err(error) => Err(error.into()),
                 }
             }
             (Arrived::Renewed { mut incoming, piece, plan, failure }, State::Open(open)) => match plan {

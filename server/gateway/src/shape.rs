@@ -9,6 +9,7 @@
 //! as a change. But once a row type has lost a column that the condition reads, what a subscription has can no longer be
 //! compared with what comes: it ends, and says why.
 
+pub(crate) mod binding;
 pub(crate) mod change;
 pub(crate) mod route;
 
@@ -21,12 +22,20 @@ use sha2::{Digest as _, Sha256};
 use tidegate_model::{Retry, TableName};
 use tidegate_proto::v1;
 use tidegate_schema::RowType;
-use tidegate_views::{Parameter, Pinned, Shape, ShapeDefinition, ShapeError, TableFacts, Updates};
+use tidegate_views::{
+    Order, OrderBy, Parameter, Pinned, Refusal, Shape, ShapeDefinition, ShapeError, Subquery, TableFacts, Updates,
+    subquery_tables,
+};
 
 use crate::{
-    config::GatewayConfig, facts::Known, mirror_snapshot::mirrored, selection::RowTypeLookup, source::Source,
+    config::GatewayConfig,
+    facts::Known,
+    mirror_snapshot::mirrored,
+    selection::{RowTypeLookup, Tables},
+    source::Source,
     status::GatewayError,
 };
+use binding::{UNBOUND, bound, lost};
 use route::{Lost, ShapeRoute};
 
 /// Why a shape is not to be had.
@@ -41,10 +50,35 @@ pub(crate) enum ShapeRefusal {
          source), or, unless it is a root of partitions, ALTER TABLE … REPLICA IDENTITY FULL"
     )]
     OldRows,
+    #[error(
+        "a condition with a subquery is for mirrored tables: let the server mirror this one, the shape's and all that subqueries read \
+         (`mirror` or `mirror_on_demand` of the source)"
+    )]
+    NotMirrored,
+    #[error(
+        "what its subqueries select needs more than {bytes_max} bytes here; narrow them by conditions of their own, or keep a column in \
+         the table that says the same"
+    )]
+    SetTooLarge { bytes_max: usize },
+    #[error(
+        "a query reads the server's mirror, and the table has none; name it in the source's `mirror` or `mirror_on_demand`, or subscribe from \
+         SNAPSHOT"
+    )]
+    Unmirrored,
+    #[error(
+        "a query is of one moment, and sets of subqueries are kept for subscriptions alone; subscribe from SNAPSHOT"
+    )]
+    QueriedSubquery,
+    #[error("order_by, term {term}, {}", of_order(refusal))]
+    Order {
+        /// From 1.
+        term: usize,
+        refusal: Refusal,
+    },
     #[error("its mirror is not complete yet; `tidegate status` says how far it is: try again then")]
     Building,
     #[error("a shape needs a mirror of the table, which cannot be made: {detail}")]
-    NotMirrored { detail: String },
+    MirrorFailed { detail: String },
 }
 
 impl ShapeRefusal {
@@ -52,7 +86,14 @@ impl ShapeRefusal {
     pub(crate) fn retry(&self) -> Retry {
         match self {
             ShapeRefusal::Definition(error) => error.retry(),
-            ShapeRefusal::Updates { .. } | ShapeRefusal::OldRows | ShapeRefusal::NotMirrored { .. } => Retry::Never,
+            ShapeRefusal::Updates { .. }
+            | ShapeRefusal::OldRows
+            | ShapeRefusal::NotMirrored
+            | ShapeRefusal::MirrorFailed { .. }
+            | ShapeRefusal::Unmirrored
+            | ShapeRefusal::QueriedSubquery
+            | ShapeRefusal::Order { .. }
+            | ShapeRefusal::SetTooLarge { .. } => Retry::Never,
             ShapeRefusal::Building => Retry::After(std::time::Duration::from_secs(2)),
         }
     }
@@ -65,18 +106,31 @@ impl ShapeRefusal {
     }
 }
 
+fn of_order(Refusal { place, reason }: &Refusal) -> String {
+    format!("line {}, column {}: {reason}", place.line, place.column)
+}
+
 /// One selection. Equal filters select the same, as long as they read it from equal facts.
 #[derive(Clone, Debug)]
 pub(crate) struct ShapeFilter {
     definition: Arc<ShapeDefinition>,
     known: Arc<Known>,
+    inner: Inner,
+    subqueries: Arc<[Arc<Subquery>]>,
     hash: [u8; 32],
 }
 
+/// The tables that subqueries read.
+type Inner = Arc<[(TableName, Arc<Known>)]>;
+
 impl PartialEq for ShapeFilter {
     fn eq(&self, other: &Self) -> bool {
-        let same_facts = || Arc::ptr_eq(&self.known, &other.known) || self.known.described == other.known.described;
-        self.hash == other.hash && same_facts()
+        let same = |one: &Arc<Known>, other: &Arc<Known>| Arc::ptr_eq(one, other) || one.described == other.described;
+        let mut inner = self.inner.iter().zip(&*other.inner);
+        self.hash == other.hash
+            && same(&self.known, &other.known)
+            && self.inner.len() == other.inner.len()
+            && inner.all(|((_, one), (_, other))| same(one, other))
     }
 }
 
@@ -114,26 +168,53 @@ pub(crate) fn definition(
     Ok(ShapeDefinition { table, condition, parameters, columns, updates })
 }
 
-/// A definition checked against its table alone, and what that was.
+/// A definition checked against its tables alone, and what its own was.
 pub(crate) async fn checked(definition: ShapeDefinition, source: &Source) -> Result<(Shape, Arc<Known>), GatewayError> {
-    let table = definition.table.clone();
-    let definition = Arc::new(definition);
-    let known = source.facts.known(&source.handle, &table).await?;
-    let shape = match made(&definition, &known).await {
-        // The table may have come to fit.
-        Err(_) if !known.is_young() => {
-            let known = source.facts.renewed(&source.handle, &table, &known).await?;
-            made(&definition, &known).await.map(|shape| (shape, known))
-        }
-        shape => shape.map(|shape| (shape, known)),
-    };
-    shape.map_err(|error| refused(&table, error.into()))
+    let (filter, shape) = ShapeFilter::of(definition, source).await?;
+    Ok((shape, filter.known))
+}
+
+/// The tables that a condition's subqueries read, as the catalog has them, or had them not long ago.
+async fn inner_of(definition: &ShapeDefinition, source: &Source) -> Result<Inner, GatewayError> {
+    let named = subquery_tables(&definition.condition);
+    let named = named.map_err(|error| refused(&definition.table, ShapeError::from(error).into()))?;
+    let tables = Tables::of(&source.handle);
+    let mut inner = Vec::with_capacity(named.len());
+    for table in named {
+        tables.check_exists(&table)?;
+        let known = source.facts.known(&source.handle, &table).await?;
+        inner.push((table, known));
+    }
+    Ok(inner.into())
+}
+
+/// The same as the catalog has them now.
+async fn renewed_inner(inner: &Inner, source: &Source) -> Result<Inner, GatewayError> {
+    let mut renewed = Vec::with_capacity(inner.len());
+    for (table, known) in &**inner {
+        renewed.push((table.clone(), source.facts.renewed(&source.handle, table, known).await?));
+    }
+    Ok(renewed.into())
+}
+
+fn shape_of(
+    definition: &ShapeDefinition,
+    facts: &TableFacts,
+    key: &[String],
+    inner: &Inner,
+) -> Result<Shape, ShapeError> {
+    let others: Vec<TableFacts> = inner.iter().map(|(_, known)| known.described.facts.clone()).collect();
+    Shape::with_tables(definition, facts, key, &others)
 }
 
 /// What is hostile takes a while to refuse, in which others are served.
-async fn made(definition: &Arc<ShapeDefinition>, known: &Arc<Known>) -> Result<Shape, ShapeError> {
-    let (definition, known) = (Arc::clone(definition), Arc::clone(known));
-    let make = move || Shape::new(&definition, &known.described.facts, &known.described.key);
+async fn made(
+    definition: &Arc<ShapeDefinition>,
+    known: &Arc<Known>,
+    inner: &Inner,
+) -> Result<(ShapeFilter, Shape), ShapeError> {
+    let (definition, known, inner) = (Arc::clone(definition), Arc::clone(known), Arc::clone(inner));
+    let make = move || ShapeFilter::with_shape(definition, known, inner);
     let made = tokio::task::spawn_blocking(make).await;
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
@@ -145,25 +226,40 @@ impl ShapeFilter {
         source: &Source,
         config: &GatewayConfig,
     ) -> Result<Self, GatewayError> {
-        let table = definition.table.clone();
-        let definition = Arc::new(definition);
-        let known = source.facts.known(&source.handle, &table).await?;
-        let filter = match ShapeFilter::new(Arc::clone(&definition), known.clone()) {
-            // The table may have come to fit.
-            Err(_) if !known.is_young() => {
-                let known = source.facts.renewed(&source.handle, &table, &known).await?;
-                ShapeFilter::new(definition, known)
-            }
-            made => made,
-        };
-        let filter = filter.map_err(|error| refused(&table, error.into()))?;
+        let (filter, _) = ShapeFilter::of(definition, source).await?;
         filter.check_old_rows(source, config).await?;
         Ok(filter)
     }
 
+    async fn of(definition: ShapeDefinition, source: &Source) -> Result<(Self, Shape), GatewayError> {
+        let table = definition.table.clone();
+        let definition = Arc::new(definition);
+        let inner = inner_of(&definition, source).await?;
+        let known = source.facts.known(&source.handle, &table).await?;
+        let filter = match made(&definition, &known, &inner).await {
+            // The tables may have come to fit.
+            Err(_) if !(known.is_young() && inner.iter().all(|(_, known)| known.is_young())) => {
+                let known = source.facts.renewed(&source.handle, &table, &known).await?;
+                let inner = renewed_inner(&inner, source).await?;
+                made(&definition, &known, &inner).await
+            }
+            made => made,
+        };
+        filter.map_err(|error| refused(&table, error.into()))
+    }
+
+    #[cfg(test)]
     pub(crate) fn new(definition: Arc<ShapeDefinition>, known: Arc<Known>) -> Result<Self, ShapeError> {
+        ShapeFilter::with_shape(definition, known, Inner::default()).map(|(filter, _)| filter)
+    }
+
+    fn with_shape(
+        definition: Arc<ShapeDefinition>,
+        known: Arc<Known>,
+        inner: Inner,
+    ) -> Result<(Self, Shape), ShapeError> {
         let described = &known.described;
-        let shape = Shape::new(&definition, &described.facts, &described.key)?;
+        let shape = shape_of(&definition, &described.facts, &described.key, &inner)?;
         let mut hasher = Sha256::new();
         hasher.update(shape.hash());
         // The same text means something else for a column of another type.
@@ -175,29 +271,49 @@ impl ShapeFilter {
             hasher.update(described.type_of(column).unwrap_or_default().to_be_bytes());
         }
         let hash = hasher.finalize().into();
-        Ok(ShapeFilter { definition, known, hash })
+        let subqueries = shape.predicate().subqueries().into();
+        Ok((ShapeFilter { definition, known, inner, subqueries, hash }, shape))
     }
 
     /// The same with what the catalog says now; None where it says the same.
     pub(crate) async fn renewed(&self, source: &Source) -> Result<Option<Self>, GatewayError> {
         let known = source.facts.renewed(&source.handle, self.table(), &self.known).await?;
-        let renewed = ShapeFilter::new(Arc::clone(&self.definition), known);
-        let renewed = renewed.map_err(|error| refused(self.table(), error.into()))?;
+        let inner = renewed_inner(&self.inner, source).await?;
+        let renewed = ShapeFilter::with_shape(Arc::clone(&self.definition), known, inner);
+        let (renewed, _) = renewed.map_err(|error| refused(self.table(), error.into()))?;
         Ok(Some(renewed).filter(|renewed| renewed != self))
     }
 
     async fn check_old_rows(&self, source: &Source, config: &GatewayConfig) -> Result<(), GatewayError> {
-        if self.known.described.whole_old_rows {
+        if self.known.described.whole_old_rows && self.subqueries.is_empty() {
             return Ok(());
         }
-        let is_mirrored = source.handle.mirror.as_ref().is_some_and(|mirror| mirror.request(self.table()));
-        if !is_mirrored {
-            return Err(refused(self.table(), ShapeRefusal::OldRows));
+        // What moves for a subquery is read from the mirror.
+        let why = if self.subqueries.is_empty() { ShapeRefusal::OldRows } else { ShapeRefusal::NotMirrored };
+        let tables: Vec<TableName> =
+            [self.table()].into_iter().chain(self.inner.iter().map(|(table, _)| table)).cloned().collect();
+        let is_mirrored = |table: &TableName| source.handle.mirror.as_ref().is_some_and(|mirror| mirror.request(table));
+        // All are asked for, so that one does not wait for another.
+        let unmirrored: Vec<&TableName> = tables.iter().filter(|table| !is_mirrored(table)).collect();
+        if let Some(unmirrored) = unmirrored.first() {
+            return Err(refused(unmirrored, why));
         }
-        match mirrored(source, std::slice::from_ref(self.table()), config).await? {
-            Some(_) => Ok(()),
-            None => Err(refused(self.table(), ShapeRefusal::Building)),
+        for table in &tables {
+            if mirrored(source, std::slice::from_ref(table), config).await?.is_none() {
+                return Err(refused(table, ShapeRefusal::Building));
+            }
         }
+        Ok(())
+    }
+
+    /// Its condition's own subqueries.
+    pub(crate) fn subqueries(&self) -> &[Arc<Subquery>] {
+        &self.subqueries
+    }
+
+    /// A table that its subqueries read, as it was described.
+    pub(crate) fn inner(&self, table: &TableName) -> Option<Arc<Known>> {
+        self.inner.iter().find(|(name, _)| name == table).map(|(_, known)| Arc::clone(known))
     }
 
     pub(crate) fn table(&self) -> &TableName {
@@ -223,8 +339,8 @@ impl ShapeFilter {
         row_type: &Arc<RowType>,
         lookup: &impl RowTypeLookup,
     ) -> Result<ShapeRoute, GatewayError> {
-        let facts = self.bound(row_type);
-        let shape = Shape::new(&self.definition, &facts, &self.known.described.key);
+        let facts = bound(&self.known, row_type);
+        let shape = shape_of(&self.definition, &facts, &self.known.described.key, &self.inner);
         let shape = shape.map_err(|error| refused(self.table(), error.into()))?;
         let is_unbound =
             |name: &&str| facts.columns.iter().any(|column| column.name == *name && column.field == UNBOUND);
@@ -232,39 +348,17 @@ impl ShapeFilter {
         let lost = if row_type.key().is_empty() {
             Some(Lost::Key)
         } else {
-            unbound.iter().find_map(|&column| self.lost(column, row_type, lookup))
+            unbound.iter().find_map(|&column| lost((&self.known, self.table()), column, row_type, lookup))
         };
         Ok(ShapeRoute::new(shape, Arc::clone(row_type), lost))
     }
 
-    /// The table as it was described, with the numbers that its columns have in this row type.
-    fn bound(&self, row_type: &RowType) -> TableFacts {
-        let mut facts = self.known.described.facts.clone();
-        for column in &mut facts.columns {
-            column.field = self.field(&column.name, row_type).unwrap_or(UNBOUND);
-        }
-        facts
-    }
-
-    fn field(&self, column: &str, row_type: &RowType) -> Option<u32> {
-        let found = row_type.column(column)?;
-        (self.known.described.type_of(column) == Some(found.type_oid)).then_some(found.field)
-    }
-
-    /// Had an earlier row type the column, as the condition means it, and has this one not?
-    fn lost(&self, column: &str, row_type: &RowType, lookup: &impl RowTypeLookup) -> Option<Lost> {
-        let number = row_type.proto().row_type;
-        let having = |other: &Arc<RowType>| self.field(column, other).map(|_| other.proto().row_type);
-        let with: Vec<u32> = lookup.of_table(self.table()).iter().filter_map(having).collect();
-        let retyped = row_type.column(column).is_some();
-        let for_reads = with.iter().all(|&other| other < number);
-        let column = column.to_owned();
-        with.iter().any(|&other| other < number).then_some(Lost::Column { column, retyped, for_reads })
+    /// An order of the rows of a row type of its table.
+    pub(crate) fn order(&self, by: &[OrderBy], row_type: &RowType) -> Result<Order, GatewayError> {
+        let order = Order::new(by, &self.known.described.key, &bound(&self.known, row_type));
+        order.map_err(|(at, refusal)| refused(self.table(), ShapeRefusal::Order { term: at + 1, refusal }))
     }
 }
-
-/// No field of a row has it.
-const UNBOUND: u32 = 0;
 
 /// The version of the definitions of these shapes, for tokens; 0 where there are none.
 pub(crate) fn definitions<'a>(shapes: impl Iterator<Item = &'a ShapeFilter>) -> u32 {
@@ -278,7 +372,7 @@ pub(crate) fn definitions<'a>(shapes: impl Iterator<Item = &'a ShapeFilter>) -> 
     u32::from_be_bytes([hash[0], hash[1], hash[2], hash[3]]).max(1)
 }
 
-fn refused(table: &TableName, error: ShapeRefusal) -> GatewayError {
+pub(crate) fn refused(table: &TableName, error: ShapeRefusal) -> GatewayError {
     GatewayError::Shape { table: table.clone(), error: Box::new(error) }
 }
 

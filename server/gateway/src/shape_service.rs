@@ -1,9 +1,10 @@
-//! `tidegate.v1.Shapes`: definitions of shapes, with a name or without.
+//! `tidegate.v1.Shapes`: definitions of shapes, with a name or without, and their rows once (`query.rs`).
 //!
 //! It deliberately keeps none: the application does (`named_shapes.rs`).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, pin::Pin, sync::Arc};
 
+use futures_util::{Stream, StreamExt as _, stream};
 use prost::Message as _;
 use tidegate_model::ShapeName;
 use tidegate_proto::v1::{
@@ -18,6 +19,7 @@ use crate::{
     facts::Known,
     gateway::Shared,
     named_shapes::{NamedShape, NamingError, is_by_name, known, resolved},
+    query::Querying,
     selection::Tables,
     shape,
     snapshots::Described,
@@ -210,6 +212,25 @@ fn explained(condition: &str, explanation: &Explanation) -> v1::ExplainShapeResp
 
 #[tonic::async_trait]
 impl Shapes for ShapeService {
+    type QueryStream = Pin<Box<dyn Stream<Item = Result<v1::QueryShapeResponse, Status>> + Send>>;
+
+    async fn query(&self, request: Request<v1::QueryShapeRequest>) -> Result<Response<Self::QueryStream>, Status> {
+        let querying = Querying::open(Arc::clone(&self.shared), request.into_inner()).await;
+        let querying = self.answer(querying)?.into_inner();
+        let metrics = Arc::clone(&self.shared.metrics);
+        let responses = stream::unfold(querying, move |mut querying| {
+            let metrics = Arc::clone(&metrics);
+            async move {
+                let response = querying.next().await?.map_err(|error| {
+                    metrics.error(error.reason());
+                    error.to_tonic()
+                });
+                Some((response, querying))
+            }
+        });
+        Ok(Response::new(responses.boxed()))
+    }
+
     async fn validate(
         &self,
         request: Request<v1::ValidateShapeRequest>,

@@ -19,7 +19,8 @@ use crate::{
     named_shapes::NamedShapes,
     open_subscriptions::OpenSubscriptions,
     router::{Inflow, Router},
-    selection::{Plan, PlanKey},
+    selection::{Filter, Plan, PlanKey},
+    sets::SetsOfSource,
     snapshots::Snapshots,
     status::GatewayError,
 };
@@ -133,6 +134,7 @@ pub(crate) struct Source {
     /// One for each read of the mirror that may be under way. Threads are left for the writer of the mirror, which builds the index
     /// that many readers wait for.
     pub(crate) mirror_reads: Arc<Semaphore>,
+    pub(crate) sets: SetsOfSource,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
@@ -146,6 +148,7 @@ impl Source {
             metrics,
             subscriptions: OpenSubscriptions::default(),
             facts: Facts::default(),
+            sets: SetsOfSource::default(),
             plans: Mutex::default(),
         }
     }
@@ -157,7 +160,9 @@ impl Source {
     /// The plan that the router knows a subscription by. A snapshot out of the mirror is nobody else's, and not in the log: without it, it is
     /// the plan of all who select the same.
     pub(crate) fn routed(&self, plan: &Arc<Plan>) -> Option<Arc<Plan>> {
-        let of_shapes = plan.key.filters().iter().all(|filter| filter.shape().is_some());
+        // What a subquery's change concerns is not to be told by its own row.
+        let is_told = |filter: &Filter| filter.shape().is_some_and(|shape| shape.subqueries().is_empty());
+        let of_shapes = plan.key.filters().iter().all(is_told);
         of_shapes.then(|| if plan.key.is_of_mirror() { self.plan(plan.key.in_log()) } else { Arc::clone(plan) })
     }
 
@@ -177,7 +182,7 @@ impl Source {
     }
 }
 
-/// What a subscription with this plan receives: where it selects nothing but shapes, through the router.
+/// What a subscription with this plan receives: where it selects nothing but shapes without subqueries, through the router.
 pub(crate) fn inflow(source: &Source, plan: &Arc<Plan>, incoming: Incoming, epoch: Epoch) -> Inflow<Plan> {
     match source.routed(plan) {
         Some(plan) => Inflow::routed(incoming, &source.router, &plan, epoch),

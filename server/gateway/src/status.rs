@@ -15,6 +15,7 @@ use tonic::{Code, Status};
 
 use crate::{
     named_shapes::{NamedShapeError, NamingError},
+    query::QueryError,
     shape::{ShapeRefusal, route::ShapeFailure},
     snapshot_parts::PartError,
     snapshots::SnapshotError,
@@ -66,7 +67,13 @@ pub(crate) enum GatewayError {
     #[error(transparent)]
     Naming(NamingError),
     #[error(transparent)]
+    Query(#[from] QueryError),
+    #[error(transparent)]
     ShapeFailed(Arc<ShapeFailure>),
+    #[error("{detail}")]
+    Subqueries { detail: String },
+    #[error("what the subqueries of a shape selected at {at} is not known any more; subscribe from SNAPSHOT")]
+    SubqueriesTooOld { at: String },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("group is reserved and must be empty")]
@@ -212,15 +219,18 @@ impl GatewayError {
     /// Whether and when the same request may succeed.
     pub(crate) fn retry(&self) -> Retry {
         match self {
-            GatewayError::SourceNotReady { .. } => Retry::After(Duration::from_secs(2)),
+            GatewayError::SourceNotReady { .. } | GatewayError::Subqueries { .. } => {
+                Retry::After(Duration::from_secs(2))
+            }
             GatewayError::Draining => Retry::After(Duration::from_millis(500)),
             GatewayError::Read(error) => error.retry(),
             GatewayError::Mirror(error) => error.retry(),
             GatewayError::Snapshot(error) => error.retry(),
             GatewayError::Shape { error, .. } => error.retry(),
             GatewayError::NamedShape(error) => error.retry(),
+            GatewayError::Query(error) => error.retry(),
             GatewayError::ShapeFailed(failure) => failure.retry(),
-            GatewayError::Reset { .. } => Retry::Reset,
+            GatewayError::Reset { .. } | GatewayError::SubqueriesTooOld { .. } => Retry::Reset,
             GatewayError::SourceRequired { .. }
             | GatewayError::UnknownSource { .. }
             | GatewayError::NoSelection
@@ -267,8 +277,15 @@ impl GatewayError {
             GatewayError::Name(NameError::Shape(_)) => Reason::InvalidShape,
             GatewayError::Part { .. } => Reason::InvalidPart,
             GatewayError::Shape { error, .. } => match **error {
-                ShapeRefusal::Definition(_) | ShapeRefusal::Updates { .. } => Reason::InvalidShape,
-                ShapeRefusal::OldRows | ShapeRefusal::NotMirrored { .. } => Reason::ShapeRefused,
+                ShapeRefusal::Definition(_) | ShapeRefusal::Updates { .. } | ShapeRefusal::Order { .. } => {
+                    Reason::InvalidShape
+                }
+                ShapeRefusal::OldRows
+                | ShapeRefusal::NotMirrored
+                | ShapeRefusal::MirrorFailed { .. }
+                | ShapeRefusal::Unmirrored
+                | ShapeRefusal::QueriedSubquery
+                | ShapeRefusal::SetTooLarge { .. } => Reason::ShapeRefused,
                 ShapeRefusal::Building => Reason::ShapeLater,
             },
             GatewayError::Naming(_) => Reason::InvalidShape,
@@ -277,7 +294,15 @@ impl GatewayError {
                 NamedShapeError::Later { .. } => Reason::ShapeLater,
                 NamedShapeError::Declared(_) | NamedShapeError::Refused { .. } => Reason::ShapeRefused,
             },
+            GatewayError::Query(error) => match error {
+                QueryError::Limit { .. } | QueryError::Nulls { .. } => Reason::InvalidShape,
+                QueryError::TooLarge { .. } | QueryError::Busy { .. } | QueryError::TooSlow { .. } => {
+                    Reason::LimitExceeded
+                }
+                QueryError::Changed => Reason::ShapeLater,
+            },
             GatewayError::ShapeFailed(_) => Reason::ShapeFailed,
+            GatewayError::Subqueries { .. } => Reason::ShapeLater,
             GatewayError::TooMany { .. } | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
             GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => Reason::UnknownTable,
             GatewayError::UnknownColumn { .. } => Reason::UnknownColumn,
@@ -290,7 +315,7 @@ impl GatewayError {
             GatewayError::Snapshot(SnapshotError::Later { .. }) => Reason::SnapshotLater,
             GatewayError::Cancelled => Reason::Cancelled,
             GatewayError::Draining => Reason::Draining,
-            GatewayError::Reset { .. } => Reason::Reset,
+            GatewayError::Reset { .. } | GatewayError::SubqueriesTooOld { .. } => Reason::Reset,
             GatewayError::SubscriptionZero
             | GatewayError::DuplicateSubscription { .. }
             | GatewayError::UnknownSubscription { .. }
@@ -358,10 +383,17 @@ impl GatewayError {
                 ShapeRefusal::Definition(ShapeError::Condition(_)) => Some("shape.where"),
                 ShapeRefusal::Definition(ShapeError::Keyless)
                 | ShapeRefusal::OldRows
-                | ShapeRefusal::NotMirrored { .. } => Some("shape.table"),
+                | ShapeRefusal::Unmirrored
+                | ShapeRefusal::MirrorFailed { .. } => Some("shape.table"),
+                ShapeRefusal::NotMirrored | ShapeRefusal::QueriedSubquery | ShapeRefusal::SetTooLarge { .. } => {
+                    Some("shape.where")
+                }
+                ShapeRefusal::Order { .. } => Some("order_by"),
                 ShapeRefusal::Updates { .. } => Some("shape.updates"),
                 ShapeRefusal::Building => None,
             },
+            GatewayError::Query(QueryError::Limit { .. }) => Some("limit"),
+            GatewayError::Query(QueryError::Nulls { .. }) => Some("order_by"),
             GatewayError::UnknownColumn { .. } => Some("columns"),
             GatewayError::Operation { .. } => Some("operations"),
             GatewayError::Start { .. } => Some("start.at"),
@@ -376,7 +408,10 @@ impl GatewayError {
             GatewayError::Snapshot(SnapshotError::Unknown(_)) => Some("snapshot"),
             GatewayError::Snapshot(_)
             | GatewayError::NamedShape(NamedShapeError::Later { .. } | NamedShapeError::Refused { .. })
+            | GatewayError::Query(_)
             | GatewayError::ShapeFailed(_)
+            | GatewayError::Subqueries { .. }
+            | GatewayError::SubqueriesTooOld { .. }
             | GatewayError::SourceNotReady { .. }
             | GatewayError::TooManySubscriptions { .. }
             | GatewayError::Cancelled
@@ -391,10 +426,12 @@ impl GatewayError {
         }
     }
 
-    /// Where in a condition's text it is wrong.
+    /// Where in a text it is wrong.
     fn place(&self) -> Vec<(String, String)> {
         let GatewayError::Shape { error, .. } = self else { return Vec::new() };
-        let ShapeRefusal::Definition(ShapeError::Condition(Refusal { place, .. })) = &**error else {
+        let (ShapeRefusal::Definition(ShapeError::Condition(Refusal { place, .. }))
+        | ShapeRefusal::Order { refusal: Refusal { place, .. }, .. }) = &**error
+        else {
             return Vec::new();
         };
         let Place { offset, line, column } = place;

@@ -26,7 +26,8 @@ use crate::{
     opening::{Opened, Opening, Refusal, abandoned, refusal, renewed},
     progress::progress,
     readable::ReadableChange,
-    selection::{Deliver, Plan},
+    selection::{Deliver, Plan, Routing},
+    sets::Kept,
     shape::{
         change::WholeChange,
         route::{ShapeRoute, Verdict},
@@ -62,6 +63,9 @@ struct Live {
     /// The block at hand, and its next entry.
     block: Option<(Block, usize)>,
     begin: v1::Begin,
+    /// Where it stands.
+    begun: Position,
+    kept: Kept,
     /// Of a change that a shape is to be told of.
     pieces: Vec<Bytes>,
     /// The change that is being put together.
@@ -220,6 +224,8 @@ impl Live {
             commit_time_us: None,
             block: None,
             begin: v1::Begin::default(),
+            begun: Position::ZERO,
+            kept: opened.kept,
             pieces: Vec::new(),
             change: None,
             held: None,
@@ -285,9 +291,11 @@ impl Live {
                 let field = block.slice(entry);
                 let body = event_body(&field).map_err(|_| damaged(entry))?;
                 self.begin = v1::Begin::decode(body).map_err(|_| damaged(entry))?;
+                self.begun = entry.position();
             }
             Kind::Change => self.change(block, entry, queue)?,
             Kind::Commit => {
+                self.moved(entry, queue)?;
                 if self.begin.snapshot == 0 {
                     self.commit_time_us = self.begin.commit_time.as_ref().map(microseconds);
                 }
@@ -325,11 +333,39 @@ impl Live {
         if pieces.is_empty() {
             return Ok(());
         }
+        let is_cut = entry.continues;
+        self.tell(pieces, (entry, entry.row_type, is_cut), &routing, queue)
+    }
+
+    /// What moves into the shape and out of it where a transaction ends, for nothing but its subqueries.
+    fn moved(
+        &mut self,
+        commit: &Entry,
+        queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
+    ) -> Result<(), Refusal> {
+        for (_, record) in self.kept.records(commit.position())? {
+            for change in record.changes() {
+                let routing = self.plan.routing(change.row_type, &self.source.handle.store)?;
+                let pieces = written(&change, commit)?;
+                self.tell(pieces, (commit, change.row_type, false), &routing, queue)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A change, or with the next pieces a part of one.
+    fn tell(
+        &mut self,
+        pieces: Vec<Bytes>,
+        (entry, row_type, is_cut): (&Entry, u32, bool),
+        routing: &Routing,
+        queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
+    ) -> Result<(), Refusal> {
         let mut change = self.change.take().unwrap_or_else(|| ReadableChange::new(routing.row_type.clone()));
         for piece in pieces {
             change.push(piece, routing.deliver[0].fields()).map_err(|_| damaged(entry))?;
         }
-        if entry.continues {
+        if is_cut {
             self.change = Some(change);
             return Ok(());
         }
@@ -339,7 +375,7 @@ impl Live {
         response.xid = self.begin.xid;
         self.source.metrics.sent(1, response.encoded_len() as u64);
         queue.extend(self.held.take().map(Ok));
-        if entry.row_type != 0 && self.announced.insert(entry.row_type) {
+        if row_type != 0 && self.announced.insert(row_type) {
             let announcement = v1::RowType::decode(routing.announcements[0].clone()).map_err(|_| damaged(entry))?;
             // The descriptor is served by reflection; here it would only hide the rest.
             let announcement = v1::RowType { file: Bytes::new(), ..announcement };
@@ -357,7 +393,7 @@ impl Live {
         }
         let mut pieces = std::mem::take(&mut self.pieces);
         let change = WholeChange::read(entry.op, entry.row_type, &pieces).map_err(|_| damaged(entry))?;
-        let rewritten = match route.judge(&change, entry.position()) {
+        let rewritten = match self.kept.judge((0, route), &change, (self.begun, entry.position()))? {
             Ok(Verdict::Nothing) => return Ok(Vec::new()),
             Ok(Verdict::AsItCame) => return Ok(pieces),
             Ok(Verdict::Rewritten(change)) => change,
@@ -368,11 +404,16 @@ impl Live {
                 return Err(failure.refusal());
             }
         };
-        let mut out = BytesMut::new();
-        let ranges = rewritten.write(None, &mut out).map_err(|_| damaged(entry))?;
-        let out = out.freeze();
-        Ok(ranges.into_iter().map(|(range, _)| out.slice(range)).collect())
+        Ok(written(&rewritten, entry)?)
     }
+}
+
+/// In pieces.
+fn written(change: &WholeChange<'_>, entry: &Entry) -> Result<Vec<Bytes>, GatewayError> {
+    let mut out = BytesMut::new();
+    let ranges = change.write(None, &mut out).map_err(|_| damaged(entry))?;
+    let out = out.freeze();
+    Ok(ranges.into_iter().map(|(range, _)| out.slice(range)).collect())
 }
 
 fn mark(mark: Mark) -> v1::WatchResponse {

@@ -309,6 +309,10 @@ impl StoreWriter {
         *self.shared.former_row_types.write().unwrap_or_else(PoisonError::into_inner) = former;
         self.show_row_types(&appender);
         self.show_snapshots(&appender);
+        // Whoever knows the epoch and finds a mirror finds this epoch's.
+        if let Some(reader) = self.mirror_reader() {
+            reader.close();
+        }
         self.shared.head.send_modify(|head| {
             head.epoch = Some(info.epoch);
             (head.complete, head.durable, head.earliest) = (complete, complete, complete);

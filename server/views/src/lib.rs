@@ -7,6 +7,7 @@
 //!                                              ├──▶ Subqueries, whose sets of values come back as Members
 //!                                              ├──▶ Index: a change ──▶ the shapes that it concerns
 //!                                              └──▶ Shape, with columns: what a change is to it
+//! OrderBy, table facts ──▶ Order ──▶ where an encoded row stands among others
 //! ```
 //!
 //! Not here yet: aggregates.
@@ -19,7 +20,8 @@ mod shape;
 
 pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room, Routed, Served, changed_fields};
 pub use predicate::{
-    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Members, Membership, Outcome, Parameter, Pinned,
-    Place, Predicate, Reason, Refusal, RowError, Subquery, TEXT_BYTES_MAX, TableFacts, subquery_tables,
+    CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Members, Membership, Order, OrderBy, Outcome,
+    Parameter, Pinned, Place, Predicate, Rank, Reason, Refusal, RowError, Subquery, TEXT_BYTES_MAX, TableFacts,
+    subquery_tables,
 };
 pub use shape::{Shape, ShapeDefinition, ShapeError, Updates};

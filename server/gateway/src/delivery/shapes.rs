@@ -1,13 +1,15 @@
 //! Changes of which a shape is told, once they are whole: as they came, or put together anew.
 
+use std::sync::Arc;
+
 use tidegate_model::Entry;
 
 use super::{Filter, Piece, What, damaged, number, range};
 use crate::{
-    selection::Routing,
+    selection::{Routing, RowTypeLookup},
     shape::{
         change::WholeChange,
-        route::{ShapeRoute, Verdict},
+        route::{Judgement, ShapeFailure, ShapeRoute, Verdict},
     },
     status::GatewayError,
 };
@@ -26,8 +28,7 @@ impl Filter<'_> {
             pieces.push(self.payload.slice(range(entry)));
         }
         let change = WholeChange::read(entry.op, entry.row_type, &pieces).map_err(|_| damaged(entry))?;
-        let known = self.known.map(|(_, effect)| effect);
-        match route.judge_known(&change, known, entry.position()) {
+        match self.judged(selection, route, (&change, entry))? {
             Ok(Verdict::Nothing) => {}
             Ok(Verdict::AsItCame) if !is_cut => self.pass(entry, selection, routing)?,
             Ok(Verdict::AsItCame) => self.rewritten(entry, selection, (&change, routing))?,
@@ -42,6 +43,32 @@ impl Filter<'_> {
         Ok(())
     }
 
+    /// What the change is to the shape: with its subqueries as they were before the transaction.
+    fn judged<'c>(
+        &self,
+        selection: usize,
+        route: &ShapeRoute,
+        (change, entry): (&'c WholeChange<'c>, &Entry),
+    ) -> Result<Result<Verdict<'c>, Arc<ShapeFailure>>, GatewayError> {
+        let at = entry.position();
+        if let Some((_, effect)) = self.known {
+            return Ok(route.judge_known(change, Judgement::Known(effect), at));
+        }
+        let begun = self.carry.open.as_ref().map_or(at, |open| open.at);
+        self.carry.kept.judge((selection, route), change, (begun, at))
+    }
+
+    /// What moves into shapes and out of them where a transaction ends, for nothing but their subqueries.
+    pub(super) fn moved(&mut self, commit: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
+        for (selection, record) in self.carry.kept.records(commit.position())? {
+            for change in record.changes() {
+                let routing = self.plan.routing(change.row_type, lookup)?;
+                self.rewritten(commit, selection, (&change, &routing))?;
+            }
+        }
+        Ok(())
+    }
+
     fn rewritten(
         &mut self,
         entry: &Entry,
@@ -52,7 +79,7 @@ impl Filter<'_> {
         self.begin(number, true);
         let fields = routing.deliver[selection].fields();
         let pieces = change.write(fields, &mut self.copied).map_err(|_| damaged(entry))?;
-        self.announces(entry, selection, routing);
+        self.announces(change.row_type, selection, routing);
         for (range, continues) in pieces {
             let what = What::Changes { selection: Some(number), change_count: u32::from(!continues), complete: None };
             self.append(Piece { what, range, copied: true }, false);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tidegate_model::TableName;
 use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
-use tidegate_store::{INDEXES_MAX, IndexId, MirrorError, MirrorReader, RowChunk};
+use tidegate_store::{INDEXES_MAX, IndexId, MirrorError, MirrorReader, RowChunk, Scan};
 use tidegate_views::Pinned;
 
 use crate::{
@@ -94,6 +94,14 @@ impl Wanted {
         match self.index(mirror)? {
             Some((index, value)) => mirror.lookup_chunk(index, value, behind, byte_count),
             None => mirror.chunk(self.table_oid, behind, byte_count),
+        }
+    }
+
+    /// All of the rows at one position. Blocks the thread.
+    pub(crate) fn scan(&self, mirror: &MirrorReader) -> Result<Scan, MirrorError> {
+        match self.index(mirror)? {
+            Some((index, value)) => mirror.lookup(index, value),
+            None => mirror.scan(self.table_oid),
         }
     }
 

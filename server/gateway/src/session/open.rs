@@ -47,8 +47,8 @@ pub(super) struct Told {
 
 impl Open {
     pub(super) fn new(opened: Opened, (subscription, credit_bytes): (u32, u64)) -> Self {
-        let Opened { source, plan, incoming, prefix, after, named, counted, .. } = opened;
-        let delivery = Delivery::new(subscription, after, credit_bytes);
+        let Opened { source, plan, incoming, prefix, after, kept, named, counted, .. } = opened;
+        let delivery = Delivery::new(subscription, after, credit_bytes).with_sets(kept);
         let start = Whereabouts { subscription, position: after, acked: after, credit_bytes: delivery.credit_bytes() };
         Open {
             incoming: Some(inflow(&source, &plan, incoming, prefix.epoch)),

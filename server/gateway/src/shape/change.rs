@@ -41,6 +41,20 @@ pub(crate) struct WholeChange<'a> {
 }
 
 impl<'a> WholeChange<'a> {
+    /// A row that is read.
+    pub(crate) fn reading(row_type: u32, row: &'a [u8], missing: &[u32]) -> Self {
+        WholeChange {
+            op: Op::Read,
+            row_type,
+            ordinal: 0,
+            row: Cow::Borrowed(row),
+            old: Cow::Borrowed(&[]),
+            old_kind: OldKind::None,
+            unchanged: missing.to_vec(),
+            moved: Move::Stayed,
+        }
+    }
+
     /// Puts the pieces together, each a whole `events` field of a ChangeBatch.
     pub(crate) fn read(op: Op, row_type: u32, pieces: &'a [Bytes]) -> Result<Self, MalformedChange> {
         let mut whole = WholeChange {

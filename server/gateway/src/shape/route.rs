@@ -19,7 +19,7 @@ use tidegate_schema::{
     FieldSet, OldKind, RowDecoder, RowText, RowType,
     wire::{Fields, WireError},
 };
-use tidegate_views::{Effect, Failure, Predicate, RowError, Shape, Updates, changed_fields};
+use tidegate_views::{Effect, Failure, Members, Order, Predicate, Rank, RowError, Shape, Updates, changed_fields};
 
 use super::change::{WholeChange, keep};
 use crate::{opening::Refusal, projection::MalformedChange, status::GatewayError};
@@ -66,6 +66,8 @@ fn lost_column(column: &str, retyped: bool) -> String {
 pub(crate) enum Cause {
     #[error(transparent)]
     Condition(#[from] Failure),
+    #[error("it cannot be ordered: {}", unordered(.0))]
+    Order(Failure),
     #[error(
         "the value of column \"{column}\" has never come, and the condition reads it; subscribe again from SNAPSHOT"
     )]
@@ -74,6 +76,13 @@ pub(crate) enum Cause {
     Lost(#[from] Lost),
     #[error("the change is damaged")]
     Damaged,
+}
+
+fn unordered(failure: &Failure) -> String {
+    match failure {
+        Failure::Evaluation(error) => format!("{error}; change the expression so that it does not fail, with CASE"),
+        Failure::Row(error) => error.to_string(),
+    }
 }
 
 impl From<MalformedChange> for Cause {
@@ -100,14 +109,24 @@ pub(crate) struct ShapeFailure {
 }
 
 impl ShapeFailure {
+    /// Of a row that a subquery reads.
+    pub(crate) fn of_subquery(table: &TableName, position: Position, cause: Cause) -> Arc<Self> {
+        let key = "that a subquery reads".to_owned();
+        Arc::new(ShapeFailure { table: table.clone(), position, key, cause })
+    }
+
     /// May it be otherwise with what the catalog says now?
     pub(crate) fn is_of_old_facts(&self) -> bool {
-        matches!(&self.cause, Cause::Condition(Failure::Row(RowError::Column { .. })))
+        let failure = match &self.cause {
+            Cause::Condition(failure) | Cause::Order(failure) => failure,
+            Cause::Unknown { .. } | Cause::Lost(_) | Cause::Damaged => return false,
+        };
+        matches!(failure, Failure::Row(RowError::Column { .. }))
     }
 
     pub(crate) fn retry(&self) -> Retry {
         match &self.cause {
-            Cause::Condition(failure) => failure.retry(),
+            Cause::Condition(failure) | Cause::Order(failure) => failure.retry(),
             Cause::Unknown { .. } | Cause::Lost(_) | Cause::Damaged => Retry::Never,
         }
     }
@@ -119,10 +138,34 @@ impl ShapeFailure {
                 reason: v1::reset::Reason::DefinitionChanged as i32,
                 detail: self.to_string(),
             }),
-            Cause::Condition(_) | Cause::Unknown { .. } | Cause::Lost(_) | Cause::Damaged => {
+            Cause::Condition(_) | Cause::Order(_) | Cause::Unknown { .. } | Cause::Lost(_) | Cause::Damaged => {
                 Refusal::Error(GatewayError::ShapeFailed(Arc::clone(self)))
             }
         }
+    }
+}
+
+/// By what a change is judged.
+#[derive(Clone, Copy)]
+pub(crate) enum Judgement<'a> {
+    /// It is known what it is to the shape.
+    Known(Effect),
+    /// The condition, with these members of its subqueries.
+    By(&'a dyn Members),
+}
+
+impl Judgement<'_> {
+    fn is_known(self) -> bool {
+        matches!(self, Judgement::Known(_))
+    }
+}
+
+/// Of a condition without subqueries.
+pub(crate) struct NoMembers;
+
+impl Members for NoMembers {
+    fn membership(&self, _: usize, _: Option<&[u8]>) -> Option<bool> {
+        unreachable!("a condition asks for its own subqueries only, and it has none")
     }
 }
 
@@ -162,51 +205,71 @@ impl ShapeRoute {
     }
 
     /// What is delivered of a change; a row is read no further than the condition needs.
+    /// `members`: of the condition's subqueries, before the transaction.
     pub(crate) fn judge<'a>(
         &self,
         change: &'a WholeChange<'a>,
+        members: &dyn Members,
         position: Position,
     ) -> Result<Verdict<'a>, Arc<ShapeFailure>> {
-        self.judge_known(change, None, position)
+        self.judge_known(change, Judgement::By(members), position)
     }
 
     /// Where it is known what the change is to the shape, the condition is not evaluated.
     pub(crate) fn judge_known<'a>(
         &self,
         change: &'a WholeChange<'a>,
-        known: Option<Effect>,
+        by: Judgement<'_>,
         position: Position,
     ) -> Result<Verdict<'a>, Arc<ShapeFailure>> {
-        self.verdict(change, known).map_err(|cause| {
-            let table = self.row_type.name().clone();
-            Arc::new(ShapeFailure { table, position, key: self.key_of(change), cause })
-        })
+        self.verdict(change, by).map_err(|cause| self.failure(change, position, cause))
     }
 
-    fn verdict<'a>(&self, change: &'a WholeChange<'a>, known: Option<Effect>) -> Result<Verdict<'a>, Cause> {
+    /// Where a row that is read stands in an order, which is made for its row type.
+    pub(crate) fn rank(
+        &self,
+        order: &Order,
+        change: &WholeChange<'_>,
+        position: Position,
+    ) -> Result<Rank, Arc<ShapeFailure>> {
+        order.rank(&change.row).map_err(|failure| self.failure(change, position, Cause::Order(failure)))
+    }
+
+    fn failure(&self, change: &WholeChange<'_>, position: Position, cause: Cause) -> Arc<ShapeFailure> {
+        let table = self.row_type.name().clone();
+        Arc::new(ShapeFailure { table, position, key: self.key_of(change), cause })
+    }
+
+    /// The condition fails for a row.
+    pub(crate) fn failed_for(&self, row: &[u8], position: Position, failure: Failure) -> Arc<ShapeFailure> {
+        let (table, key) = (self.row_type.name().clone(), self.key_of_row(row));
+        Arc::new(ShapeFailure { table, position, key, cause: failure.into() })
+    }
+
+    fn verdict<'a>(&self, change: &'a WholeChange<'a>, by: Judgement<'_>) -> Result<Verdict<'a>, Cause> {
         if let Some(lost) = self.lost.as_ref().filter(|lost| lost.concerns(change.op)) {
             return Err(lost.clone().into());
         }
         match change.op {
-            Op::Read | Op::Insert | Op::Delete if known.is_some() => Ok(Verdict::AsItCame),
+            Op::Read | Op::Insert | Op::Delete if by.is_known() => Ok(Verdict::AsItCame),
             Op::Read | Op::Insert => {
                 self.check_known(&change.unchanged)?;
-                Ok(if self.selects(&change.row)? { Verdict::AsItCame } else { Verdict::Nothing })
+                Ok(if self.selects(&change.row, by)? { Verdict::AsItCame } else { Verdict::Nothing })
             }
             Op::Delete => match change.whole_old() {
-                Some(old) if !self.selects(old)? => Ok(Verdict::Nothing),
+                Some(old) if !self.selects(old, by)? => Ok(Verdict::Nothing),
                 Some(_) | None => Ok(Verdict::AsItCame),
             },
-            Op::Update => self.update(change, known),
+            Op::Update => self.update(change, by),
             Op::Truncate => Ok(Verdict::AsItCame),
             Op::None | Op::Message => Ok(Verdict::Nothing),
         }
     }
 
-    fn update<'a>(&self, change: &'a WholeChange<'a>, known: Option<Effect>) -> Result<Verdict<'a>, Cause> {
+    fn update<'a>(&self, change: &'a WholeChange<'a>, by: Judgement<'_>) -> Result<Verdict<'a>, Cause> {
         let Some(old) = change.whole_old() else {
             self.check_known(&change.unchanged)?;
-            return Ok(if self.selects(&change.row)? {
+            return Ok(if self.selects(&change.row, by)? {
                 Verdict::AsItCame
             } else {
                 Verdict::Rewritten(self.moved_out(change)?)
@@ -215,9 +278,9 @@ impl ShapeRoute {
         let (row, missing) = completed(change, old)?;
         self.check_known(&missing)?;
         let is_selected = |field| self.is_selected(field);
-        let effect = match known {
-            Some(known) => Some(known),
-            None => self.shape.effect_on(Some(old), Some(&row), is_selected)?,
+        let effect = match by {
+            Judgement::Known(known) => Some(known),
+            Judgement::By(members) => self.shape.effect_given(Some(old), Some(&row), is_selected, members)?,
         };
         Ok(match effect {
             None => Verdict::Nothing,
@@ -295,8 +358,11 @@ impl ShapeRoute {
         self.fields.as_ref().is_none_or(|fields| fields.contains(field))
     }
 
-    fn selects(&self, row: &[u8]) -> Result<bool, Failure> {
-        self.shape.predicate().selects(row)
+    fn selects(&self, row: &[u8], by: Judgement<'_>) -> Result<bool, Failure> {
+        match by {
+            Judgement::Known(_) => Ok(true),
+            Judgement::By(members) => self.shape.predicate().selects_given(row, members),
+        }
     }
 
     /// Refuses a row that lacks a value which the condition reads.
@@ -315,7 +381,10 @@ impl ShapeRoute {
 
     /// The row's key, for people.
     fn key_of(&self, change: &WholeChange<'_>) -> String {
-        let row = if change.row.is_empty() { &change.old } else { &change.row };
+        self.key_of_row(if change.row.is_empty() { &change.old } else { &change.row })
+    }
+
+    fn key_of_row(&self, row: &[u8]) -> String {
         let mut text = RowText::default();
         let decoder = RowDecoder::of_row_type(&self.row_type, |_| b',');
         let decoder = decoder.map(|decoder| decoder.only(self.row_type.key()));
@@ -343,7 +412,10 @@ impl Lost {
 }
 
 /// The new row with what the update has left as it was, and what the old row does not have either.
-fn completed<'a>(change: &'a WholeChange<'a>, old: &[u8]) -> Result<(Cow<'a, [u8]>, Vec<u32>), Cause> {
+pub(crate) fn completed<'a>(
+    change: &'a WholeChange<'a>,
+    old: &[u8],
+) -> Result<(Cow<'a, [u8]>, Vec<u32>), MalformedChange> {
     let mut row = Cow::Borrowed(&*change.row);
     let mut missing = change.unchanged.clone();
     if missing.is_empty() {

@@ -9,7 +9,11 @@ use tidegate_schema::{
 };
 use tidegate_views::{CollationFacts, ColumnFacts};
 
-use super::{change::WholeChange, route::Verdict, *};
+use super::{
+    change::WholeChange,
+    route::{NoMembers, Verdict},
+    *,
+};
 use crate::snapshots::Described;
 
 struct RowTypes(Vec<Arc<RowType>>);
@@ -103,7 +107,8 @@ fn pieces(op: Op, (row, unchanged): (&[u8], &[u32]), (old, old_kind): (&[u8], Ol
 /// What is delivered, decoded; None for nothing.
 fn delivered(route: &ShapeRoute, op: Op, pieces: &[Bytes]) -> Result<Option<v1::Change>, String> {
     let change = WholeChange::read(op, 1, pieces).expect("a change");
-    let rewritten = match route.judge(&change, Position::new(Lsn(7), 1)).map_err(|failure| failure.to_string())? {
+    let judged = route.judge(&change, &NoMembers, Position::new(Lsn(7), 1));
+    let rewritten = match judged.map_err(|failure| failure.to_string())? {
         Verdict::Nothing => return Ok(None),
         Verdict::AsItCame => change.clone(),
         Verdict::Rewritten(change) => change,

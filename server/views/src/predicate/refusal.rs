@@ -45,6 +45,16 @@ pub enum Reason {
         /// There may be so many.
         max: usize,
     },
+    /// Of an order.
+    #[error("the order has too many terms, or {bytes} bytes; at most {terms_max} terms and {max} bytes are allowed")]
+    TooManyOrders {
+        /// There are so many.
+        bytes: usize,
+        /// There may be so many.
+        max: usize,
+        /// There may be so many.
+        terms_max: usize,
+    },
     /// Parentheses, NOT, CASE, or one operator after the other.
     #[error(
         "the condition is nested deeper than {max} levels; write it flatter (AND, OR and IN may be as long as they like)"

@@ -1,0 +1,254 @@
+//! What the subqueries of shapes select, at every moment that a subscription may be at, and which rows move for it.
+//!
+//! ```text
+//! log ────▶ keeping (a task per shape with subqueries) ──▶ keeper: sets at each moment ──▶ delivery, watch: is a row in the shape?
+//! mirror ──▶   │ rows, as they are now                      └──── records: who moves ──▶ before the transaction's Commit
+//!              └ versions: as they were (the log's old rows)
+//! ```
+//!
+//! **Two phases.** Each change of a row is judged with the sets as they were before its transaction, its old row and its new one alike. Then, where
+//! the transaction has changed the sets, each row of the table as it is at the transaction's end is judged with the sets before and
+//! after, and moves in or out. So at the Commit the subscription has exactly the rows that meet the condition then, in whatever
+//! order the transaction has changed the tables. A subquery within a subquery is kept by the same rule.
+//!
+//! **Any moment.** Subscriptions are at different places, and none waits for another: sets remember when each member came and went, and
+//! records wait for whoever has not passed them. Both are bounded: with the oldest goes the moment from which on a token is good.
+//! Sets are built where the first subscription begins, in the past too, since the log has what the mirror's rows were before. So
+//! a restart of the server ends nothing.
+//!
+//! Invariants: what a subscription is told is a function of the log and its start, whichever task has kept its sets; a block is judged only when the
+//! sets are known up to its end. It deliberately does not share sets between different shapes.
+
+mod changes;
+mod consumer;
+mod gathering;
+mod given;
+mod keeper;
+mod keeping;
+mod node;
+mod set;
+mod versions;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
+
+use tidegate_model::{Epoch, MESSAGE_ORDINAL, Position, SNAPSHOT_ORDINAL, TableName};
+use tidegate_proto::v1;
+use tidegate_store::ReadError;
+use tidegate_views::Subquery;
+use tokio::{task::JoinSet, time::timeout};
+
+pub(crate) use keeper::Kept;
+
+use crate::{
+    facts::Known,
+    opening::Refusal,
+    projection::MalformedChange,
+    selection::Filter,
+    shape::{ShapeFilter, ShapeRefusal, route::ShapeFailure},
+    source::Source,
+    status::GatewayError,
+};
+use consumer::Consumer;
+use given::Sets;
+use keeper::{Keeper, Published, Shared};
+use keeping::Keeping;
+use node::Node;
+
+/// Sets of one shape, with the rows that bring their members.
+const SET_BYTES_MAX: usize = 256 << 20;
+/// What has flipped and moved, of one shape, for those who have not passed it.
+const KEPT_BYTES_MAX: usize = 32 << 20;
+/// Keys that the log has touched while the mirror was read.
+const TOUCHED_BYTES_MAX: usize = 64 << 20;
+/// Log between the place where sets are to begin and its end.
+const BEHIND_BYTES_MAX: u64 = 256 << 20;
+/// Sets stay for so long when their last subscription has ended.
+const LINGER: Duration = Duration::from_secs(120);
+/// The mirror is awaited for so long.
+const MIRROR_WAIT: Duration = Duration::from_secs(30);
+/// A start waits for so long for its sets.
+const BUILD_WAIT: Duration = Duration::from_secs(20);
+
+/// Why sets are not kept any more, or not had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Ended {
+    /// They may be built anew, elsewhere.
+    #[error("{0}")]
+    Lost(String),
+    /// They may be built anew at the same place.
+    #[error("{0}; subscribe again")]
+    Later(String),
+    #[error(transparent)]
+    Failed(Arc<ShapeFailure>),
+    #[error("more than {bytes_max} bytes of rows of {table} move at a time")]
+    TooMuch { table: TableName, bytes_max: usize },
+    #[error("the subquery's rows need more than {bytes_max} bytes")]
+    TooLarge { table: TableName, bytes_max: usize },
+}
+
+impl From<Arc<ShapeFailure>> for Ended {
+    fn from(failure: Arc<ShapeFailure>) -> Self {
+        Ended::Failed(failure)
+    }
+}
+
+impl From<MalformedChange> for Ended {
+    fn from(_: MalformedChange) -> Self {
+        Ended::Later("the changelog has a change that cannot be read".to_owned())
+    }
+}
+
+impl From<ReadError> for Ended {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::TooOld { .. } | ReadError::OtherEpoch { .. } => Ended::Lost(error.to_string()),
+            ReadError::Damaged { .. } | ReadError::Io { .. } => Ended::Later(error.to_string()),
+        }
+    }
+}
+
+impl Ended {
+    fn unknown(table: &TableName, column: &str) -> Self {
+        Ended::Lost(format!("of a row of {table}, which a subquery reads, the value of \"{column}\" has never come"))
+    }
+
+    /// May it be otherwise with what the catalog says now?
+    fn is_of_old_facts(&self) -> bool {
+        matches!(self, Ended::Failed(failure) if failure.is_of_old_facts())
+    }
+
+    /// How a subscription to a shape of the table is told.
+    pub(crate) fn refusal(&self) -> Refusal {
+        match self {
+            Ended::Lost(_) | Ended::TooMuch { .. } => Refusal::Reset(too_old(&self.to_string())),
+            Ended::Later(detail) => later(detail).into(),
+            Ended::Failed(failure) if failure.is_of_old_facts() => later(&failure.to_string()).into(),
+            Ended::Failed(failure) => failure.refusal(),
+            Ended::TooLarge { table, bytes_max } => {
+                let error = Box::new(ShapeRefusal::SetTooLarge { bytes_max: *bytes_max });
+                GatewayError::Shape { table: table.clone(), error }.into()
+            }
+        }
+    }
+}
+
+/// Nobody may begin, or go on, where it wants to.
+pub(crate) fn too_old(why: &str) -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::TokenTooOld as i32,
+        detail: format!(
+            "what the subqueries of a shape selected at this place is not known any more ({why}); drop the shape's rows, and subscribe \
+             without the token, from SNAPSHOT"
+        ),
+    }
+}
+
+fn later(detail: &str) -> GatewayError {
+    GatewayError::Subqueries { detail: detail.to_owned() }
+}
+
+/// The sets of a source's shapes.
+#[derive(Default)]
+pub(crate) struct SetsOfSource {
+    kept: Mutex<HashMap<(ShapeFilter, Epoch), Weak<Shared>>>,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+/// The sets that a subscription with these selections needs from a place on. Waits until they are complete.
+pub(crate) async fn kept(
+    source: &Arc<Source>,
+    filters: &[Filter],
+    (epoch, after): (Epoch, Position),
+) -> Result<Kept, Refusal> {
+    let behind = place_of(after);
+    let mut keepers = Vec::with_capacity(filters.len());
+    for filter in filters {
+        let shape = filter.shape().filter(|shape| !shape.subqueries().is_empty());
+        keepers.push(shape.map(|shape| keeper(source, shape, (epoch, behind))).transpose()?);
+    }
+    let complete = async {
+        for keeper in keepers.iter().flatten() {
+            keeper.complete().await.map_err(|ended| ended.refusal())?;
+        }
+        Ok(())
+    };
+    match timeout(BUILD_WAIT, complete).await {
+        Ok(complete) => complete.map(|()| Kept::new(keepers)),
+        Err(_elapsed) => Err(later("the sets of its subqueries are being built").into()),
+    }
+}
+
+/// A place in the log that means the same as what a token states, and that the mirror comes to by itself.
+fn place_of(after: Position) -> Position {
+    let of_chunk = SNAPSHOT_ORDINAL..SNAPSHOT_ORDINAL | 1 << 30;
+    if after.ordinal < MESSAGE_ORDINAL || of_chunk.contains(&after.ordinal) {
+        after.as_resume_point()
+    } else {
+        // Of two records with the same LSN, one at most concerns rows.
+        Position::new(after.lsn, 0).as_resume_point()
+    }
+}
+
+fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Position)) -> Result<Keeper, Refusal> {
+    let mut kept = source.sets.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let key = (shape.clone(), epoch);
+    if let Some(keeper) = kept.get(&key).and_then(Weak::upgrade).and_then(|shared| shared.take(behind)) {
+        return Ok(keeper);
+    }
+    let store = &source.handle.store;
+    let reader = store.reader(epoch, behind).map_err(|error| Ended::from(error).refusal())?;
+    let bytes = reader.end().0.saturating_sub(reader.place().0);
+    if bytes > BEHIND_BYTES_MAX {
+        let why =
+            format!("{bytes} bytes of changes lie behind it, and sets begin at most {BEHIND_BYTES_MAX} from the end");
+        return Err(Refusal::Reset(too_old(&why)));
+    }
+    let consumers = consumers(shape);
+    let sets = Sets::of(consumers.iter().map(|(subquery, _)| subquery));
+    let shared = Arc::new(Shared::new(Published::new(sets, behind)));
+    let node =
+        |(of, known): (Arc<Subquery>, Arc<Known>)| Node::new(Consumer::Subquery { of, known, bound: HashMap::new() });
+    let keeping = Keeping {
+        shared: Arc::clone(&shared),
+        handle: source.handle.clone(),
+        source: Arc::downgrade(source),
+        epoch,
+        nodes: consumers.into_iter().map(node).collect(),
+        shape: Consumer::Shape { of: shape.clone(), routes: HashMap::new() },
+        reader,
+        start: behind,
+        at: behind,
+    };
+    kept.retain(|_, shared| shared.strong_count() > 0);
+    kept.insert(key, Arc::downgrade(&shared));
+    let mut tasks = source.sets.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Some(ended) = tasks.try_join_next() {
+        if let Err(error) = ended {
+            tracing::error!(%error, "keeping the sets of a shape has failed; its subscriptions begin anew");
+        }
+    }
+    tasks.spawn(keeping.run());
+    Ok(Keeper { shared })
+}
+
+/// All subqueries of a shape, each once, those within others first.
+fn consumers(shape: &ShapeFilter) -> Vec<(Arc<Subquery>, Arc<Known>)> {
+    let (mut ordered, mut seen) = (Vec::new(), HashSet::new());
+    let mut rest: Vec<(Arc<Subquery>, bool)> = shape.subqueries().iter().map(|of| (Arc::clone(of), false)).collect();
+    while let Some((subquery, is_expanded)) = rest.pop() {
+        if is_expanded {
+            let known = shape.inner(subquery.table()).expect("a condition reads only tables that it was made with");
+            ordered.push((subquery, known));
+        } else if seen.insert(subquery.hash()) {
+            let within = subquery.condition().subqueries().iter().map(|of| (Arc::clone(of), false));
+            let within: Vec<_> = within.collect();
+            rest.push((subquery, true));
+            rest.extend(within);
+        }
+    }
+    ordered
+}
