@@ -132,6 +132,7 @@ async fn served(name: &str) -> Result<(Database, Server)> {
     database.execute(SCHEMA).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("mirror: [item]".to_owned());
+    config.source_lines.push("mirror_on_demand: []".to_owned());
     let server = Server::start(config).await?;
     let is_complete = |state| state == MirrorState::Complete;
     server.until("shop", "a mirror", |status| status.mirror.iter().any(|table| is_complete(table.state()))).await?;

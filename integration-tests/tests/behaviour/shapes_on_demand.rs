@@ -54,12 +54,16 @@ async fn it_waits_for_its_mirror_and_goes_on_by_itself_whatever_happens_to_the_s
     let mut tables = Copier::new(&server.endpoint(), &["account"], Start::Snapshot);
     tables.until_snapshot_end().await?;
 
+    // The table cannot be read before this.
+    let locked = database.another().await?;
+    locked.execute("begin; lock table account in access exclusive mode").await?;
     let mut waiting = Client::connect(server.endpoint()).await?.subscribe(accounts().from(Start::Snapshot));
     let first = timeout(DEADLINE, waiting.next()).await.context("nothing is said")?.context("no event")??;
     let Event::Preparing { table, .. } = first else { bail!("{first:?} instead of Preparing") };
     ensure!(table == "public.account", "{table}");
     drop(waiting);
     server.kill().await?;
+    locked.execute("commit").await?;
     server.launch().await?;
 
     let mut shape = Copier::of(&server.endpoint(), accounts(), Start::Snapshot);
@@ -79,7 +83,10 @@ async fn it_waits_for_its_mirror_and_goes_on_by_itself_whatever_happens_to_the_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_says_how_far_it_is() -> Result<()> {
-    let (_database, server) = served("shapes_on_demand_watch", &[]).await?;
+    let (database, server) = served("shapes_on_demand_watch", &[]).await?;
+    // The table cannot be read before this.
+    let locked = database.another().await?;
+    locked.execute("begin; lock table thing in access exclusive mode").await?;
     let mut client = v1::changes_client::ChangesClient::connect(server.endpoint()).await?;
     let shape = v1::ShapeSelection { table: "thing".into(), ..v1::ShapeSelection::default() };
     let start = v1::Start { from: Some(v1::start::From::At(v1::start::Point::Snapshot as i32)) };
@@ -88,7 +95,10 @@ async fn watch_says_how_far_it_is() -> Result<()> {
     let mut marks = Vec::new();
     while let Some(response) = timeout(DEADLINE, responses.next()).await.context("nothing comes")? {
         match response?.mark {
-            Some(Mark::Preparing(preparing)) => marks.push(preparing.table),
+            Some(Mark::Preparing(preparing)) => {
+                marks.push(preparing.table);
+                locked.execute("commit").await?;
+            }
             Some(Mark::SnapshotEnd(_)) => break,
             Some(_) | None => {}
         }

@@ -417,18 +417,18 @@ impl Plan {
     fn route(&self, row_type: Arc<RowType>, lookup: &impl RowTypeLookup) -> Result<Routing, GatewayError> {
         let deliver = |filter: &Filter| filter.deliver(&row_type, lookup);
         let deliver = self.key.filters.iter().map(deliver).collect::<Result<Box<[Deliver]>, _>>()?;
-        let announcements = deliver.iter().map(|deliver| announcement(row_type.proto(), deliver)).collect();
+        let announcements = deliver.iter().map(|deliver| announcement(&row_type, deliver)).collect();
         Ok(Routing { row_type: Some(row_type), deliver, announcements })
     }
 }
 
 /// The row type with the columns that are delivered.
-fn announcement(row_type: &v1::RowType, deliver: &Deliver) -> Bytes {
+fn announcement(row_type: &RowType, deliver: &Deliver) -> Bytes {
     match (deliver, deliver.fields()) {
         (Deliver::Skip, _) => Bytes::new(),
-        (Deliver::Whole | Deliver::Columns(_) | Deliver::Shape(_), None) => row_type.encode_to_vec().into(),
+        (Deliver::Whole | Deliver::Columns(_) | Deliver::Shape(_), None) => row_type.encoded(),
         (Deliver::Whole | Deliver::Columns(_) | Deliver::Shape(_), Some(fields)) => {
-            let mut selected = row_type.clone();
+            let mut selected = row_type.proto().clone();
             selected.columns.retain(|column| fields.contains(column.field));
             selected.encode_to_vec().into()
         }

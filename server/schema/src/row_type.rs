@@ -3,9 +3,9 @@
 //! Invariant: the columns' names, and their field numbers, differ. Deliberately no access to values: rows pass through
 //! as bytes, and who wants values decodes them, by descriptor or with a [`crate::RowDecoder`].
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::OnceLock};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use prost::Message;
 use tidegate_model::{Retry, TableName};
 use tidegate_proto::v1;
@@ -72,6 +72,8 @@ pub struct RowType {
     /// Index into the columns.
     by_name: HashMap<String, usize>,
     key: FieldSet,
+    /// Made when it is first asked for.
+    encoded: OnceLock<Bytes>,
 }
 
 impl RowType {
@@ -93,13 +95,19 @@ impl RowType {
         }
         let key = proto.columns.iter().filter(|column| column.key).map(|column| column.field).collect();
         let name = TableName::new(proto.schema.as_str(), proto.table.as_str());
-        Ok(RowType { proto, name, by_name, key })
+        Ok(RowType { proto, name, by_name, key, encoded: OnceLock::new() })
     }
 
     /// As it was found.
     #[must_use]
     pub fn proto(&self) -> &v1::RowType {
         &self.proto
+    }
+
+    /// The same, encoded: one copy for all who announce it.
+    #[must_use]
+    pub fn encoded(&self) -> Bytes {
+        self.encoded.get_or_init(|| self.proto.encode_to_vec().into()).clone()
     }
 
     /// The table's exact name.

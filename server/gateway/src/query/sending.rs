@@ -157,7 +157,7 @@ mod tests {
 
     #[tokio::test]
     async fn responses_come_in_batches_in_their_order() {
-        let Sent { mut receiver, mut sending, .. } = sent(Duration::from_secs(60));
+        let Sent { mut receiver, positions, mut sending } = sent(Duration::from_secs(60));
         let send = move || {
             (1..=100).try_for_each(|len| sending.push(row(len * 100)))?;
             sending.flush()
@@ -175,6 +175,7 @@ mod tests {
         sending.await.expect("it does not panic").expect("all is sent");
         assert_eq!(lens, (1..=100).collect::<Vec<_>>());
         assert!((5..=10).contains(&batch_count), "{batch_count}");
+        drop(positions);
     }
 
     #[tokio::test]
