@@ -326,3 +326,38 @@ async fn subqueries_select_what_postgres_selects_at_every_commit_whatever_happen
     println!("{checked} commits checked, {} resets, the last: {:?}", resets.len(), resets.last());
     Ok(())
 }
+
+/// Of a database in which nothing else happens, so that the log stands still.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_amid_corrections_of_a_quiet_database_is_exact() -> Result<()> {
+    let cluster = Cluster::start(&[]).await?;
+    let database = cluster.database("subqueries_quiet").await?;
+    database.execute(SCHEMA).await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("mirror: [item, owner, grp]".to_owned());
+    let server = Server::start(config).await?;
+    server.until("shop", "a complete mirror", is_complete).await?;
+    let (condition, _) = CONDITIONS[0];
+    let open =
+        |start| Copier::of(&server.endpoint(), Subscription::shape(Shape::of("item").matching(condition)), start);
+    let select = format!("(select * from item where {condition}) t");
+    let mut early = open(Start::Snapshot);
+    early.until_snapshot_end().await?;
+    for round in 0..3 {
+        // Written by PostgreSQL alone: the server finds what has changed, and corrects it.
+        let rewrite = "alter table owner alter state type text using case when state = 'on' then 'off' else 'on' end";
+        database.execute(rewrite).await?;
+        let theirs = held_by_postgres(&database, &select, &["id"]).await?;
+        let corrected = async {
+            while early.replica.table("public.item") != theirs {
+                early.next().await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(DEADLINE, corrected).await.with_context(|| format!("round {round}: not corrected"))??;
+        let mut late = open(Start::Snapshot);
+        late.until_snapshot_end().await?;
+        must_equal(&format!("round {round}"), &late.replica.table("public.item"), &theirs)?;
+    }
+    Ok(())
+}

@@ -25,6 +25,7 @@
 //! It deliberately does not look at rows.
 
 mod marks;
+mod restated;
 mod wanted;
 mod weaving;
 
@@ -43,6 +44,7 @@ use crate::{
 };
 
 pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened, read_from};
+pub(crate) use restated::{LogPlace, Restated};
 pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
 
@@ -147,6 +149,8 @@ pub(crate) struct MirrorStart {
     pub(crate) tables: Vec<Wanted>,
     /// Of this connection.
     pub(crate) first_chunk: u32,
+    /// Where to say what stands elsewhere in the log.
+    pub(crate) restated: Restated,
 }
 
 /// One that has not ended.
@@ -163,6 +167,7 @@ pub(crate) struct MirrorSnapshot {
     /// The chunk that is being read, at most one. It outlives a `next` that is dropped.
     reading: JoinSet<Result<RowChunk, MirrorError>>,
     weaving: Weaving,
+    restated: Restated,
     /// Woven, and not handed out.
     woven: VecDeque<Block>,
 }
@@ -171,9 +176,9 @@ impl MirrorSnapshot {
     /// None where the source has no mirror.
     pub(crate) fn new(source: &Arc<Source>, start: MirrorStart) -> Option<Self> {
         let mirror = source.handle.mirror.clone()?;
-        let MirrorStart { epoch, snapshot, after, head, tables, first_chunk } = start;
+        let MirrorStart { epoch, snapshot, after, head, tables, first_chunk, restated } = start;
         let names = tables.iter().map(|table| table.name.to_string()).collect();
-        let mut weaving = Weaving::new(snapshot, (after, head), first_chunk);
+        let mut weaving = Weaving::new(snapshot, (after, head), first_chunk, restated.clone());
         Some(MirrorSnapshot {
             source: Arc::clone(source),
             positions: mirror.positions(),
@@ -185,11 +190,15 @@ impl MirrorSnapshot {
             reading: JoinSet::new(),
             woven: weaving.begin(names).into_iter().collect(),
             weaving,
+            restated,
         })
     }
 
     /// The next block; None behind the snapshot's end, from where on the log is delivered as it is. Cancel safe.
     async fn next(&mut self, reader: &mut Reader) -> Result<Option<Block>, Interrupted> {
+        if self.woven.is_empty() {
+            self.restated.forget();
+        }
         loop {
             if let Some(block) = self.woven.pop_front() {
                 return Ok(Some(block));

@@ -147,7 +147,15 @@ impl Opening {
             Some(tables) => Some(narrowed(tables, &plan, &source).await),
             None => None,
         };
-        let start = of_mirror.map(|tables| MirrorStart { epoch, snapshot, after, head, tables, first_chunk });
+        let start = of_mirror.map(|tables| MirrorStart {
+            epoch,
+            snapshot,
+            after,
+            head,
+            tables,
+            first_chunk,
+            restated: kept.restated(),
+        });
         let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
             Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
             None => Incoming::log(reader),

@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use tidegate_model::{Epoch, MESSAGE_ORDINAL, Position, SNAPSHOT_ORDINAL, TableName};
+use tidegate_model::{Epoch, LOGGED_SNAPSHOT_ORDINAL, MESSAGE_ORDINAL, Position, TableName};
 use tidegate_proto::v1;
 use tidegate_store::ReadError;
 use tidegate_views::Subquery;
@@ -184,8 +184,7 @@ pub(crate) async fn kept(
 
 /// A place in the log that means the same as what a token states, and that the mirror comes to by itself.
 fn place_of(after: Position) -> Position {
-    let of_chunk = SNAPSHOT_ORDINAL..SNAPSHOT_ORDINAL | 1 << 30;
-    if after.ordinal < MESSAGE_ORDINAL || of_chunk.contains(&after.ordinal) {
+    if after.ordinal < MESSAGE_ORDINAL || after.ordinal >= LOGGED_SNAPSHOT_ORDINAL {
         after.as_resume_point()
     } else {
         // Of two records with the same LSN, one at most concerns rows.

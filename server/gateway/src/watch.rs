@@ -344,7 +344,7 @@ impl Live {
         queue: &mut VecDeque<Result<v1::WatchResponse, Status>>,
     ) -> Result<(), Refusal> {
         for (_, record) in self.kept.records(commit.position())? {
-            for change in record.changes() {
+            for change in record.changes(commit.ordinal) {
                 let routing = self.plan.routing(change.row_type, &self.source.handle.store)?;
                 let pieces = written(&change, commit)?;
                 self.tell(pieces, (commit, change.row_type, false), &routing, queue)?;

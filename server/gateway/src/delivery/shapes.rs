@@ -61,7 +61,7 @@ impl Filter<'_> {
     /// What moves into shapes and out of them where a transaction ends, for nothing but their subqueries.
     pub(super) fn moved(&mut self, commit: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
         for (selection, record) in self.carry.kept.records(commit.position())? {
-            for change in record.changes() {
+            for change in record.changes(commit.ordinal) {
                 let routing = self.plan.routing(change.row_type, lookup)?;
                 self.rewritten(commit, selection, (&change, &routing))?;
             }

@@ -13,7 +13,10 @@ use tidegate_schema::{
 };
 use tidegate_store::MirrorRow;
 
-use super::marks;
+use super::{
+    marks,
+    restated::{LogPlace, Restated},
+};
 
 /// Rows as they are once all up to a position of the log has happened.
 #[derive(Debug)]
@@ -44,12 +47,18 @@ pub(super) struct Weaving {
     is_within: bool,
     /// Where the chunk of another snapshot is put that has begun and not ended.
     passing: Option<Position>,
+    restated: Restated,
     has_ended: bool,
 }
 
 impl Weaving {
     /// Behind a position within the snapshot, of a client that comes when the log ends at `head`.
-    pub(super) fn new(snapshot: u32, (after, head): (Position, Position), first_chunk: u32) -> Self {
+    pub(super) fn new(
+        snapshot: u32,
+        (after, head): (Position, Position),
+        first_chunk: u32,
+        restated: Restated,
+    ) -> Self {
         Weaving {
             snapshot,
             start: after.lsn,
@@ -60,6 +69,7 @@ impl Weaving {
             pending: None,
             is_within: false,
             passing: None,
+            restated,
             has_ended: false,
         }
     }
@@ -168,6 +178,7 @@ impl Weaving {
         match entry.kind {
             Kind::Begin => {
                 self.passing = Some(position);
+                self.restated.note(position, LogPlace::At(entry.position()));
                 out.push(moved, &begin_at(&bytes, position));
             }
             Kind::Change => {
@@ -200,6 +211,7 @@ impl Weaving {
         let at = chunk.position;
         if !chunk.rows.is_empty() {
             self.last = marks::chunk(at.lsn, self.last, self.first_chunk);
+            self.restated.note(self.last, LogPlace::Behind(at));
             let Position { lsn, ordinal } = self.last;
             push_begin(&BeginParts { position: self.last, snapshot: self.snapshot, ..BeginParts::default() }, out);
             for row in &chunk.rows {

@@ -1,7 +1,7 @@
 //! The changes of one table, whole, and the transactions that they stand in.
 //!
-//! A transaction, and a chunk that corrects rows, is known by the place behind which a subscription would go on after it: snapshots out of the
-//! mirror state other positions than the log, but the same places. Reads of chunks are passed over: what they find to be otherwise than the mirror
+//! A transaction, and a chunk that corrects rows, is known by the place in the log behind which a subscription would go on after it; what a
+//! snapshot out of the mirror states elsewhere is looked up (`mirror_snapshot/restated.rs`). Reads of chunks are passed over: what they find to be otherwise than the mirror
 //! had it stands behind them as a change.
 
 use std::{borrow::Cow, sync::Arc};

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use super::{Ended, given::Sets, set::Moment};
 use crate::{
+    mirror_snapshot::{LogPlace, Restated},
     shape::{
         change::WholeChange,
         route::{NoMembers, ShapeFailure, ShapeRoute, Verdict},
@@ -40,22 +41,20 @@ pub(super) struct Moved {
 pub(crate) struct Record {
     /// The transaction, by the place behind it.
     pub(super) at: Position,
-    /// Its Commit's, and so that of what moves.
-    pub(super) ordinal: u32,
     pub(super) moved: Vec<Moved>,
 }
 
 impl Record {
-    /// As changes of the shape.
-    pub(crate) fn changes(&self) -> impl Iterator<Item = WholeChange<'_>> {
-        self.moved.iter().map(|moved| {
+    /// As changes of the shape, with the ordinal of the Commit before which they are told.
+    pub(crate) fn changes(&self, ordinal: u32) -> impl Iterator<Item = WholeChange<'_>> {
+        self.moved.iter().map(move |moved| {
             let (row, none) = (Cow::Borrowed(&moved.row[..]), Cow::Borrowed(&[][..]));
             let (op, row, old, old_kind, is_moved) = if moved.is_in {
                 (Op::Insert, row, none, OldKind::None, Move::MovedIn)
             } else {
                 (Op::Delete, none, row, OldKind::Key, Move::MovedOut)
             };
-            let (row_type, ordinal) = (moved.row_type, self.ordinal);
+            let row_type = moved.row_type;
             WholeChange { op, row_type, ordinal, row, old, old_kind, unchanged: Vec::new(), moved: is_moved }
         })
     }
@@ -203,10 +202,10 @@ impl Keeper {
         }
     }
 
-    /// How things were before something that stands at a position.
-    fn before(&self, position: Position) -> Result<RwLockReadGuard<'_, Published>, GatewayError> {
+    /// How things were at a moment, which is told as a position.
+    fn at(&self, moment: Moment, position: Position) -> Result<RwLockReadGuard<'_, Published>, GatewayError> {
         let published = self.shared.read();
-        if published.reaches(Moment::before(position)) {
+        if published.reaches(moment) {
             Ok(published)
         } else {
             Err(GatewayError::SubqueriesTooOld { at: position.to_string() })
@@ -215,7 +214,7 @@ impl Keeper {
 
     /// What moves where a transaction ends.
     fn record(&self, end: Position) -> Result<Option<Arc<Record>>, GatewayError> {
-        let published = self.before(end)?;
+        let published = self.at(Moment::before(end), end)?;
         let at = published.records.binary_search_by_key(&end, |record| record.at);
         Ok(at.ok().and_then(|at| published.records.get(at).cloned()))
     }
@@ -223,11 +222,20 @@ impl Keeper {
 
 /// For each selection of a subscription, what is kept for its shape, where its condition has subqueries.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Kept(Arc<[Option<Keeper>]>);
+pub(crate) struct Kept {
+    keepers: Arc<[Option<Keeper>]>,
+    /// Of the snapshot that the subscription reads.
+    restated: Restated,
+}
 
 impl Kept {
     pub(super) fn new(keepers: Vec<Option<Keeper>>) -> Self {
-        Kept(keepers.into())
+        Kept { keepers: keepers.into(), restated: Restated::default() }
+    }
+
+    /// For who reads a snapshot out of the mirror, to say where in the log stands what that states elsewhere.
+    pub(crate) fn restated(&self) -> Restated {
+        self.restated.clone()
     }
 
     /// What a change is to a selected shape, in a transaction that has begun at a position.
@@ -237,17 +245,27 @@ impl Kept {
         change: &'c WholeChange<'c>,
         (begun, at): (Position, Position),
     ) -> Result<Result<Verdict<'c>, Arc<ShapeFailure>>, GatewayError> {
-        let Some(keeper) = self.0.get(selection).and_then(Option::as_ref) else {
+        let Some(keeper) = self.keepers.get(selection).and_then(Option::as_ref) else {
             return Ok(route.judge(change, &NoMembers, at));
         };
-        let published = keeper.before(begun)?;
-        let given = published.sets.given(route.predicate().subqueries(), Moment::before(begun));
+        let moment = match self.restated.place(begun) {
+            Some(LogPlace::Behind(seen)) => Moment::after(seen),
+            Some(LogPlace::At(begun)) => Moment::before(begun),
+            None => Moment::before(begun),
+        };
+        let published = keeper.at(moment, begun)?;
+        let given = published.sets.given(route.predicate().subqueries(), moment);
         Ok(route.judge(change, &given, at))
     }
 
     /// What moves where something ends with a Commit at this position, by selection.
     pub(crate) fn records(&self, commit: Position) -> Result<Vec<(usize, Arc<Record>)>, GatewayError> {
-        let end = commit.as_resume_point();
+        let end = match self.restated.place(commit) {
+            // Nothing happens in the mirror's own chunks.
+            Some(LogPlace::Behind(_)) => return Ok(Vec::new()),
+            Some(LogPlace::At(commit)) => commit.as_resume_point(),
+            None => commit.as_resume_point(),
+        };
         let mut records = Vec::new();
         for (selection, keeper) in self.all() {
             records.extend(keeper.record(end)?.map(|record| (selection, record)));
@@ -256,7 +274,7 @@ impl Kept {
     }
 
     fn all(&self) -> impl Iterator<Item = (usize, &Keeper)> {
-        self.0.iter().enumerate().filter_map(|(selection, keeper)| Some((selection, keeper.as_ref()?)))
+        self.keepers.iter().enumerate().filter_map(|(selection, keeper)| Some((selection, keeper.as_ref()?)))
     }
 
     /// Waits until all before a place is known.

@@ -171,7 +171,7 @@ impl Keeping {
             let moved =
                 |found: super::gathering::Found| Moved { row_type: found.row_type, row: found.row, is_in: found.is_in };
             let moved = found.into_iter().map(moved).collect();
-            published.push(Record { at, ordinal: commit.ordinal, moved });
+            published.push(Record { at, moved });
         }
     }
 

@@ -233,7 +233,7 @@ fn connection(log: &Log, client: &mut Client, chances: &mut Chances, may_end: bo
     let mut blocks = log.blocks.iter().filter(|block| block.last() > after).peekable();
     client.connection_count += 1;
     let first_chunk = marks::opened(START).ordinal + 2 + 1000 * client.connection_count;
-    let mut weaving = Weaving::new(NUMBER, (client.token, client.given), first_chunk);
+    let mut weaving = Weaving::new(NUMBER, (client.token, client.given), first_chunk, Restated::default());
     let mut cursor: Option<(u8, u8)> = None;
     let mut woven: Vec<Block> = weaving.begin(vec!["t".to_owned()]).into_iter().collect();
     loop {
@@ -320,7 +320,12 @@ proptest! {
 
 #[test]
 fn a_value_that_is_not_known_is_said_to_be_unchanged() {
-    let mut weaving = Weaving::new(NUMBER, (marks::opened(START), Position::ZERO), marks::opened(START).ordinal + 2);
+    let mut weaving = Weaving::new(
+        NUMBER,
+        (marks::opened(START), Position::ZERO),
+        marks::opened(START).ordinal + 2,
+        Restated::default(),
+    );
     let row = MirrorRow { row_type: 4, row: vec![1].into(), missing: vec![9] };
     let block =
         weaving.chunk(Chunk { position: Position::new(START, 5), rows: vec![row], is_last: true }).expect("at once");
