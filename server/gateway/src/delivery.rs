@@ -73,6 +73,13 @@ pub(crate) struct Filtered {
     failed: Option<Arc<ShapeFailure>>,
 }
 
+impl Filtered {
+    /// What it holds besides the block.
+    pub(crate) fn copied_bytes(&self) -> usize {
+        self.copied.len()
+    }
+}
+
 /// A message, or what a subscription has to know.
 #[derive(Clone, Debug)]
 struct Piece {

@@ -450,15 +450,19 @@ pub(crate) fn refusal(error: Interrupted, position: Position, source: &Source) -
     };
     match error {
         ReadError::TooOld { earliest } => Refusal::Reset(too_old(position, earliest)),
-        ReadError::OtherEpoch { .. } => Refusal::Reset(v1::Reset {
-            reason: v1::reset::Reason::SourceDiscontinued as i32,
-            detail: format!(
-                "the source has begun another history, and what follows does not continue what was received{}; read the \
-                 tables anew and subscribe without the token",
-                because(source)
-            ),
-        }),
+        ReadError::OtherEpoch { .. } => Refusal::Reset(discontinued(&because(source))),
         ReadError::Damaged { .. } | ReadError::Io { .. } => Refusal::Error(GatewayError::Read(error)),
+    }
+}
+
+/// What follows in the changelog is another history.
+pub(crate) fn discontinued(because: &str) -> v1::Reset {
+    v1::Reset {
+        reason: v1::reset::Reason::SourceDiscontinued as i32,
+        detail: format!(
+            "the source has begun another history, and what follows does not continue what was received{because}; read the \
+             tables anew and subscribe without the token"
+        ),
     }
 }
 

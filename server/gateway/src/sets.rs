@@ -19,6 +19,7 @@
 //! Invariants: what a subscription is told is a function of the log and its start, whichever task has kept its sets; a block is judged only when the
 //! sets are known up to its end. It deliberately does not share sets between different shapes.
 
+mod budget;
 mod changes;
 mod consumer;
 mod gathering;
@@ -26,6 +27,7 @@ mod given;
 mod keeper;
 mod keeping;
 mod node;
+mod run;
 mod set;
 mod versions;
 
@@ -45,27 +47,35 @@ pub(crate) use keeper::Kept;
 
 use crate::{
     facts::Known,
-    opening::Refusal,
+    opening::{self, Refusal},
     projection::MalformedChange,
     selection::Filter,
     shape::{ShapeFilter, ShapeRefusal, route::ShapeFailure},
     source::Source,
     status::GatewayError,
 };
+use budget::{Budget, Share};
 use consumer::Consumer;
 use given::Sets;
 use keeper::{Keeper, Published, Shared};
 use keeping::Keeping;
 use node::Node;
+use run::Concern;
 
 /// Sets of one shape, with the rows that bring their members.
 const SET_BYTES_MAX: usize = 256 << 20;
+/// Sets of all shapes of a source.
+const ALL_BYTES_MAX: usize = 1 << 30;
+/// Shapes of a source whose sets are kept, those of the last minutes with them.
+const KEEPERS_MAX: usize = 1_024;
 /// What has flipped and moved, of one shape, for those who have not passed it.
 const KEPT_BYTES_MAX: usize = 32 << 20;
 /// Keys that the log has touched while the mirror was read.
 const TOUCHED_BYTES_MAX: usize = 64 << 20;
 /// Log between the place where sets are to begin and its end.
 const BEHIND_BYTES_MAX: u64 = 256 << 20;
+/// The same for sets that are kept: with it, they are given up.
+const LAG_BYTES_MAX: u64 = 2 * BEHIND_BYTES_MAX;
 /// Sets stay for so long when their last subscription has ended.
 const LINGER: Duration = Duration::from_secs(120);
 /// The mirror is awaited for so long.
@@ -79,6 +89,9 @@ pub(crate) enum Ended {
     /// They may be built anew, elsewhere.
     #[error("{0}")]
     Lost(String),
+    /// The changelog has begun anew.
+    #[error("the source has begun another history")]
+    Discontinued,
     /// They may be built anew at the same place.
     #[error("{0}; subscribe again")]
     Later(String),
@@ -88,6 +101,8 @@ pub(crate) enum Ended {
     TooMuch { table: TableName, bytes_max: usize },
     #[error("the subquery's rows need more than {bytes_max} bytes")]
     TooLarge { table: TableName, bytes_max: usize },
+    #[error("the sets of all shapes have more than {limit} {what}")]
+    Crowded { what: &'static str, limit: usize },
 }
 
 impl From<Arc<ShapeFailure>> for Ended {
@@ -105,7 +120,8 @@ impl From<MalformedChange> for Ended {
 impl From<ReadError> for Ended {
     fn from(error: ReadError) -> Self {
         match error {
-            ReadError::TooOld { .. } | ReadError::OtherEpoch { .. } => Ended::Lost(error.to_string()),
+            ReadError::TooOld { .. } => Ended::Lost(error.to_string()),
+            ReadError::OtherEpoch { .. } => Ended::Discontinued,
             ReadError::Damaged { .. } | ReadError::Io { .. } => Ended::Later(error.to_string()),
         }
     }
@@ -125,6 +141,7 @@ impl Ended {
     pub(crate) fn refusal(&self) -> Refusal {
         match self {
             Ended::Lost(_) | Ended::TooMuch { .. } => Refusal::Reset(too_old(&self.to_string())),
+            Ended::Discontinued => Refusal::Reset(opening::discontinued("")),
             Ended::Later(detail) => later(detail).into(),
             Ended::Failed(failure) if failure.is_of_old_facts() => later(&failure.to_string()).into(),
             Ended::Failed(failure) => failure.refusal(),
@@ -132,6 +149,7 @@ impl Ended {
                 let error = Box::new(ShapeRefusal::SetTooLarge { bytes_max: *bytes_max });
                 GatewayError::Shape { table: table.clone(), error }.into()
             }
+            Ended::Crowded { what, limit } => GatewayError::TooManySets { what, limit: *limit }.into(),
         }
     }
 }
@@ -154,8 +172,31 @@ fn later(detail: &str) -> GatewayError {
 /// The sets of a source's shapes.
 #[derive(Default)]
 pub(crate) struct SetsOfSource {
-    kept: Mutex<HashMap<(ShapeFilter, Epoch), Weak<Shared>>>,
+    /// Of one shape, those that have begun at different places.
+    kept: Mutex<HashMap<(ShapeFilter, Epoch), Vec<Weak<Shared>>>>,
     tasks: Mutex<JoinSet<()>>,
+    budget: Arc<Budget>,
+}
+
+impl SetsOfSource {
+    /// Makes room: who comes back has them built anew.
+    fn end_unused(&self) {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        for shared in kept.values().flatten().filter_map(Weak::upgrade) {
+            shared.end_unused();
+        }
+    }
+
+    /// Is there room for another task?
+    fn has_room(&self) -> bool {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        while let Some(ended) = tasks.try_join_next() {
+            if let Err(error) = ended {
+                tracing::error!(%error, "keeping the sets of a shape has failed; its subscriptions begin anew");
+            }
+        }
+        tasks.len() < KEEPERS_MAX
+    }
 }
 
 /// The sets that a subscription with these selections needs from a place on. Waits until they are complete.
@@ -193,10 +234,18 @@ fn place_of(after: Position) -> Position {
 }
 
 fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Position)) -> Result<Keeper, Refusal> {
-    let mut kept = source.sets.kept.lock().unwrap_or_else(PoisonError::into_inner);
+    let sets = &source.sets;
+    if !sets.has_room() {
+        sets.end_unused();
+    }
+    let mut kept = sets.kept.lock().unwrap_or_else(PoisonError::into_inner);
     let key = (shape.clone(), epoch);
-    if let Some(keeper) = kept.get(&key).and_then(Weak::upgrade).and_then(|shared| shared.take(behind)) {
+    let mut known = kept.get(&key).into_iter().flatten().filter_map(Weak::upgrade);
+    if let Some(keeper) = known.find_map(|shared| shared.take(behind)) {
         return Ok(keeper);
+    }
+    if !sets.has_room() {
+        return Err(Ended::Crowded { what: "shapes", limit: KEEPERS_MAX }.refusal());
     }
     let store = &source.handle.store;
     let reader = store.reader(epoch, behind).map_err(|error| Ended::from(error).refusal())?;
@@ -207,30 +256,32 @@ fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Po
         return Err(Refusal::Reset(too_old(&why)));
     }
     let consumers = consumers(shape);
-    let sets = Sets::of(consumers.iter().map(|(subquery, _)| subquery));
-    let shared = Arc::new(Shared::new(Published::new(sets, behind)));
+    let concern = Concern::of(consumers.iter().map(|(subquery, _)| subquery.table().clone()));
+    let published = Published::new(Sets::of(consumers.iter().map(|(subquery, _)| subquery)), behind);
+    let shared = Arc::new(Shared::new(published));
     let node =
         |(of, known): (Arc<Subquery>, Arc<Known>)| Node::new(Consumer::Subquery { of, known, bound: HashMap::new() });
     let keeping = Keeping {
         shared: Arc::clone(&shared),
+        share: Arc::new(Share::of(&sets.budget)),
         handle: source.handle.clone(),
         source: Arc::downgrade(source),
+        reads: Arc::clone(&source.mirror_reads),
         epoch,
         nodes: consumers.into_iter().map(node).collect(),
         shape: Consumer::Shape { of: shape.clone(), routes: HashMap::new() },
         reader,
+        concern,
+        found_bytes: None,
         start: behind,
         at: behind,
     };
-    kept.retain(|_, shared| shared.strong_count() > 0);
-    kept.insert(key, Arc::downgrade(&shared));
-    let mut tasks = source.sets.tasks.lock().unwrap_or_else(PoisonError::into_inner);
-    while let Some(ended) = tasks.try_join_next() {
-        if let Err(error) = ended {
-            tracing::error!(%error, "keeping the sets of a shape has failed; its subscriptions begin anew");
-        }
-    }
-    tasks.spawn(keeping.run());
+    kept.retain(|_, all| {
+        all.retain(|shared| shared.strong_count() > 0);
+        !all.is_empty()
+    });
+    kept.entry(key).or_default().push(Arc::downgrade(&shared));
+    sets.tasks.lock().unwrap_or_else(PoisonError::into_inner).spawn(keeping.run());
     Ok(Keeper { shared })
 }
 
@@ -250,4 +301,16 @@ fn consumers(shape: &ShapeFilter) -> Vec<(Arc<Subquery>, Arc<Known>)> {
         }
     }
     ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_history_is_told_as_to_any_subscription() {
+        let ended = Ended::from(ReadError::OtherEpoch { current: None });
+        let Refusal::Reset(reset) = ended.refusal() else { panic!("{ended:?}") };
+        assert_eq!(reset.reason(), v1::reset::Reason::SourceDiscontinued);
+    }
 }

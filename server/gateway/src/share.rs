@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use tidegate_model::Block;
@@ -31,8 +31,9 @@ pub(crate) struct ShareCache {
 
 #[derive(Default)]
 struct Recent {
-    filtered: HashMap<Key, Arc<Shared>>,
-    oldest_first: VecDeque<(Key, usize)>,
+    /// With the bytes that each is counted for.
+    filtered: HashMap<Key, (Arc<Shared>, usize)>,
+    oldest_first: VecDeque<Key>,
     byte_count: usize,
 }
 
@@ -81,8 +82,15 @@ impl ShareCache {
             self.metrics.block(false);
             return filter(plan, &block, carry, lookup).map(Arc::new);
         }
-        let shared = self.entry(plan.id, block);
-        self.once(&shared.filtered, || filter(plan, &shared.block, carry.clone(), lookup).map(Arc::new))
+        let key = (plan.id, block.entries().as_ptr() as usize);
+        let shared = self.entry(key, block);
+        self.once(&shared.filtered, || {
+            let filtered = filter(plan, &shared.block, carry.clone(), lookup)?;
+            // What moves for subqueries may be far more than the block.
+            let more = filtered.copied_bytes().saturating_sub(shared.block.byte_count());
+            self.recent().grow((key, &shared), more, self.byte_count_max);
+            Ok(Arc::new(filtered))
+        })
     }
 
     /// What the first subscription has made, or makes.
@@ -106,27 +114,62 @@ impl ShareCache {
         }
     }
 
-    fn entry(&self, plan: u64, block: Block) -> Arc<Shared> {
-        let key = (plan, block.entries().as_ptr() as usize);
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(shared) = recent.filtered.get(&key) {
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn entry(&self, key: Key, block: Block) -> Arc<Shared> {
+        let mut recent = self.recent();
+        if let Some((shared, _)) = recent.filtered.get(&key) {
             return Arc::clone(shared);
         }
-        // What filtering adds is at most about the block's size again.
+        // What filtering adds is at most about the block's size again, but for what moves.
         let byte_count = 2 * block.byte_count();
-        recent.byte_count += byte_count;
-        recent.oldest_first.push_back((key, byte_count));
-        while recent.byte_count > self.byte_count_max
-            && let Some((oldest, byte_count)) = recent.oldest_first.pop_front()
-        {
-            recent.byte_count -= byte_count;
-            recent.filtered.remove(&oldest);
-        }
         let shared = Arc::new(Shared { block, filtered: OnceLock::new() });
-        // A block that is over the limit by itself was the last to be forgotten.
-        if recent.byte_count > 0 {
-            recent.filtered.insert(key, Arc::clone(&shared));
-        }
+        recent.oldest_first.push_back(key);
+        recent.filtered.insert(key, (Arc::clone(&shared), 0));
+        recent.grow((key, &shared), byte_count, self.byte_count_max);
         shared
+    }
+}
+
+impl Recent {
+    /// One is larger than it was counted for: the oldest make room, itself too where it is too large alone.
+    fn grow(&mut self, (key, of): (Key, &Arc<Shared>), more: usize, byte_count_max: usize) {
+        let Some((_, counted)) = self.filtered.get_mut(&key).filter(|(shared, _)| Arc::ptr_eq(shared, of)) else {
+            return;
+        };
+        *counted += more;
+        self.byte_count += more;
+        while self.byte_count > byte_count_max
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            let (_, counted) = self.filtered.remove(&oldest).expect("each is in both");
+            self.byte_count -= counted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_moves_with_a_block_counts_too() {
+        let shared =
+            || Arc::new(Shared { block: tidegate_model::BlockBuilder::default().finish(), filtered: OnceLock::new() });
+        let mut recent = Recent::default();
+        let all: Vec<_> = (0..4).map(|at| ((1, at), shared())).collect();
+        for (key, of) in &all {
+            recent.oldest_first.push_back(*key);
+            recent.filtered.insert(*key, (Arc::clone(of), 0));
+            recent.grow((*key, of), 10, 1_000);
+        }
+        recent.grow((all[3].0, &all[3].1), 980, 1_000);
+        assert_eq!((recent.byte_count, recent.filtered.len()), (1_000, 2));
+        recent.grow((all[3].0, &all[3].1), 980, 1_000);
+        assert_eq!((recent.byte_count, recent.filtered.len(), recent.oldest_first.len()), (0, 0, 0));
+        recent.grow((all[3].0, &all[3].1), 980, 1_000);
+        assert_eq!(recent.byte_count, 0, "it is not kept any more");
     }
 }

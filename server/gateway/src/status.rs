@@ -74,6 +74,11 @@ pub(crate) enum GatewayError {
     Subqueries { detail: String },
     #[error("what the subqueries of a shape selected at {at} is not known any more; subscribe from SNAPSHOT")]
     SubqueriesTooOld { at: String },
+    #[error(
+        "what the subqueries of this source's shapes select needs more than {limit} {what} together; subscribe again when other shapes have \
+         ended, or narrow the subqueries by conditions of their own"
+    )]
+    TooManySets { what: &'static str, limit: usize },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
     #[error("group is reserved and must be empty")]
@@ -222,6 +227,7 @@ impl GatewayError {
             GatewayError::SourceNotReady { .. } | GatewayError::Subqueries { .. } => {
                 Retry::After(Duration::from_secs(2))
             }
+            GatewayError::TooManySets { .. } => Retry::After(Duration::from_secs(10)),
             GatewayError::Draining => Retry::After(Duration::from_millis(500)),
             GatewayError::Read(error) => error.retry(),
             GatewayError::Mirror(error) => error.retry(),
@@ -303,7 +309,9 @@ impl GatewayError {
             },
             GatewayError::ShapeFailed(_) => Reason::ShapeFailed,
             GatewayError::Subqueries { .. } => Reason::ShapeLater,
-            GatewayError::TooMany { .. } | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
+            GatewayError::TooMany { .. }
+            | GatewayError::TooManySets { .. }
+            | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
             GatewayError::UnknownTable { .. } | GatewayError::NoTable { .. } => Reason::UnknownTable,
             GatewayError::UnknownColumn { .. } => Reason::UnknownColumn,
             GatewayError::Start { .. } => Reason::InvalidStart,
@@ -412,6 +420,7 @@ impl GatewayError {
             | GatewayError::ShapeFailed(_)
             | GatewayError::Subqueries { .. }
             | GatewayError::SubqueriesTooOld { .. }
+            | GatewayError::TooManySets { .. }
             | GatewayError::SourceNotReady { .. }
             | GatewayError::TooManySubscriptions { .. }
             | GatewayError::Cancelled

@@ -1,13 +1,22 @@
 //! What a scan of a table finds for one condition: the rows that it selects where a stretch of the log begins, or the rows
 //! that it comes to select, or not any more, within the stretch, for nothing but its subqueries.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tidegate_model::Position;
+use tidegate_model::{Position, TableName};
 use tidegate_store::Store;
 
-use super::{Ended, changes::Key, consumer::Consumer, given::Sets, set::Moment, versions::Version};
+use super::{
+    Ended,
+    budget::Share,
+    changes::Key,
+    consumer::Consumer,
+    given::Sets,
+    node::{Effect, Moves, Rows},
+    set::{Moment, Set},
+    versions::Version,
+};
 use crate::shape::change::keep;
 
 /// What a row that is found costs besides its bytes.
@@ -42,9 +51,15 @@ pub(super) struct Gathering {
     /// Its rows are wanted, and not only their members.
     pub(super) keeps_rows: bool,
     pub(super) store: Store,
-    pub(super) found: BTreeMap<Position, Vec<Found>>,
+    /// What moves.
+    pub(super) found: Moves,
+    /// What is selected, and its members.
+    pub(super) begun: Begun,
     pub(super) byte_count: usize,
     pub(super) bytes_max: usize,
+    pub(super) share: Arc<Share>,
+    /// What is held besides.
+    pub(super) held_bytes: usize,
     pub(super) room: Vec<u8>,
 }
 
@@ -65,12 +80,15 @@ impl Gathering {
             )));
         };
         let bound = consumer.bound(row_type, &self.store)?;
-        let turns = match self.wanted {
-            Wanted::Moves => bound.turns(row, sets, (from, until))?,
-            Wanted::Selected if bound.is_selected(row, sets, Moment::after(self.behind))? => vec![(self.behind, true)],
-            Wanted::Selected => Vec::new(),
-        };
-        for (at, is_in) in turns {
+        if self.wanted == Wanted::Selected {
+            if bound.is_selected(row, sets, Moment::after(self.behind))? {
+                let member = bound.member(row, &mut self.room)?;
+                self.begun.add(key.clone(), member, (consumer.table(), self.bytes_max))?;
+                self.share.set(self.held_bytes + self.begun.byte_count())?;
+            }
+            return Ok(());
+        }
+        for (at, is_in) in bound.turns(row, sets, (from, until))? {
             let member = if is_in { bound.member(row, &mut self.room)? } else { None };
             let row = match (self.keeps_rows, is_in) {
                 (false, _) => Bytes::new(),
@@ -86,5 +104,49 @@ impl Gathering {
             self.found.entry(at).or_default().push(Found { key: key.clone(), row_type, row, member, is_in });
         }
         Ok(())
+    }
+}
+
+/// A subquery's rows where its set begins.
+#[derive(Default)]
+pub(super) struct Begun {
+    pub(super) rows: Rows,
+    pub(super) set: Set,
+}
+
+impl Begun {
+    /// One more. What is too large now is no smaller when it is built again.
+    fn add(
+        &mut self,
+        key: Key,
+        member: Option<Box<[u8]>>,
+        (table, bytes_max): (&TableName, usize),
+    ) -> Result<(), Ended> {
+        self.rows.apply(Effect::In(key, member), &mut self.set);
+        if self.byte_count() > bytes_max {
+            return Err(Ended::TooLarge { table: table.clone(), bytes_max });
+        }
+        Ok(())
+    }
+
+    fn byte_count(&self) -> usize {
+        self.rows.byte_count() + self.set.byte_count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::opening::Refusal;
+
+    #[test]
+    fn a_set_that_is_too_large_is_refused_and_not_built_again() {
+        let (table, mut begun) = (TableName::new("public", "teams"), Begun::default());
+        let ended = (0u32..).find_map(|row| {
+            let row = Box::from(row.to_be_bytes());
+            begun.add(Box::clone(&row), Some(row), (&table, 10_000)).err()
+        });
+        let refusal = ended.expect("it grows without end").refusal();
+        assert!(matches!(refusal, Refusal::Error(_)), "{refusal:?}");
     }
 }

@@ -103,6 +103,11 @@ impl Published {
         }
     }
 
+    /// About its size in memory.
+    pub(super) fn byte_count(&self) -> usize {
+        self.record_bytes + self.sets.sets.iter().map(super::set::Set::byte_count).sum::<usize>()
+    }
+
     /// Nobody may ask for a moment before the end of this any more.
     pub(super) fn forget_through(&mut self, position: Position) {
         while let Some(record) = self.records.pop_front_if(|record| record.at <= position) {
@@ -147,6 +152,18 @@ impl Shared {
         self.progress.send_modify(|progress| {
             progress.ended.get_or_insert_with(|| Arc::new(ended));
         });
+    }
+
+    /// It goes no further where nobody needs it.
+    pub(super) fn end_unused(&self) -> bool {
+        self.progress.send_if_modified(|progress| {
+            let ends = progress.users == 0;
+            if ends {
+                let why = || Ended::Later("nobody has needed the subqueries' sets for a while".to_owned());
+                progress.ended.get_or_insert_with(|| Arc::new(why()));
+            }
+            ends
+        })
     }
 
     /// Does it know what a subscription behind a position needs? Then it has another user.

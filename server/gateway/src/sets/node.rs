@@ -31,10 +31,16 @@ pub(super) struct Node {
     changes: TableChanges,
     /// The transaction that has begun.
     begun: Position,
-    /// Those that are selected, with what each brings.
+    pub(super) rows: Rows,
+    room: Vec<u8>,
+}
+
+/// Those that are selected.
+#[derive(Default)]
+pub(super) struct Rows {
+    /// With what each brings.
     rows: HashMap<Key, Option<Arc<[u8]>>>,
     key_bytes: usize,
-    room: Vec<u8>,
 }
 
 /// What happens to it, in order.
@@ -52,8 +58,7 @@ impl Node {
             changes: TableChanges::of(consumer.table()),
             consumer,
             begun: Position::ZERO,
-            rows: HashMap::new(),
-            key_bytes: 0,
+            rows: Rows::default(),
             room: Vec::new(),
         }
     }
@@ -97,7 +102,9 @@ impl Node {
         }
         Ok(effects)
     }
+}
 
+impl Rows {
     /// Has it happen, to the rows and to the set.
     pub(super) fn apply(&mut self, effect: Effect, set: &mut Set) {
         match effect {
@@ -123,12 +130,6 @@ impl Node {
             }
             Effect::End(position) => set.end(Some(position)),
         }
-    }
-
-    /// The rows that are selected where its sets begin.
-    pub(super) fn begin(&mut self, found: Moves, set: &mut Set) {
-        found.into_values().flatten().for_each(|found| self.apply(Effect::of(found), set));
-        set.end(None);
     }
 
     /// About its size in memory, without the set's.
