@@ -1,13 +1,15 @@
 //! Snapshots of mirrored tables are made of the mirror: exact whatever happens to the server and to connections, and without a
 //! query to PostgreSQL, which may be down.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use rand::RngExt;
-use tidegate_client::{MirrorState, SourceStatus, Start};
+use tidegate_client::{Client, Event, MirrorState, SourceStatus, Start, Subscription, Token};
 use tidegate_integration_tests::{
     Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Stop, Writers, held_by_postgres,
     keyed_tables, keyed_transaction, must_equal, tidegate,
 };
+use tokio::time::timeout;
+use tokio_stream::StreamExt as _;
 
 use crate::snapshot_crowd::{Disturbance, OF_MIRROR, Origin, Scene, SnapshotCrowd};
 
@@ -128,4 +130,30 @@ async fn a_snapshot_of_mirrored_tables_needs_no_postgres() -> Result<()> {
         Ok(())
     };
     tokio::time::timeout(DEADLINE, change).await.context("the change does not come")?
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_with_a_place_within_that_no_server_states_is_refused() -> Result<()> {
+    let database = Cluster::shared().await?.database("made_token").await?;
+    let (tables, rows) = keyed_tables();
+    database.execute(tables).await?;
+    database.execute(&rows).await?;
+    let server = Server::start(config_of(&database)).await?;
+    server.until("shop", "a complete mirror", is_complete).await?;
+    let client = Client::connect(server.endpoint()).await?;
+    let subscription = || Subscription::tables(["pair"]);
+    let mut events = client.subscribe(subscription().from(Start::Snapshot));
+    let token = loop {
+        match timeout(DEADLINE, events.next()).await.context("no commit")?.context("the end")?? {
+            Event::Commit { token, .. } => break token.to_string(),
+            reset @ Event::Reset { .. } => bail!("{reset:?}"),
+            _ => {}
+        }
+    };
+    let (place, _) = token.split_once(':').context("a position")?;
+    let made: Token = format!("{place}:{}", 3 * (1_u32 << 30) - 2).parse()?;
+    let answer = timeout(DEADLINE, client.subscribe(subscription().from(Start::Token(made))).next()).await?;
+    let Some(Err(error)) = answer else { bail!("{answer:?} instead of an error") };
+    ensure!(error.to_string().contains("malformed token"), "{error}");
+    Ok(())
 }

@@ -1,7 +1,9 @@
 //! The first shape of a table that is not mirrored has it mirrored: it waits, is told how far that is, and goes on by itself.
 
 use anyhow::{Context, Result, bail, ensure};
-use tidegate_client::{Client, ClientError, Event, MirrorState, Shape, SourceStatus, Start, Subscription};
+use tidegate_client::{
+    Client, ClientError, Event, MirrorState, OrderBy, Query, Shape, SourceStatus, Start, Subscription,
+};
 use tidegate_integration_tests::{
     Cluster, Copier, DEADLINE, Database, Seed, Server, ServerConfig, Writers, held_by_postgres, keyed_tables,
     keyed_transaction, must_equal,
@@ -11,6 +13,9 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 
 const CONDITION: &str = "id % 3 = 1 and (name like 'u%' or note is not null)";
+
+/// A table is not read before it can be seen that it is waited for.
+const SLOWLY: &str = "snapshots: {readers: 1, rows_per_second: 1500}";
 
 async fn served(name: &str, lines: &[&str]) -> Result<(Database, Server)> {
     let database = Cluster::shared().await?.database(name).await?;
@@ -33,8 +38,8 @@ fn is_mirrored(status: &SourceStatus) -> bool {
     status.mirror.len() == 1 && status.mirror[0].state() == MirrorState::Complete
 }
 
-async fn refused(server: &Server, table: &str) -> Result<ClientError> {
-    let mut events = Client::connect(server.endpoint()).await?.subscribe(Subscription::shape(Shape::of(table)));
+async fn refused(server: &Server, shapes: Subscription) -> Result<ClientError> {
+    let mut events = Client::connect(server.endpoint()).await?.subscribe(shapes);
     loop {
         match timeout(DEADLINE, events.next()).await.context("no answer")?.context("no event")? {
             Err(error) => return Ok(error),
@@ -47,23 +52,19 @@ async fn refused(server: &Server, table: &str) -> Result<ClientError> {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_waits_for_its_mirror_and_goes_on_by_itself_whatever_happens_to_the_server() -> Result<()> {
     let seed = Seed::from_environment();
-    let (database, mut server) = served("shapes_on_demand", &[]).await?;
+    let (database, mut server) = served("shapes_on_demand", &[SLOWLY]).await?;
     ensure!(server.status().await?.mirror.is_empty(), "a mirror of nothing");
     let writers = Writers::start(3, (database.url(), seed), keyed_transaction);
     // Tables that are followed at the same time miss nothing, and nothing comes twice.
     let mut tables = Copier::new(&server.endpoint(), &["account"], Start::Snapshot);
     tables.until_snapshot_end().await?;
 
-    // The table cannot be read before this.
-    let locked = database.another().await?;
-    locked.execute("begin; lock table account in access exclusive mode").await?;
     let mut waiting = Client::connect(server.endpoint()).await?.subscribe(accounts().from(Start::Snapshot));
     let first = timeout(DEADLINE, waiting.next()).await.context("nothing is said")?.context("no event")??;
     let Event::Preparing { table, .. } = first else { bail!("{first:?} instead of Preparing") };
     ensure!(table == "public.account", "{table}");
     drop(waiting);
     server.kill().await?;
-    locked.execute("commit").await?;
     server.launch().await?;
 
     let mut shape = Copier::of(&server.endpoint(), accounts(), Start::Snapshot);
@@ -83,10 +84,7 @@ async fn it_waits_for_its_mirror_and_goes_on_by_itself_whatever_happens_to_the_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_says_how_far_it_is() -> Result<()> {
-    let (database, server) = served("shapes_on_demand_watch", &[]).await?;
-    // The table cannot be read before this.
-    let locked = database.another().await?;
-    locked.execute("begin; lock table thing in access exclusive mode").await?;
+    let (_database, server) = served("shapes_on_demand_watch", &[SLOWLY]).await?;
     let mut client = v1::changes_client::ChangesClient::connect(server.endpoint()).await?;
     let shape = v1::ShapeSelection { table: "thing".into(), ..v1::ShapeSelection::default() };
     let start = v1::Start { from: Some(v1::start::From::At(v1::start::Point::Snapshot as i32)) };
@@ -95,10 +93,7 @@ async fn watch_says_how_far_it_is() -> Result<()> {
     let mut marks = Vec::new();
     while let Some(response) = timeout(DEADLINE, responses.next()).await.context("nothing comes")? {
         match response?.mark {
-            Some(Mark::Preparing(preparing)) => {
-                marks.push(preparing.table);
-                locked.execute("commit").await?;
-            }
+            Some(Mark::Preparing(preparing)) => marks.push(preparing.table),
             Some(Mark::SnapshotEnd(_)) => break,
             Some(_) | None => {}
         }
@@ -111,9 +106,24 @@ async fn watch_says_how_far_it_is() -> Result<()> {
 async fn what_may_not_be_mirrored_is_refused_with_the_next_step() -> Result<()> {
     let lines = ["mirror_on_demand: [\"public.*\", \"!public.account\"]"];
     let (_database, server) = served("shapes_on_demand_not", &lines).await?;
-    let error = refused(&server, "account").await?.to_string();
+    let of = |table: &str| Subscription::shape(Shape::of(table));
+    let error = refused(&server, of("account")).await?.to_string();
     ensure!(error.contains("`mirror_on_demand`"), "{error}");
-    let keyless = refused(&server, "marks").await?.to_string();
+    // Nor is what could be.
+    let with_account = of("thing").and_shape(Shape::of("account"));
+    let reads_account = Shape::of("thing").matching("body in (select name from account)");
+    for shapes in [with_account, Subscription::shape(reads_account)] {
+        let error = refused(&server, shapes).await?.to_string();
+        ensure!(error.contains("account") && error.contains("`mirror_on_demand`"), "{error}");
+    }
+    let client = Client::connect(server.endpoint()).await?;
+    let of_subquery = Query::of(Shape::of("thing").matching("id in (select id from thing)"));
+    let of_order = Query::of(Shape::of("thing")).order_by(OrderBy::ascending("nothing")).limit(1);
+    for query in [of_subquery, of_order] {
+        let error = client.query("", query).await.err().context("it is answered")?.to_string();
+        ensure!(error.contains("sets of subqueries") || error.contains("order_by"), "{error}");
+    }
+    let keyless = refused(&server, of("marks")).await?.to_string();
     ensure!(keyless.contains("does not hold it"), "{keyless}");
     ensure!(server.status().await?.mirror.is_empty(), "something is mirrored");
     Ok(())

@@ -25,6 +25,8 @@ use crate::{
 
 /// Between two attempts, at least.
 const PAUSE: Duration = Duration::from_millis(100);
+/// While the source does not know of the table's mirror, it is asked for again after so long.
+const UNKNOWN_FOR: Duration = Duration::from_secs(5);
 
 /// Not open yet.
 pub(crate) struct Entering {
@@ -39,6 +41,8 @@ struct Waits {
     table: TableName,
     /// Nothing is done before.
     not_before: Instant,
+    /// What has been asked for should be known by then.
+    known_by: Instant,
     told: bool,
 }
 
@@ -76,7 +80,9 @@ impl Entering {
             let told = self.waits.as_ref().is_some_and(|waits| waits.table == table);
             match self.shared.sources.get(&self.opening.source) {
                 Ok(source) => {
-                    self.waits = Some(Waits { source, table, not_before: Instant::now() + PAUSE, told });
+                    let now = Instant::now();
+                    let (not_before, known_by) = (now + PAUSE, now + UNKNOWN_FOR);
+                    self.waits = Some(Waits { source, table, not_before, known_by, told });
                 }
                 Err(error) => return Entered::Refused(error.into()),
             }
@@ -97,7 +103,8 @@ impl Waits {
         });
         let is_settled = timeout_at(tell_at.max(self.not_before), settled).await.is_ok_and(|status| status.is_ok());
         if !is_settled {
-            return Ok(Some(self.told().await));
+            let is_lost = Instant::now() >= self.known_by && self.status().is_none();
+            return Ok(if is_lost { None } else { Some(self.told().await) });
         }
         match self.status() {
             Some(of) if of.state() == State::Unsupported => {

@@ -43,7 +43,7 @@ use crate::{
     status::GatewayError,
 };
 
-pub(crate) use marks::{first_chunk, is_of_mirror, is_within, number, opened, read_from};
+pub(crate) use marks::{first_chunk, has_room, is_of_mirror, is_within, number, opened, read_from};
 pub(crate) use restated::{LogPlace, Restated};
 pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
@@ -245,8 +245,12 @@ impl MirrorSnapshot {
             let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
             let reads = Arc::clone(&self.source.mirror_reads);
             self.reading.spawn(async move {
-                let _permit = reads.acquire().await;
-                let read = move || table.chunk(&mirror, behind.as_deref(), CHUNK_BYTES);
+                let permit = reads.acquire_owned().await;
+                let read = move || {
+                    // A thread goes on when nobody waits for it any more.
+                    let _until_read = permit;
+                    table.chunk(&mirror, behind.as_deref(), CHUNK_BYTES)
+                };
                 tokio::task::spawn_blocking(read)
                     .await
                     .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))

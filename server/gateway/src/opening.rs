@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use tidegate_model::{AdHoc, Epoch, Position, SnapshotSpec, TableName, Token, TokenPrefix};
+use tidegate_model::{AdHoc, Epoch, Position, SnapshotSpec, TableName, Token, TokenError, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorError, ReadError, Reader, Snapshots};
 use tidegate_views::ShapeDefinition;
@@ -192,10 +192,11 @@ async fn opened(selected: Vec<Selected>, source: &Source, config: &GatewayConfig
             }
             Selected::Shape(definition) => {
                 tables.check_exists(&definition.table)?;
-                Filter::Shape(ShapeFilter::open(definition, source, config).await?)
+                Filter::Shape(ShapeFilter::new(definition, source).await?)
             }
         });
     }
+    shape::have_mirrored(filters.iter().filter_map(Filter::shape), source, config).await?;
     Ok(filters)
 }
 
@@ -406,6 +407,10 @@ async fn go_on(
     if !mirror_snapshot::is_within(position) {
         let prefix = TokenPrefix { snapshot: 0, ..prefix };
         return Ok((Start::Token(Token { prefix, position }), None));
+    }
+    // Prefix and position are checked apart from each other, and the position is whatever the client says.
+    if !mirror_snapshot::has_room(position) {
+        return Err(GatewayError::from(TokenError::Malformed).into());
     }
     let tables = matched_tables(source, filters, config).await?;
     match mirrored(source, &tables, config).await? {

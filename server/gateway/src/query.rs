@@ -31,7 +31,7 @@ use crate::{
     gateway::Shared,
     mirror_snapshot::{Wanted, mirrored, narrowed},
     named_shapes::looked_up,
-    selection::{Filter, Plan, PlanKey, RowTypeLookup as _, Tables},
+    selection::{Filter, Plan, PlanKey, Tables},
     shape::{self, ShapeFilter, ShapeRefusal},
     source::Source,
     status::GatewayError,
@@ -101,10 +101,8 @@ impl Query {
         if !filter.subqueries().is_empty() {
             return Err(shape::refused(filter.table(), ShapeRefusal::QueriedSubquery));
         }
-        let row_types_known = source.handle.store.of_table(filter.table());
-        if let Some(newest) = row_types_known.iter().max_by_key(|row_type| row_type.proto().row_type) {
-            filter.order(&order, newest)?;
-        }
+        filter.check_order(&order)?;
+        shape::have_mirrored([&filter].into_iter(), &source, &shared.config).await?;
         let tables = mirrored(&source, std::slice::from_ref(filter.table()), &shared.config).await?;
         let Some(tables) = tables else {
             let mirror = source.handle.mirror.as_ref();
@@ -123,7 +121,7 @@ async fn selected(shape: v1::ShapeSelection, source: &Source, shared: &Shared) -
     let Some(What::Shape(shape)) = selections.pop() else { unreachable!("a shape is looked up as a shape") };
     let definition = shape::definition(shape, &shared.config)?;
     Tables::of(&source.handle).check_exists(&definition.table)?;
-    ShapeFilter::open(definition, source, &shared.config).await
+    ShapeFilter::new(definition, source).await
 }
 
 fn term(by: v1::OrderBy) -> Result<OrderBy, GatewayError> {

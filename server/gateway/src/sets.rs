@@ -169,11 +169,13 @@ fn later(detail: &str) -> GatewayError {
     GatewayError::Subqueries { detail: detail.to_owned() }
 }
 
+/// By shape; of one, those that have begun at different places.
+type Begun = HashMap<(ShapeFilter, Epoch), Vec<Weak<Shared>>>;
+
 /// The sets of a source's shapes.
 #[derive(Default)]
 pub(crate) struct SetsOfSource {
-    /// Of one shape, those that have begun at different places.
-    kept: Mutex<HashMap<(ShapeFilter, Epoch), Vec<Weak<Shared>>>>,
+    kept: Mutex<Begun>,
     tasks: Mutex<JoinSet<()>>,
     budget: Arc<Budget>,
 }

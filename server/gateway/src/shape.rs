@@ -14,6 +14,7 @@ pub(crate) mod change;
 pub(crate) mod route;
 
 use std::{
+    collections::BTreeSet,
     hash::{Hash, Hasher},
     sync::Arc,
 };
@@ -22,6 +23,7 @@ use sha2::{Digest as _, Sha256};
 use tidegate_model::{Retry, TableName};
 use tidegate_proto::v1;
 use tidegate_schema::RowType;
+use tidegate_store::MirrorReader;
 use tidegate_views::{
     Order, OrderBy, Parameter, Pinned, Refusal, Shape, ShapeDefinition, ShapeError, Subquery, TableFacts, Updates,
     subquery_tables,
@@ -220,15 +222,9 @@ async fn made(
 }
 
 impl ShapeFilter {
-    /// Checks a definition against its table, which the source follows.
-    pub(crate) async fn open(
-        definition: ShapeDefinition,
-        source: &Source,
-        config: &GatewayConfig,
-    ) -> Result<Self, GatewayError> {
-        let (filter, _) = ShapeFilter::of(definition, source).await?;
-        filter.check_old_rows(source, config).await?;
-        Ok(filter)
+    /// Checks a definition against its table, which the source follows. [`have_mirrored`] says whether it can be served.
+    pub(crate) async fn new(definition: ShapeDefinition, source: &Source) -> Result<Self, GatewayError> {
+        ShapeFilter::of(definition, source).await.map(|(filter, _)| filter)
     }
 
     async fn of(definition: ShapeDefinition, source: &Source) -> Result<(Self, Shape), GatewayError> {
@@ -249,7 +245,7 @@ impl ShapeFilter {
     }
 
     #[cfg(test)]
-    pub(crate) fn new(definition: Arc<ShapeDefinition>, known: Arc<Known>) -> Result<Self, ShapeError> {
+    pub(crate) fn with(definition: Arc<ShapeDefinition>, known: Arc<Known>) -> Result<Self, ShapeError> {
         ShapeFilter::with_shape(definition, known, Inner::default()).map(|(filter, _)| filter)
     }
 
@@ -284,26 +280,18 @@ impl ShapeFilter {
         Ok(Some(renewed).filter(|renewed| renewed != self))
     }
 
-    async fn check_old_rows(&self, source: &Source, config: &GatewayConfig) -> Result<(), GatewayError> {
-        if self.known.described.whole_old_rows && self.subqueries.is_empty() {
-            return Ok(());
+    /// What it is refused with where a table of it is not mirrored; None where it can do without.
+    fn without_mirror(&self) -> Option<ShapeRefusal> {
+        if !self.subqueries.is_empty() {
+            // What moves for a subquery is read from the mirror.
+            return Some(ShapeRefusal::NotMirrored);
         }
-        // What moves for a subquery is read from the mirror.
-        let why = if self.subqueries.is_empty() { ShapeRefusal::OldRows } else { ShapeRefusal::NotMirrored };
-        let tables: Vec<TableName> =
-            [self.table()].into_iter().chain(self.inner.iter().map(|(table, _)| table)).cloned().collect();
-        let is_mirrored = |table: &TableName| source.handle.mirror.as_ref().is_some_and(|mirror| mirror.request(table));
-        // All are asked for, so that one does not wait for another.
-        let unmirrored: Vec<&TableName> = tables.iter().filter(|table| !is_mirrored(table)).collect();
-        if let Some(unmirrored) = unmirrored.first() {
-            return Err(refused(unmirrored, why));
-        }
-        for table in &tables {
-            if mirrored(source, std::slice::from_ref(table), config).await?.is_none() {
-                return Err(refused(table, ShapeRefusal::Building));
-            }
-        }
-        Ok(())
+        (!self.known.described.whole_old_rows).then_some(ShapeRefusal::OldRows)
+    }
+
+    /// Its own, and those that subqueries read.
+    fn tables(&self) -> impl Iterator<Item = &TableName> {
+        [self.table()].into_iter().chain(self.inner.iter().map(|(table, _)| table))
     }
 
     /// Its condition's own subqueries.
@@ -355,9 +343,44 @@ impl ShapeFilter {
 
     /// An order of the rows of a row type of its table.
     pub(crate) fn order(&self, by: &[OrderBy], row_type: &RowType) -> Result<Order, GatewayError> {
-        let order = Order::new(by, &self.known.described.key, &bound(&self.known, row_type));
+        self.order_of(by, &bound(&self.known, row_type))
+    }
+
+    /// Can its rows be so ordered?
+    pub(crate) fn check_order(&self, by: &[OrderBy]) -> Result<(), GatewayError> {
+        self.order_of(by, &self.known.described.facts).map(drop)
+    }
+
+    fn order_of(&self, by: &[OrderBy], facts: &TableFacts) -> Result<Order, GatewayError> {
+        let order = Order::new(by, &self.known.described.key, facts);
         order.map_err(|(at, refusal)| refused(self.table(), ShapeRefusal::Order { term: at + 1, refusal }))
     }
+}
+
+/// Has the tables mirrored that these shapes need: all at once, so that one does not wait for another, and none where they cannot
+/// be served all the same, because one may not be.
+pub(crate) async fn have_mirrored(
+    shapes: impl Iterator<Item = &ShapeFilter>,
+    source: &Source,
+    config: &GatewayConfig,
+) -> Result<(), GatewayError> {
+    let needing: Vec<&ShapeFilter> = shapes.filter(|shape| shape.without_mirror().is_some()).collect();
+    let mirror = source.handle.mirror.as_ref();
+    let asks: [fn(&MirrorReader, &TableName) -> bool; 2] = [MirrorReader::may_request, MirrorReader::request];
+    for ask in asks {
+        for shape in &needing {
+            let unmirrored = shape.tables().find(|table| !mirror.is_some_and(|mirror| ask(mirror, table)));
+            if let Some((table, why)) = unmirrored.zip(shape.without_mirror()) {
+                return Err(refused(table, why));
+            }
+        }
+    }
+    for table in needing.into_iter().flat_map(ShapeFilter::tables).collect::<BTreeSet<_>>() {
+        if mirrored(source, std::slice::from_ref(table), config).await?.is_none() {
+            return Err(refused(table, ShapeRefusal::Building));
+        }
+    }
+    Ok(())
 }
 
 /// The version of the definitions of these shapes, for tokens; 0 where there are none.

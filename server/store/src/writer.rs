@@ -134,6 +134,7 @@ impl StoreWriter {
         }
         let mirror = self.mirror_reader();
         loop {
+            let again = self.mirroring.as_ref().and_then(Mirroring::asks_again);
             tokio::select! {
                 biased;
                 () = intake.stop.cancelled() => break,
@@ -146,7 +147,7 @@ impl StoreWriter {
                     },
                     None => break,
                 },
-                () = mirroring::asked(mirror.as_ref()) => self.mirror_is_asked(),
+                () = mirroring::asked(mirror.as_ref(), again) => self.mirror_is_asked(),
                 () = std::future::ready(()), if self.mirror_has_work() => {}
             }
             if Instant::now() >= self.sync_from {

@@ -7,7 +7,7 @@ use bytes::BytesMut;
 use prost::Message as _;
 use tidegate_feed::{FeedItem, Publish};
 use tidegate_model::{
-    Block, BlockBuilder, Entry, Epoch, EpochInfo, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName,
+    Block, BlockBuilder, Entry, Epoch, EpochInfo, Kind, Lsn, Op, Position, SNAPSHOT_ORDINAL, TableName, TablePatterns,
 };
 use tidegate_proto::v1;
 use tidegate_schema::{
@@ -169,6 +169,36 @@ async fn a_mirrored_table_is_filled_from_its_snapshot_on_and_over_restarts() {
     assert_eq!(&found[2].old[..], &row("a", Some("one"))[..]);
     let (at, held) = mirror_again.get(OID, &row("a", None)).unwrap();
     assert_eq!((at, &held.unwrap().row[..]), (update, &row("a", Some("three"))[..]));
+    running.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_asked_for_while_it_cannot_be_remembered_is_followed_once_it_can_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut script = script();
+    let on_demand = TablePatterns::parse(["*.*"]).unwrap();
+    let (mut running, mirror) =
+        Running::open_mirroring(config(dir.path()), TablePatterns::none(), on_demand.clone()).await;
+    running.publisher.publish(FeedItem::Epoch(INFO, None)).await.unwrap();
+    // What an earlier mirror may have left is removed by then.
+    let begun = script.transaction(&[]);
+    running.publish([script.take()]).await;
+    running.durable(begun).await;
+    // Stands where the file is written.
+    let in_the_way = dir.path().join("mirror").join("asked.new");
+    fs::create_dir_all(&in_the_way).unwrap();
+    assert!(mirror.request(&orders()));
+    let end = script.transaction(&[]);
+    running.publish([script.take()]).await;
+    running.durable(end).await;
+    assert!(!mirror.follows(&orders()));
+    fs::remove_dir(in_the_way).unwrap();
+    mirror.positions().wait_for(|position| *position != Position::ZERO).await.unwrap();
+    assert!(mirror.follows(&orders()));
+    running.close().await.unwrap();
+
+    let (running, mirror) = Running::open_mirroring(config(dir.path()), TablePatterns::none(), on_demand).await;
+    assert!(mirror.follows(&orders()));
     running.close().await.unwrap();
 }
 

@@ -21,6 +21,8 @@ const OPENED: u32 = SNAPSHOT_ORDINAL;
 const FIRST_CHUNKS: u32 = 1 << 29;
 /// The last of its chunks'.
 const CHUNK_MAX: u32 = END - 1;
+/// Where as many chunks are left as any state has. No server states a later position within.
+const GOES_ON_MAX: u32 = CHUNK_MAX - (1 << 28);
 /// Of its end, where the log has nothing of snapshots at the LSN so far.
 const END: u32 = LOGGED_SNAPSHOT_ORDINAL - 1;
 /// Of the end of a transaction within it.
@@ -47,6 +49,11 @@ pub(crate) fn is_of_mirror(snapshot: u32) -> bool {
 /// Had the snapshot not ended where a token of its subscription states this position?
 pub(crate) fn is_within(position: Position) -> bool {
     matches!(position.ordinal, COMMIT | MESSAGE | OPENED..=CHUNK_MAX)
+}
+
+/// Is there room for the chunks behind a position within? Where there is none, no server has stated it.
+pub(crate) fn has_room(position: Position) -> bool {
+    position.ordinal <= GOES_ON_MAX
 }
 
 /// Where a subscription is that is to begin with a snapshot, and has all up to an LSN.
@@ -115,6 +122,15 @@ mod tests {
             at(MESSAGE_ORDINAL) < within(at(MESSAGE_ORDINAL)) && within(at(MESSAGE_ORDINAL)) < at(SNAPSHOT_ORDINAL)
         );
         assert!(begin(Lsn(8)) < chunks[0] && chunks[0] < chunks[2] && chunks[2] < end(log_position(at(3))));
+    }
+
+    #[test]
+    fn a_position_that_no_server_states_has_no_room_and_others_have_for_all_chunks_of_a_state() {
+        let at = |ordinal| Position::new(Lsn(8), ordinal);
+        assert!([CHUNK_MAX, GOES_ON_MAX + 1].iter().all(|ordinal| is_within(at(*ordinal)) && !has_room(at(*ordinal))));
+        let first = OPENED + 2 + FIRST_CHUNKS - 1;
+        assert!([COMMIT, MESSAGE, OPENED, first, first + (1 << 27)].iter().all(|ordinal| has_room(at(*ordinal))));
+        assert!(is_within(chunk(Lsn(8), at(GOES_ON_MAX), first)));
     }
 
     #[test]

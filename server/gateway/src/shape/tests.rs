@@ -79,7 +79,7 @@ fn filter(condition: &str, columns: &[&str], updates: Updates) -> ShapeFilter {
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
         updates,
     };
-    ShapeFilter::new(Arc::new(definition), Known::of(described)).expect("a shape")
+    ShapeFilter::with(Arc::new(definition), Known::of(described)).expect("a shape")
 }
 
 fn route_of(filter: &ShapeFilter) -> ShapeRoute {

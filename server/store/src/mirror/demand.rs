@@ -4,8 +4,9 @@
 //! MirrorReader::request ──▶ requests ──writer──▶ the file `asked` ──▶ the tables that are followed ──▶ the mirror is opened again
 //! ```
 //!
-//! Invariants: what is followed is in the file first, so that it is followed after a restart; what may not be asked for (any more) is
-//! not followed. The file outlives the mirrors beside it, which are each of one epoch. While nothing is followed, there is no mirror.
+//! Invariants: a request stays until its table is followed; what is followed is in the file first, so that it is followed after a
+//! restart; what may not be asked for (any more) is not followed. The file outlives the mirrors beside it, which are each of one epoch.
+//! While nothing is followed, there is no mirror.
 
 use std::{collections::BTreeSet, fs, io, path::Path, sync::PoisonError};
 
@@ -17,32 +18,36 @@ use super::{MirrorError, MirrorReader, error::Result};
 const FILE: &str = "asked";
 
 impl MirrorReader {
+    /// Is the table mirrored, or would it be if it were asked for?
+    #[must_use]
+    pub fn may_request(&self, table: &TableName) -> bool {
+        let tables = self.tables_followed();
+        tables.matches(table) || (self.shared.on_demand.matches(table) && !tables.leaves_out(table))
+    }
+
     /// Has the table mirrored from now on, after a restart too. False where the configuration does not allow it.
     #[must_use]
     pub fn request(&self, table: &TableName) -> bool {
-        let tables = self.tables_followed();
-        if tables.matches(table) {
-            return true;
-        }
-        if !self.shared.on_demand.matches(table) || tables.leaves_out(table) {
+        if !self.may_request(table) {
             return false;
         }
-        if self.shared.table_requests.write().unwrap_or_else(PoisonError::into_inner).insert(table.clone()) {
+        // No request may come behind the moment from which its table is followed: nobody would take it.
+        let mut requests = self.shared.table_requests.write().unwrap_or_else(PoisonError::into_inner);
+        if !self.follows(table) && requests.insert(table.clone()) {
             self.shared.requested.notify_one();
         }
         true
     }
 
-    pub(crate) fn has_table_requests(&self) -> bool {
-        !self.shared.table_requests.read().unwrap_or_else(PoisonError::into_inner).is_empty()
+    /// All that has been asked for and is not followed yet.
+    pub(crate) fn table_requests(&self) -> BTreeSet<TableName> {
+        self.shared.table_requests.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All that has been asked for since.
-    pub(crate) fn take_table_requests(&self) -> BTreeSet<TableName> {
-        std::mem::take(&mut *self.shared.table_requests.write().unwrap_or_else(PoisonError::into_inner))
-    }
-
+    /// Follows these from now on; what was asked for among them is no request any more.
     pub(crate) fn follow(&self, tables: TablePatterns) {
+        let mut requests = self.shared.table_requests.write().unwrap_or_else(PoisonError::into_inner);
+        requests.retain(|table| !tables.matches(table));
         *self.shared.tables.write().unwrap_or_else(PoisonError::into_inner) = tables;
     }
 }
@@ -65,7 +70,8 @@ pub(crate) fn remember(dir: &Path, tables: &BTreeSet<TableName>) -> std::result:
     fs::create_dir_all(dir).map_err(|source| MirrorError::Io { operation: "create", source })?;
     let all = asked(dir)?.into_iter().chain(tables.iter().cloned()).collect::<BTreeSet<_>>();
     let text: Vec<String> = all.iter().map(TableName::to_string).collect();
-    crate::layout::replace(dir, FILE, &text.join("\0"))
+    crate::layout::replace(dir, FILE, &text.join("\0"))?;
+    crate::layout::sync_dir(super::engine::parent_of(dir))
 }
 
 #[cfg(test)]
@@ -90,8 +96,21 @@ mod tests {
         assert!(!MirrorReader::new(TablePatterns::none(), TablePatterns::none()).request(&orders));
         let on_demand = TablePatterns::parse(["public.*", "!audit"]).expect("patterns");
         let reader = MirrorReader::new(TablePatterns::none(), on_demand);
-        assert!(!reader.request(&TableName::new("public", "audit")) && !reader.has_table_requests());
-        assert!(reader.request(&orders) && reader.has_table_requests());
-        assert_eq!(reader.take_table_requests(), BTreeSet::from([orders]));
+        assert!(!reader.request(&TableName::new("public", "audit")) && reader.table_requests().is_empty());
+        assert!(reader.request(&orders));
+        assert_eq!(reader.table_requests(), BTreeSet::from([orders]));
+    }
+
+    #[test]
+    fn a_request_stays_until_its_table_is_followed_and_no_longer() {
+        let (orders, items) = (TableName::new("public", "orders"), TableName::new("public", "items"));
+        let reader = MirrorReader::new(TablePatterns::none(), TablePatterns::parse(["*.*"]).expect("patterns"));
+        assert!(reader.request(&orders) && reader.request(&items));
+        let followed = TablePatterns::none().with(&BTreeSet::from([orders.clone()]));
+        reader.follow(followed.clone());
+        assert!(reader.request(&orders));
+        assert_eq!(reader.table_requests(), BTreeSet::from([items.clone()]), "it is followed, or was lost");
+        reader.follow(followed.with(&BTreeSet::from([items])));
+        assert!(reader.table_requests().is_empty());
     }
 }

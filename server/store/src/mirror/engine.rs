@@ -6,7 +6,13 @@
 //!
 //! Batches are not fsynced one by one: after a power failure the engine is at an older position, and the changelog is replayed.
 
-use std::{fs, io, path::Path, thread, time::Duration};
+use std::{
+    fs::{self, File},
+    io,
+    path::Path,
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use fjall::{Database, Iter, Keyspace, KeyspaceCreateOptions, OwnedWriteBatch, PersistMode, Readable, Snapshot};
@@ -92,13 +98,15 @@ impl Engine {
         let undo = engine.undo;
         drop(engine);
         fs::rename(&new, dir).map_err(|source| MirrorError::Io { operation: "rename", source })?;
+        // As much as what it holds, its name has to survive a power failure.
+        let synced = File::open(parent_of(dir)).and_then(|parent| parent.sync_all());
+        synced.map_err(|source| MirrorError::Io { operation: "sync", source })?;
         let engine = Self::connect(dir, cache_bytes)?;
         Ok(Engine { position, undo, ..engine })
     }
 
     fn connect(dir: &Path, cache_bytes: u64) -> Result<Self> {
-        let parent = dir.parent().unwrap_or(dir);
-        fs::create_dir_all(parent).map_err(|source| MirrorError::Io { operation: "create", source })?;
+        fs::create_dir_all(parent_of(dir)).map_err(|source| MirrorError::Io { operation: "create", source })?;
         let database = Database::builder(dir).cache_size(cache_bytes).worker_threads(2).open()?;
         let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
         let keyspace = database.keyspace("mirror", options)?;
@@ -195,6 +203,10 @@ impl Batch {
     pub(crate) fn is_full(&self) -> bool {
         self.byte_count >= BATCH_BYTES
     }
+}
+
+pub(crate) fn parent_of(dir: &Path) -> &Path {
+    dir.parent().unwrap_or(dir)
 }
 
 /// What an undo record holds.

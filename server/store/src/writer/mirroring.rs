@@ -7,7 +7,7 @@ use std::{collections::VecDeque, future, sync::Arc};
 
 use tidegate_feed::Receive;
 use tidegate_model::{Block, Position, TableName};
-use tokio::time::{Duration, Instant};
+use tokio::time::{Duration, Instant, timeout_at};
 
 use super::{BATCH_BYTES, FULL_RETRY, Intake, Step, StoreWriter, blocking};
 use crate::{LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, StoreError, log::Log, mirror::demand};
@@ -30,6 +30,8 @@ pub(super) struct Mirroring {
     /// It has failed so often since it last took something.
     failures: u32,
     persist_from: Instant,
+    /// What was asked for could not be remembered, and is tried again then.
+    ask_again: Option<Instant>,
 }
 
 /// Blocks on their way through the mirror.
@@ -45,6 +47,15 @@ impl Mirroring {
     /// There is a mirror from the first table on.
     fn follows_any(&self) -> bool {
         !self.config.tables.is_empty()
+    }
+
+    pub(super) fn asks_again(&self) -> Option<Instant> {
+        self.ask_again
+    }
+
+    /// Has something been asked for that is to be followed now?
+    fn has_requests(&self) -> bool {
+        self.ask_again.is_none_or(|at| Instant::now() >= at) && !self.reader.table_requests().is_empty()
     }
 }
 
@@ -66,6 +77,7 @@ impl StoreWriter {
             has_work: true,
             failures: 0,
             persist_from: Instant::now(),
+            ask_again: None,
         });
         Ok(reader)
     }
@@ -108,7 +120,7 @@ impl StoreWriter {
 
     /// Lets the mirror take what is durable, and do a little of its own work.
     pub(super) async fn advance_mirror<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<Step, StoreError> {
-        if self.mirroring.as_ref().is_some_and(|mirroring| mirroring.reader.has_table_requests())
+        if self.mirroring.as_ref().is_some_and(Mirroring::has_requests)
             && self.follow_requested(intake).await? == Step::Stopped
         {
             return Ok(Step::Stopped);
@@ -147,14 +159,16 @@ impl StoreWriter {
     /// Follows what has been asked for: the mirror is opened again, of more tables.
     async fn follow_requested<F: Receive>(&mut self, intake: &mut Intake<F>) -> Result<Step, StoreError> {
         let Some(mirroring) = &mut self.mirroring else { return Ok(Step::Done) };
-        let requested = mirroring.reader.take_table_requests();
+        let requested = mirroring.reader.table_requests();
         let (dir, tables) = (mirroring.config.dir.clone(), mirroring.config.tables.with(&requested));
-        tracing::info!(tables = ?requested.iter().map(TableName::to_string).collect::<Vec<_>>(), "tables are mirrored from now on, as a shape needs them");
+        let names = requested.iter().map(TableName::to_string).collect::<Vec<_>>();
         if let Err(error) = blocking(move || demand::remember(&dir, &requested)).await {
-            // Who needs them asks again.
-            tracing::error!(%error, "tables that a shape needs cannot be mirrored");
+            tracing::error!(%error, tables = ?names, "tables that a shape needs cannot be mirrored yet; it is tried again");
+            mirroring.ask_again = Some(Instant::now() + FULL_RETRY);
             return Ok(Step::Done);
         }
+        tracing::info!(tables = ?names, "tables are mirrored from now on, as a shape needs them");
+        mirroring.ask_again = None;
         mirroring.config.tables = tables.clone();
         mirroring.reader.follow(tables);
         self.make_durable(intake).await?;
@@ -290,11 +304,12 @@ impl StoreWriter {
     }
 }
 
-/// Resolves when something is asked of the mirror.
-pub(super) async fn asked(reader: Option<&MirrorReader>) {
-    match reader {
-        Some(reader) => reader.requested().await,
-        None => future::pending().await,
+/// Resolves when something is asked of the mirror, or is to be tried again.
+pub(super) async fn asked(reader: Option<&MirrorReader>, again: Option<Instant>) {
+    let Some(reader) = reader else { return future::pending().await };
+    match again {
+        Some(again) => _ = timeout_at(again, reader.requested()).await,
+        None => reader.requested().await,
     }
 }
 

@@ -48,11 +48,18 @@ impl Running {
 
     /// Opens with a mirror of all tables.
     pub(crate) async fn open_mirrored(config: StoreConfig) -> (Self, MirrorReader) {
-        let (dir, tables) = (config.dir.join("mirror"), TablePatterns::parse(["*.*"]).unwrap());
+        Self::open_mirroring(config, TablePatterns::parse(["*.*"]).unwrap(), TablePatterns::none()).await
+    }
+
+    /// Opens with a mirror of some tables, and of others once they are asked for.
+    pub(crate) async fn open_mirroring(
+        config: StoreConfig,
+        tables: TablePatterns,
+        on_demand: TablePatterns,
+    ) -> (Self, MirrorReader) {
+        let dir = config.dir.join("mirror");
         let (store, mut writer) = Store::open(config, Arc::new(SystemClock)).await.unwrap();
-        let reader = writer
-            .keep_mirror(MirrorConfig { dir, tables, on_demand: TablePatterns::none(), budgets: Budgets::default() })
-            .unwrap();
+        let reader = writer.keep_mirror(MirrorConfig { dir, tables, on_demand, budgets: Budgets::default() }).unwrap();
         (Self::start(store, writer), reader)
     }
 
