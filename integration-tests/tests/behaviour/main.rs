@@ -39,6 +39,8 @@ mod shape_handle;
 mod shape_query;
 mod shapes;
 mod shapes_at_random;
+mod shapes_edited;
+mod shapes_edited_at_random;
 mod shapes_on_demand;
 mod slow_subscriber;
 mod snapshot_crowd;

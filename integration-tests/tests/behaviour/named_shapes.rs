@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use tidegate_client::{Client, Event, MirrorState, ResetReason, Shape, Start, Subscription};
+use tidegate_client::{Client, Event, MirrorState, Shape, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig, tidegate, within};
 use tokio_stream::StreamExt as _;
 
@@ -121,29 +121,27 @@ async fn names_are_known_to_every_server_and_while_the_control_database_is_away(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_subscriber_of_a_shape_that_is_defined_anew_is_told_to_read_it_anew() -> Result<()> {
+async fn what_a_shape_was_is_remembered_and_its_subscribers_end_when_it_is_deleted() -> Result<()> {
     let (_database, _control, server) = served("shape_edited").await?;
     let client = Client::connect(server.endpoint()).await?;
     let define =
         async |condition: &str| client.define_shape("shop", "mine", Shape::of("orders").matching(condition)).await;
     let version = define("tenant = 1").await?.version;
     ensure!(define("tenant = 1").await?.version == version, "the same definition is no change");
-    let subscription = || Subscription::shape(Shape::named("mine")).source("shop");
-    let mut changes = client.subscribe(subscription().from(Start::Snapshot));
-    let mut token = None;
-    let reset = loop {
-        match changes.next().await.context("an event")?? {
-            Event::SnapshotEnd { token: end, .. } => {
-                token = Some(end);
-                ensure!(define("tenant = 2").await?.version > version);
-            }
-            Event::Reset { reason, detail } => break (reason, detail),
-            _other => {}
+    let subscription = Subscription::shape(Shape::named("mine")).source("shop").from(Start::Snapshot);
+    let mut changes = client.subscribe(subscription);
+    while !matches!(changes.next().await.context("an event")??, Event::SnapshotEnd { .. }) {}
+    ensure!(define("tenant = 2").await?.version > version);
+    let described = client.describe_shape("shop", "mine").await?.shape.context("a shape")?;
+    let former = described.former.first().and_then(|former| former.definition.as_ref()).context("what it was")?;
+    ensure!(described.former.len() == 1 && former.r#where == "tenant = 1", "{described:?}");
+    client.delete_shape("shop", "mine").await?;
+    let error = loop {
+        match changes.next().await.context("an event")? {
+            Ok(_) => {}
+            Err(error) => break error.to_string(),
         }
     };
-    ensure!(reset.0 == ResetReason::DefinitionChanged && reset.1.contains("mine"), "{reset:?}");
-    let mut changes = client.subscribe(subscription().from(token.context("a snapshot")?));
-    let event = changes.next().await.context("an event")??;
-    ensure!(matches!(event, Event::Reset { reason: ResetReason::DefinitionChanged, .. }), "{event:?}");
+    ensure!(error.contains("there is no shape mine"), "{error}");
     Ok(())
 }

@@ -131,7 +131,7 @@ async fn it_holds_what_a_select_has_whatever_happens_to_the_server() -> Result<(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_read_anew_when_its_shape_is_defined_anew() -> Result<()> {
+async fn it_receives_the_difference_when_its_shape_is_defined_anew() -> Result<()> {
     let (database, server) = served("shape_redefined").await?;
     let client = Client::connect(server.endpoint()).await?;
     let defined = |owner: &str| Shape::of("purse").matching(format!("owner = '{owner}'"));
@@ -141,18 +141,18 @@ async fn it_is_read_anew_when_its_shape_is_defined_anew() -> Result<()> {
     let mut updates = purses.subscribe();
     let ShapeUpdate::Rows(first) = updates.next().await.context("rows")?? else { anyhow::bail!("rows come first") };
     ensure!(first.len() == 20);
-    client.define_shape("shop", "purses", defined("b")).await?;
-    let replaced = async {
+    client.define_shape("shop", "purses", defined("b").columns(["amount"])).await?;
+    let changed = async {
         loop {
-            match updates.next().await.context("the handle goes on")?? {
-                ShapeUpdate::Rows(rows) => return anyhow::Ok(rows),
-                ShapeUpdate::Changes(_) => {}
+            if let ShapeUpdate::Changes(changes) = updates.next().await.context("the handle goes on")?? {
+                return anyhow::Ok(changes);
             }
         }
     };
-    let rows = tokio::time::timeout(DEADLINE, replaced).await.context("it is not read anew")??;
-    ensure!(rows.len() == 80, "{} rows", rows.len());
-    must_equal_select(&purses, &database, "select * from purse where owner = 'b'").await?;
+    let changes = tokio::time::timeout(DEADLINE, changed).await.context("no difference comes")??;
+    let (came, went) = changes.iter().partition::<Vec<_>, _>(|change| change.after.is_some());
+    ensure!(came.len() == 80 && went.len() == 20, "{} rows came, {} went", came.len(), went.len());
+    must_equal_select(&purses, &database, "select id, amount from purse where owner = 'b'").await?;
     client.delete_shape("shop", "purses").await?;
     let ended = async { while updates.next().await.is_some_and(|update| update.is_ok()) {} };
     tokio::time::timeout(DEADLINE, ended).await.context("it does not end")?;

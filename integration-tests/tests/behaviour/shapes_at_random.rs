@@ -18,10 +18,10 @@ const ROUNDS: u32 = 12;
 const COMMITS: u32 = 40;
 
 /// The columns besides the key.
-const COLUMNS: [&[&str]; 3] = [&["name", "note"], &["v"], &["v", "body"]];
+pub(crate) const COLUMNS: [&[&str]; 3] = [&["name", "note"], &["v"], &["v", "body"]];
 
 /// A condition on one of the tables.
-fn condition(random: &mut StdRng, table: usize, depth: u32) -> String {
+pub(crate) fn condition(random: &mut StdRng, table: usize, depth: u32) -> String {
     if depth > 0 && random.random_ratio(1, 2) {
         let (one, other) = (condition(random, table, depth - 1), condition(random, table, depth - 1));
         return match random.random_range(0..5) {

@@ -404,6 +404,9 @@ impl Continuity {
         self.heard = position;
         self.phase = Phase::Between;
         if seen {
+            if let (Some(token), false) = (&mut self.token, commit.token_prefix.is_empty()) {
+                *token = Token::new(commit.token_prefix.as_str().into(), token.position());
+            }
             out.push_back(Event::Commit { token: self.advance(position)? });
         }
         Ok(self.unless_draining())
@@ -534,7 +537,7 @@ mod tests {
     }
 
     fn commit(position: &str) -> Message {
-        batch([What::Commit(v1::Commit { position: position.into() })])
+        batch([What::Commit(v1::Commit { position: position.into(), token_prefix: String::new() })])
     }
 
     fn progress(position: &str) -> Message {

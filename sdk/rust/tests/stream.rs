@@ -156,7 +156,7 @@ fn changes(ordinals: &[u32]) -> Act {
 }
 
 fn commit(position: &str) -> Act {
-    event(What::Commit(v1::Commit { position: position.into() }))
+    event(What::Commit(v1::Commit { position: position.into(), token_prefix: String::new() }))
 }
 
 fn progress(position: &str) -> Act {

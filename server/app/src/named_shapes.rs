@@ -19,7 +19,7 @@ use std::{
 
 use prost::Message as _;
 use tidegate_control::{Connector, Control, ControlError, ShapeRecord, ShapeVersions, StoredShape};
-use tidegate_gateway::{KnownShapes, NamedShape, NamedShapeError, NamedShapes, ShapeAnswer};
+use tidegate_gateway::{FormerShape, KnownShapes, NamedShape, NamedShapeError, NamedShapes, ShapeAnswer};
 use tidegate_model::{Retry, ShapeName, SourceName, TableName};
 use tidegate_proto::v1;
 use tokio::{
@@ -212,19 +212,27 @@ fn record(definition: v1::ShapeSelection) -> Result<ShapeRecord, NamedShapeError
 }
 
 fn named(stored: StoredShape) -> (SourceName, NamedShape) {
-    let StoredShape { source, name, version, defined_us, definition } = stored;
+    let StoredShape { source, name, version, defined_us, definition, former } = stored;
+    let former = former
+        .into_iter()
+        .map(|former| FormerShape { version: former.version, definition: selection(&name, former.definition) });
+    let former = former.collect();
+    let definition = selection(&name, definition);
+    (source, NamedShape { definition, version, defined_us: Some(defined_us), former })
+}
+
+fn selection(name: &ShapeName, definition: ShapeRecord) -> v1::ShapeSelection {
     let ShapeRecord { table, condition, parameter_types, columns, changed_columns } = definition;
     let updates = if changed_columns { v1::Updates::ChangedColumns } else { v1::Updates::FullRow };
     let parameter = |r#type| v1::Parameter { r#type, value: None };
-    let definition = v1::ShapeSelection {
+    v1::ShapeSelection {
         name: name.to_string(),
         table: table.to_string(),
         r#where: condition,
         parameters: parameter_types.into_iter().map(parameter).collect(),
         columns,
         updates: updates as i32,
-    };
-    (source, NamedShape { definition, version, defined_us: Some(defined_us) })
+    }
 }
 
 /// Writes them down, whole or not at all.
@@ -235,6 +243,7 @@ fn remember(file: &Path, shapes: &[(SourceName, NamedShape)]) -> io::Result<()> 
         version: shape.version,
         declared: false,
         defined: shape.defined_us.map(crate::captured_snapshots::timestamp),
+        former: shape.former_to_proto(),
     };
     let shapes = v1::ListShapesResponse { shapes: shapes.iter().map(shown).collect(), more: false };
     let fresh = file.with_extension("new");
@@ -248,7 +257,15 @@ fn remembered(bytes: &[u8]) -> Option<Vec<(SourceName, NamedShape)>> {
     let shape = |shape: v1::NamedShape| {
         let time = shape.defined?;
         let defined_us = time.seconds.checked_mul(1_000_000)?.checked_add(i64::from(time.nanos) / 1_000)?;
-        let named = NamedShape { definition: shape.definition?, version: shape.version, defined_us: Some(defined_us) };
+        let former = |former: v1::FormerShape| {
+            former.definition.map(|definition| FormerShape { version: former.version, definition })
+        };
+        let named = NamedShape {
+            definition: shape.definition?,
+            version: shape.version,
+            defined_us: Some(defined_us),
+            former: shape.former.into_iter().filter_map(former).collect(),
+        };
         Some((shape.source.parse().ok()?, named))
     };
     shapes.into_iter().map(shape).collect()
@@ -263,18 +280,21 @@ mod tests {
     }
 
     fn stored(name: &str, condition: &str) -> (SourceName, NamedShape) {
+        let definition = |condition: &str| ShapeRecord {
+            table: TableName::new("public", "orders"),
+            condition: condition.to_owned(),
+            parameter_types: vec!["int8".to_owned()],
+            columns: vec!["total".to_owned()],
+            changed_columns: true,
+        };
+        let former = vec![tidegate_control::FormerShape { version: 2, definition: definition("tenant = 3") }];
         named(StoredShape {
             source: source(),
             name: name.parse().expect("a name"),
             version: 4,
             defined_us: 1_750_000_000_123_456,
-            definition: ShapeRecord {
-                table: TableName::new("public", "orders"),
-                condition: condition.to_owned(),
-                parameter_types: vec!["int8".to_owned()],
-                columns: vec!["total".to_owned()],
-                changed_columns: true,
-            },
+            definition: definition(condition),
+            former,
         })
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a source's version is another one after each change of its shapes, so that who has seen it has them all.
 
-use std::time::SystemTime;
+use std::{collections::HashMap, time::SystemTime};
 
 use tidegate_model::{ShapeName, SourceName, TableName};
 use tokio_postgres::{Client, Row, types::ToSql};
@@ -37,7 +37,21 @@ pub struct StoredShape {
     pub defined_us: i64,
     /// What it is.
     pub definition: ShapeRecord,
+    /// What it was before, newest first. Not told where it has just been defined.
+    pub former: Vec<FormerShape>,
 }
+
+/// A definition that a name had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerShape {
+    /// As of a [`StoredShape`].
+    pub version: u64,
+    /// What it was.
+    pub definition: ShapeRecord,
+}
+
+/// Definitions of one name that are remembered.
+const FORMER_MAX: i64 = 8;
 
 /// The version of each source's shapes, by name.
 pub type ShapeVersions = Vec<(String, i64)>;
@@ -53,7 +67,7 @@ pub(crate) async fn define(
     const ADD: &str = "INSERT INTO tidegate.source (name) VALUES ($1) ON CONFLICT DO NOTHING";
     transaction.execute(ADD, &[&source.as_str()]).await?;
     transaction.execute("SELECT FROM tidegate.source WHERE name = $1 FOR UPDATE", &[&source.as_str()]).await?;
-    let one = format!("{SELECT} WHERE source = $1 AND name = $2");
+    let one = format!("SELECT {COLUMNS} FROM tidegate.shape WHERE source = $1 AND name = $2");
     let known = transaction.query(one.as_str(), &[&source.as_str(), &name.as_str()]).await?;
     if let Some(known) = known.first().and_then(stored)
         && known.definition == *shape
@@ -65,6 +79,14 @@ pub(crate) async fn define(
     if usize::try_from(count).is_ok_and(|count| count >= count_max) {
         return Err(ControlError::TooManyShapes { source_name: source.to_string(), limit: count_max });
     }
+    let remember = format!(
+        "INSERT INTO tidegate.former_shape ({COLUMNS}) SELECT {COLUMNS} FROM tidegate.shape WHERE source = $1 AND name = $2 \
+         ON CONFLICT DO NOTHING"
+    );
+    transaction.execute(remember.as_str(), &[&source.as_str(), &name.as_str()]).await?;
+    const FORGET: &str = "DELETE FROM tidegate.former_shape WHERE source = $1 AND name = $2 AND version <= (
+           SELECT version FROM tidegate.former_shape WHERE source = $1 AND name = $2 ORDER BY version DESC OFFSET $3 LIMIT 1)";
+    transaction.execute(FORGET, &[&source.as_str(), &name.as_str(), &FORMER_MAX]).await?;
     const DEFINE: &str = "WITH next AS (
            UPDATE tidegate.source SET shapes_version = shapes_version + 1 WHERE name = $1 RETURNING shapes_version)
          INSERT INTO tidegate.shape (source, name, version, schema_name, table_name, condition, parameter_types, columns, updates)
@@ -87,6 +109,7 @@ pub(crate) async fn define(
         version: row.get::<_, i64>(0).unsigned_abs(),
         defined_us: microseconds(row.get::<_, SystemTime>(1)),
         definition: shape.clone(),
+        former: Vec::new(),
     })
 }
 
@@ -110,17 +133,28 @@ pub(crate) async fn changed(
     if known == Some(&versions) {
         return Ok(None);
     }
-    let shapes = transaction.query(format!("{SELECT} ORDER BY source, name").as_str(), &[]).await?;
+    let select = format!("SELECT {COLUMNS} FROM tidegate.shape ORDER BY source, name");
+    let mut shapes: Vec<StoredShape> =
+        transaction.query(select.as_str(), &[]).await?.iter().filter_map(stored).collect();
+    let former = format!("SELECT {COLUMNS} FROM tidegate.former_shape ORDER BY version DESC");
+    let former = transaction.query(former.as_str(), &[]).await?;
     transaction.commit().await?;
-    Ok(Some((versions, shapes.iter().filter_map(stored).collect())))
+    let places: HashMap<_, _> =
+        shapes.iter().enumerate().map(|(at, shape)| ((shape.source.clone(), shape.name.clone()), at)).collect();
+    for StoredShape { source, name, version, definition, .. } in former.iter().filter_map(stored) {
+        if let Some(&at) = places.get(&(source, name)) {
+            shapes[at].former.push(FormerShape { version, definition });
+        }
+    }
+    Ok(Some((versions, shapes)))
 }
 
 const FULL_ROW: &str = "full_row";
 const CHANGED_COLUMNS: &str = "changed_columns";
 
-const SELECT: &str =
-    "SELECT source, name, version, schema_name, table_name, condition, parameter_types, columns, updates,
-         defined_at FROM tidegate.shape";
+/// Of a shape, and of what it was.
+const COLUMNS: &str =
+    "source, name, version, schema_name, table_name, condition, parameter_types, columns, updates, defined_at";
 
 /// None where someone has written a name into the table that is none.
 fn stored(row: &Row) -> Option<StoredShape> {
@@ -136,5 +170,6 @@ fn stored(row: &Row) -> Option<StoredShape> {
             columns: row.get(7),
             changed_columns: row.get::<_, &str>(8) == CHANGED_COLUMNS,
         },
+        former: Vec::new(),
     })
 }

@@ -23,7 +23,7 @@ mod notes;
 mod shapes;
 
 pub(crate) use carry::Carry;
-pub(crate) use notes::filter_note;
+pub(crate) use notes::{filter_note, filter_turned};
 
 use std::{collections::HashSet, ops::Range, sync::Arc};
 
@@ -163,6 +163,8 @@ struct Filter<'a> {
     failed: Option<Arc<ShapeFailure>>,
     /// What the change at hand is to one selection; then it is nothing to the others.
     known: Option<(usize, Effect)>,
+    /// Begin and Commit are sent in any case.
+    tells_marks: bool,
 }
 
 impl<'a> Filter<'a> {
@@ -178,6 +180,7 @@ impl<'a> Filter<'a> {
             ended: None,
             failed: None,
             known: None,
+            tells_marks: false,
         }
     }
 
@@ -280,6 +283,9 @@ impl<'a> Filter<'a> {
     fn commit(&mut self, entry: &Entry, lookup: &impl RowTypeLookup) -> Result<(), GatewayError> {
         if self.carry.open.is_some() {
             self.moved(entry, lookup)?;
+        }
+        if self.tells_marks {
+            self.begin(0, false);
         }
         let Some(open) = self.carry.open.take() else { return Ok(()) };
         if open.matched {
@@ -494,6 +500,11 @@ impl Delivery {
     /// What to filter the next block with.
     pub(crate) fn carry(&self) -> Carry {
         Carry { kept: self.kept.clone(), ..self.carry.clone() }
+    }
+
+    /// From here on for another plan: its columns may be others.
+    pub(crate) fn turn(&mut self) {
+        self.announced.clear();
     }
 
     /// The next block, filtered. The one before must be exhausted.

@@ -7,6 +7,7 @@
 //!  mirror ────▶ │   │ mirror_snapshot: rows woven into the log    query (Shapes.Query)│
 //!  blocks ────▶ │   │ router: notes for the shapes that a block concerns ─▶ share     │
 //!  both ──────▶ │   │ sets: what subqueries select, who moves for it ─▶ delivery      │
+//!  mirror ────▶ │   │ redefinition: a named shape's difference, woven into the log    │
 //!               │   └──────▶ reader ─▶ readable ─▶ watch (Watch)                      │ ──▶ grpcurl
 //!  row types ─▶ │ catalog, reflection                                                 │
 //! app ────────▶ │ source: status, tables ─▶ health, progress                          │
@@ -39,9 +40,11 @@ mod snapshot_service;
 mod snapshots;
 
 mod facts;
+mod incoming;
 mod mirror_snapshot;
 mod opening;
 mod query;
+mod redefinition;
 mod selection;
 mod shape;
 
@@ -71,6 +74,8 @@ mod time;
 pub use config::GatewayConfig;
 pub use gateway::{Gateway, ServeError};
 pub use metrics::{GatewayMetrics, SourceMetrics};
-pub use named_shapes::{KnownShapes, NamedShape, NamedShapeError, NamedShapes, NoNamedShapes, ShapeAnswer};
+pub use named_shapes::{
+    FormerShape, KnownShapes, NamedShape, NamedShapeError, NamedShapes, NoNamedShapes, ShapeAnswer,
+};
 pub use snapshots::{Answer, Described, MalformedKey, NoSnapshots, SnapshotError, SnapshotStart, Snapshots, Statuses};
 pub use source::{KnownTable, SourceHandle, SourceState, SourceStatus};

@@ -33,83 +33,18 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_model::{Block, Epoch, Position, TableName};
-use tidegate_store::{MirrorError, MirrorReader, Place, ReadError, Reader, RowChunk};
+use tidegate_store::{MirrorError, MirrorReader, Reader, RowChunk};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use crate::{
-    config::GatewayConfig,
-    sets::{Ended, Kept},
-    source::Source,
-    status::GatewayError,
-};
+use crate::{config::GatewayConfig, incoming::Interrupted, source::Source, status::GatewayError};
 
-pub(crate) use marks::{first_chunk, has_room, is_of_mirror, is_within, number, opened, read_from};
+pub(crate) use marks::{first_chunk, has_room, is_of_mirror, is_within, log_position, number, opened, read_from, turn};
 pub(crate) use restated::{LogPlace, Restated};
 pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
 
 /// Rows of a chunk, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
-
-/// What a subscription reads: the log, at first perhaps with a snapshot out of the mirror woven in.
-pub(crate) struct Incoming {
-    reader: Reader,
-    snapshot: Option<Box<MirrorSnapshot>>,
-    /// What has to be known up to its place before a block is handed out.
-    kept: Kept,
-    /// Waits for that.
-    waiting: Option<Block>,
-}
-
-/// Why nothing more comes.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Interrupted {
-    #[error(transparent)]
-    Log(#[from] ReadError),
-    #[error("{error}")]
-    Mirror { snapshot: u32, error: MirrorError },
-    #[error(transparent)]
-    Sets(#[from] Arc<Ended>),
-}
-
-impl Incoming {
-    pub(crate) fn log(reader: Reader) -> Self {
-        Incoming { reader, snapshot: None, kept: Kept::default(), waiting: None }
-    }
-
-    pub(crate) fn with_snapshot(reader: Reader, snapshot: MirrorSnapshot) -> Self {
-        Incoming { snapshot: Some(Box::new(snapshot)), ..Incoming::log(reader) }
-    }
-
-    /// The same for shapes with subqueries.
-    pub(crate) fn with_sets(self, kept: Kept) -> Self {
-        Incoming { kept, ..self }
-    }
-
-    /// Where it is in the log; None while a snapshot is woven into that.
-    pub(crate) fn place(&self) -> Option<Place> {
-        self.snapshot.is_none().then(|| self.reader.place())
-    }
-
-    /// The next block. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Block, Interrupted> {
-        if self.waiting.is_none() {
-            self.waiting = Some(self.read().await?);
-        }
-        self.kept.passed(self.reader.place()).await?;
-        Ok(self.waiting.take().expect("nobody else takes it"))
-    }
-
-    async fn read(&mut self) -> Result<Block, Interrupted> {
-        if let Some(snapshot) = &mut self.snapshot {
-            if let Some(block) = snapshot.next(&mut self.reader).await? {
-                return Ok(block);
-            }
-            self.snapshot = None;
-        }
-        Ok(self.reader.next().await?)
-    }
-}
 
 /// The tables with all their rows, where the mirror has all of them; None where any has to be read from PostgreSQL. Waits some
 /// seconds for a mirror that is being opened.
@@ -195,7 +130,7 @@ impl MirrorSnapshot {
     }
 
     /// The next block; None behind the snapshot's end, from where on the log is delivered as it is. Cancel safe.
-    async fn next(&mut self, reader: &mut Reader) -> Result<Option<Block>, Interrupted> {
+    pub(crate) async fn next(&mut self, reader: &mut Reader) -> Result<Option<Block>, Interrupted> {
         if self.woven.is_empty() {
             self.restated.forget();
         }

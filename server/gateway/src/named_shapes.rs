@@ -2,13 +2,17 @@
 //!
 //! Invariant: selecting one asks nobody. What is known is what this node has heard last, also while the control database is down.
 
+mod in_use;
+
 use std::{collections::BTreeMap, future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use tidegate_model::{Retry, ShapeName, near};
 use tidegate_proto::v1::{self, selection::What};
 use tokio::sync::watch;
 
-use crate::{opening::Refusal, status::GatewayError};
+use crate::status::GatewayError;
+pub(crate) use in_use::NamedInUse;
+use in_use::NamedVersion;
 
 /// What the keeper of named shapes answers when it can.
 pub type ShapeAnswer<'a, T> = Pin<Box<dyn Future<Output = Result<T, NamedShapeError>> + Send + 'a>>;
@@ -36,9 +40,41 @@ pub struct NamedShape {
     pub version: u64,
     /// When it was defined, in microseconds since 1970; None of one that is declared.
     pub defined_us: Option<i64>,
+    /// What it was before, newest first, as far as that is remembered.
+    pub former: Vec<FormerShape>,
+}
+
+/// A definition that a name had.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FormerShape {
+    /// As of a [`NamedShape`].
+    pub version: u64,
+    /// What it was.
+    pub definition: v1::ShapeSelection,
 }
 
 impl NamedShape {
+    /// What it was before, for those who ask, or keep it.
+    #[must_use]
+    pub fn former_to_proto(&self) -> Vec<v1::FormerShape> {
+        let shown = |former: &FormerShape| v1::FormerShape {
+            definition: Some(former.definition.clone()),
+            version: former.version,
+        };
+        self.former.iter().map(shown).collect()
+    }
+
+    /// What it was when the source's shapes had this version, and since which.
+    fn at(&self, version: u64) -> Option<(&v1::ShapeSelection, u64)> {
+        self.versions().find(|(_, of)| *of <= version)
+    }
+
+    /// Newest first.
+    fn versions(&self) -> impl Iterator<Item = (&v1::ShapeSelection, u64)> {
+        let former = self.former.iter().map(|former| (&former.definition, former.version));
+        std::iter::once((&self.definition, self.version)).chain(former)
+    }
+
     /// Does the configuration declare it?
     #[must_use]
     pub fn is_declared(&self) -> bool {
@@ -182,12 +218,20 @@ pub(crate) fn is_by_name(selection: &v1::ShapeSelection) -> bool {
     !selection.name.is_empty() && selection.table.is_empty()
 }
 
-/// What a selection by name means: the definition, with the subscriber's values.
+/// In place of a version: whatever is known.
+pub(crate) const NOW: u64 = u64::MAX;
+
+/// What a selection by name means, or meant at an earlier version: the definition, with the subscriber's values.
 pub(crate) fn resolved(
     selection: v1::ShapeSelection,
     shapes: &KnownShapes,
-) -> Result<(v1::ShapeSelection, NamedVersion), GatewayError> {
-    let (name, NamedShape { mut definition, version, .. }) = known(&selection.name, shapes)?;
+    at: u64,
+) -> Result<(v1::ShapeSelection, ShapeName, u64), GatewayError> {
+    let (name, shape) = known(&selection.name, shapes)?;
+    let Some((definition, version)) = shape.at(at) else {
+        return Err(NamedShapeError::Unknown { name, near: Vec::new() }.into());
+    };
+    let mut definition = definition.clone();
     let v1::ShapeSelection { name: _, table, r#where, parameters, columns, updates } = selection;
     let refused = |error| Err(GatewayError::Naming(error));
     if !(table.is_empty() && r#where.is_empty() && columns.is_empty() && updates == 0) {
@@ -202,68 +246,28 @@ pub(crate) fn resolved(
         parameter.value = given.value;
     }
     definition.name.clear();
-    Ok((definition, NamedVersion { name, version }))
+    Ok((definition, name, version))
 }
 
-/// A named shape as it was when it was selected.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct NamedVersion {
-    name: ShapeName,
-    version: u64,
-}
-
-/// The named shapes that a subscription has selected, to see when one is defined anew.
-#[derive(Debug)]
-pub(crate) struct NamedInUse {
-    known: watch::Receiver<Arc<KnownShapes>>,
-    versions: Vec<NamedVersion>,
-}
-
-impl NamedInUse {
-    /// Why the subscription ends, if one is not any more what it was. Costs nothing while nothing is defined.
-    pub(crate) fn gone(&mut self) -> Option<Refusal> {
-        if self.versions.is_empty() || !self.known.has_changed().unwrap_or(false) {
-            return None;
-        }
-        let known = Arc::clone(&self.known.borrow_and_update());
-        self.versions.iter().find_map(|NamedVersion { name, version }| match known.get(name) {
-            None => {
-                let error = NamedShapeError::Unknown { name: name.clone(), near: Vec::new() };
-                Some(Refusal::Error(error.into()))
-            }
-            Some(found) if found.version != *version => Some(Refusal::Reset(defined_anew(name))),
-            Some(_) => None,
-        })
-    }
-}
-
-fn defined_anew(name: &ShapeName) -> v1::Reset {
-    v1::Reset {
-        reason: v1::reset::Reason::DefinitionChanged as i32,
-        detail: format!(
-            "shape {name} has been defined anew; read its rows anew, by subscribing without the token from a snapshot"
-        ),
-    }
-}
-
-/// The selections with what their names mean, and the names that they have.
+/// The selections with what their names mean, or meant at an earlier version, and the names that they have.
 pub(crate) fn looked_up(
     selections: Vec<What>,
     shapes: watch::Receiver<Arc<KnownShapes>>,
+    at: u64,
 ) -> Result<(Vec<What>, NamedInUse), GatewayError> {
     let mut shapes = shapes;
     let known = Arc::clone(&shapes.borrow_and_update());
     let mut versions = Vec::new();
-    let look_up = |selection| match selection {
+    let look_up = |(place, selection)| match selection {
         What::Shape(shape) if !shape.name.is_empty() => {
-            let (meant, version) = resolved(shape, &known)?;
-            versions.push(version);
+            let (meant, name, version) = resolved(shape, &known, at)?;
+            versions.push(NamedVersion { selection: place, name, version });
             Ok(What::Shape(meant))
         }
         What::Shape(_) | What::Tables(_) => Ok(selection),
     };
-    let selections = selections.into_iter().map(look_up).collect::<Result<_, GatewayError>>()?;
-    Ok((selections, NamedInUse { known: shapes, versions }))
+    let selections = selections.into_iter().enumerate().map(look_up).collect::<Result<_, GatewayError>>()?;
+    Ok((selections, NamedInUse::new(shapes, versions)))
 }
 
 #[cfg(test)]
@@ -279,8 +283,12 @@ mod tests {
             parameters,
             ..v1::ShapeSelection::default()
         };
-        let name = "open_orders".parse().expect("a name");
-        KnownShapes::from([(name, NamedShape { definition, version: 3, defined_us: Some(1) })])
+        let former = [2, 1].map(|version| {
+            let r#where = format!("tenant = $1 and total > {version}");
+            FormerShape { version, definition: v1::ShapeSelection { r#where, ..definition.clone() } }
+        });
+        let (name, former) = ("open_orders".parse().expect("a name"), former.to_vec());
+        KnownShapes::from([(name, NamedShape { definition, version: 3, defined_us: Some(1), former })])
     }
 
     fn selection(name: &str, values: &[&str]) -> v1::ShapeSelection {
@@ -290,14 +298,22 @@ mod tests {
     }
 
     fn refused(selection: v1::ShapeSelection) -> String {
-        resolved(selection, &shapes()).expect_err("refused").to_string()
+        resolved(selection, &shapes(), NOW).expect_err("refused").to_string()
     }
 
     #[test]
     fn a_name_means_its_definition_with_the_subscribers_values() {
-        let (meant, version) = resolved(selection("open_orders", &["7"]), &shapes()).expect("known");
-        assert_eq!((meant.table.as_str(), meant.r#where.as_str(), version.version), ("orders", "tenant = $1", 3));
+        let (meant, name, version) = resolved(selection("open_orders", &["7"]), &shapes(), NOW).expect("known");
+        assert_eq!((meant.table.as_str(), meant.r#where.as_str(), version), ("orders", "tenant = $1", 3));
         assert_eq!(meant.parameters, [v1::Parameter { r#type: "int8".to_owned(), value: Some("7".to_owned()) }]);
+        assert_eq!(name.as_str(), "open_orders");
+    }
+
+    #[test]
+    fn a_name_meant_what_it_was_at_an_earlier_version() {
+        let at = |version| resolved(selection("open_orders", &["7"]), &shapes(), version).map(|(_, _, of)| of);
+        assert_eq!([1, 2, 3, 9].map(|version| at(version).expect("known")), [1, 2, 3, 3]);
+        assert!(at(0).is_err());
     }
 
     #[test]
@@ -315,18 +331,28 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_in_use_is_gone_when_it_is_defined_anew_or_deleted() {
+    fn a_shape_in_use_is_seen_to_be_defined_anew_and_deleted() {
         let (sender, known) = watch::channel(Arc::new(shapes()));
         let selections = vec![What::Shape(selection("open_orders", &["7"]))];
-        let (_, mut in_use) = looked_up(selections, known).expect("known");
-        assert!(in_use.gone().is_none());
+        let (_, mut in_use) = looked_up(selections.clone(), known.clone(), NOW).expect("known");
+        in_use.look();
+        assert!(!in_use.take_due() && in_use.gone().is_none());
         sender.send_replace(Arc::new(shapes()));
-        assert!(in_use.gone().is_none());
+        in_use.look();
+        assert!(!in_use.take_due());
         let mut anew = shapes();
         anew.values_mut().for_each(|shape| shape.version += 1);
         sender.send_replace(Arc::new(anew));
-        assert!(matches!(in_use.gone(), Some(Refusal::Reset(_))));
+        in_use.look();
+        assert!(in_use.take_due() && !in_use.take_due());
+        in_use.remind();
+        assert!(in_use.take_due());
+        assert_eq!(in_use.ahead(), [4]);
+        let (_, mut former) = looked_up(selections, known, 1).expect("known then");
+        assert!(former.take_due(), "it is due from the start");
+        assert_eq!(former.ahead(), [4, 2]);
         sender.send_replace(Arc::default());
-        assert!(matches!(in_use.gone(), Some(Refusal::Error(_))));
+        in_use.look();
+        assert!(in_use.gone().is_some());
     }
 }

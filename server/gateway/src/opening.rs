@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use tidegate_model::{AdHoc, Epoch, Position, SnapshotSpec, TableName, Token, TokenError, TokenPrefix};
+use tidegate_model::{AdHoc, Epoch, Position, Retry, SnapshotSpec, TableName, Token, TokenError, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorError, ReadError, Reader, Snapshots};
 use tidegate_views::ShapeDefinition;
@@ -18,9 +18,10 @@ use tidegate_views::ShapeDefinition;
 use crate::{
     config::GatewayConfig,
     gateway::Shared,
+    incoming::{Incoming, Interrupted},
     metrics::OpenSubscription,
-    mirror_snapshot::{self, Incoming, Interrupted, MirrorSnapshot, MirrorStart, Wanted, mirrored, narrowed},
-    named_shapes::{NamedInUse, looked_up},
+    mirror_snapshot::{self, MirrorSnapshot, MirrorStart, Wanted, mirrored, narrowed},
+    named_shapes::{NOW, NamedInUse, looked_up},
     selection::{Filter, Plan, PlanKey, TableFilter, Tables},
     sets::{self, Kept},
     shape::{self, ShapeFilter},
@@ -103,11 +104,9 @@ impl Opening {
     /// Opens it. Waits some seconds for a source that has never been connected.
     #[tracing::instrument(level = "debug", name = "subscribe", skip_all, fields(source = self.source))]
     pub(crate) async fn open(self, shared: Arc<Shared>) -> Result<Opened, Refusal> {
-        let start = Start::parse(self.start)?;
+        let start = Start::parse(self.start.clone())?;
         let source = shared.sources.get(&self.source)?;
-        let (selections, named) = looked_up(self.selections, source.handle.named_shapes.known())?;
-        let parse = |selection| Selected::parse(selection, &shared.config);
-        let selected = selections.into_iter().map(parse).collect::<Result<Vec<_>, _>>()?;
+        let (selected, named) = Selected::all(&self.selections, NOW, (&source, &shared.config))?;
         let first_epoch = async {
             let mut head = source.handle.store.head();
             head.wait_for(|head| head.epoch.is_some()).await.is_ok()
@@ -116,11 +115,9 @@ impl Opening {
             return Err(not_ready(&source).into());
         }
         let filters = opened(selected, &source, &shared.config).await?;
+        let (filters, named) = self.as_of(start, (filters, named), (&source, &shared.config)).await?;
         let definitions = shape::definitions(filters.iter().filter_map(Filter::shape));
         let (start, of_mirror) = match start {
-            Start::Token(token) if token.prefix.definitions != definitions => {
-                return Err(Refusal::Reset(definition_changed()));
-            }
             Start::Snapshot => start_snapshot(&source, (&filters[..], definitions), &shared).await?,
             Start::Token(token) if mirror_snapshot::is_of_mirror(token.prefix.snapshot) => {
                 go_on(token, &source, &filters, &shared.config).await?
@@ -141,7 +138,7 @@ impl Opening {
         let plan = source.plan(PlanKey::new(filters, snapshot, ad_hoc));
         let head = source.handle.store.head().borrow().complete;
         let counted = OpenSubscription::new(&source.metrics);
-        let prefix = TokenPrefix { epoch, definitions, snapshot, ad_hoc };
+        let prefix = plan.key.prefix(epoch);
         let first_chunk = mirror_snapshot::first_chunk(&*shared.clock);
         let of_mirror = match of_mirror {
             Some(tables) => Some(narrowed(tables, &plan, &source).await),
@@ -161,7 +158,38 @@ impl Opening {
             None => Incoming::log(reader),
         };
         let incoming = incoming.with_sets(kept.clone());
+        let named = named.in_epoch(epoch);
         Ok(Opened { source, plan, incoming, prefix, after, head, kept, named, counted })
+    }
+
+    /// The selections that the start belongs to: where it is a token, as they were when that was issued. What has become of named shapes
+    /// since is told once the subscription is open.
+    async fn as_of(
+        &self,
+        start: Start,
+        (filters, named): (Vec<Filter>, NamedInUse),
+        (source, config): (&Source, &GatewayConfig),
+    ) -> Result<(Vec<Filter>, NamedInUse), Refusal> {
+        let definitions = |filters: &[Filter]| shape::definitions(filters.iter().filter_map(Filter::shape));
+        let Start::Token(token) = start else { return Ok((filters, named)) };
+        if token.prefix.definitions == definitions(&filters) {
+            return Ok((filters, named));
+        }
+        let table = |filter: &Filter| filter.shape().map(|shape| shape.table().clone());
+        for version in named.all() {
+            let selected = Selected::all(&self.selections, version, (source, config));
+            let Ok((selected, named)) = selected else { continue };
+            let then = match checked(selected, source).await {
+                Err(error) if matches!(error.retry(), Retry::After(_)) => return Err(error.into()),
+                Err(_) => continue,
+                Ok(then) => then,
+            };
+            let same_tables = filters.iter().map(table).eq(then.iter().map(table));
+            if same_tables && token.prefix.definitions == definitions(&then) {
+                return Ok((then, named));
+            }
+        }
+        Err(Refusal::Reset(definition_changed()))
     }
 }
 
@@ -172,6 +200,17 @@ enum Selected {
 }
 
 impl Selected {
+    /// The selections with what their names mean, or meant at an earlier version.
+    fn all(
+        selections: &[v1::selection::What],
+        version: u64,
+        (source, config): (&Source, &GatewayConfig),
+    ) -> Result<(Vec<Self>, NamedInUse), GatewayError> {
+        let (selections, named) = looked_up(selections.to_vec(), source.handle.named_shapes.known(), version)?;
+        let parse = |selection| Selected::parse(selection, config);
+        Ok((selections.into_iter().map(parse).collect::<Result<_, _>>()?, named))
+    }
+
     fn parse(selection: v1::selection::What, config: &GatewayConfig) -> Result<Self, GatewayError> {
         match selection {
             v1::selection::What::Tables(tables) => TableFilter::parse(&tables, config).map(Selected::Tables),
@@ -180,8 +219,15 @@ impl Selected {
     }
 }
 
-/// The selections, checked against the source as it is.
+/// The selections, checked against the source as it is, with the mirrors that they need.
 async fn opened(selected: Vec<Selected>, source: &Source, config: &GatewayConfig) -> Result<Vec<Filter>, GatewayError> {
+    let filters = checked(selected, source).await?;
+    shape::have_mirrored(filters.iter().filter_map(Filter::shape), source, config).await?;
+    Ok(filters)
+}
+
+/// The selections, checked against the source as it is.
+async fn checked(selected: Vec<Selected>, source: &Source) -> Result<Vec<Filter>, GatewayError> {
     let tables = Tables::of(&source.handle);
     let mut filters = Vec::with_capacity(selected.len());
     for selected in selected {
@@ -196,7 +242,6 @@ async fn opened(selected: Vec<Selected>, source: &Source, config: &GatewayConfig
             }
         });
     }
-    shape::have_mirrored(filters.iter().filter_map(Filter::shape), source, config).await?;
     Ok(filters)
 }
 
@@ -450,6 +495,7 @@ pub(crate) fn refusal(error: Interrupted, position: Position, source: &Source) -
             return Refusal::Reset(mirror_gone(snapshot));
         }
         Interrupted::Sets(ended) => return ended.refusal(),
+        Interrupted::Redefined(refusal) => return *refusal,
         // It is opened again, and the snapshot goes on by token.
         Interrupted::Mirror { error, .. } => return GatewayError::Mirror(error).into(),
     };

@@ -30,7 +30,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use crate::{
     gateway::Shared,
     mirror_snapshot::{Wanted, mirrored, narrowed},
-    named_shapes::looked_up,
+    named_shapes::{NOW, looked_up},
     selection::{Filter, Plan, PlanKey, Tables},
     shape::{self, ShapeFilter, ShapeRefusal},
     source::Source,
@@ -117,7 +117,7 @@ impl Query {
 }
 
 async fn selected(shape: v1::ShapeSelection, source: &Source, shared: &Shared) -> Result<ShapeFilter, GatewayError> {
-    let (mut selections, _) = looked_up(vec![What::Shape(shape)], source.handle.named_shapes.known())?;
+    let (mut selections, _) = looked_up(vec![What::Shape(shape)], source.handle.named_shapes.known(), NOW)?;
     let Some(What::Shape(shape)) = selections.pop() else { unreachable!("a shape is looked up as a shape") };
     let definition = shape::definition(shape, &shared.config)?;
     Tables::of(&source.handle).check_exists(&definition.table)?;

@@ -29,4 +29,4 @@ mod simulation;
 pub(crate) use core::Passed;
 pub(crate) use following::Router;
 pub(crate) use inflow::{Inflow, Piece};
-pub(crate) use note::{Begun, Known, Note, RoutedBlock};
+pub(crate) use note::{Begun, Found, Known, Note, RoutedBlock};

@@ -20,14 +20,14 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_model::{AdHoc, Op, Position, TableName, TablePatterns, near};
+use tidegate_model::{AdHoc, Epoch, Op, Position, TableName, TablePatterns, TokenPrefix, near};
 use tidegate_proto::v1;
 use tidegate_schema::{FieldSet, RowType};
 
 use crate::{
     config::GatewayConfig,
     mirror_snapshot,
-    shape::{ShapeFilter, route::ShapeRoute},
+    shape::{self, ShapeFilter, route::ShapeRoute},
     source::SourceHandle,
     status::GatewayError,
 };
@@ -337,6 +337,12 @@ impl PlanKey {
     /// The same without the snapshot that it started from.
     pub(crate) fn in_log(&self) -> Self {
         PlanKey { snapshot: 0, ..self.clone() }
+    }
+
+    /// Of its tokens.
+    pub(crate) fn prefix(&self, epoch: Epoch) -> TokenPrefix {
+        let definitions = shape::definitions(self.filters.iter().filter_map(Filter::shape));
+        TokenPrefix { epoch, definitions, snapshot: self.snapshot, ad_hoc: self.ad_hoc }
     }
 
     /// The same with other filters.

@@ -13,6 +13,7 @@
 //! request stream ends nothing: what is open goes on.
 
 mod open;
+mod turning;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -37,9 +38,10 @@ use crate::{
     entering::{Entered, Entering},
     frame::{self, Addressee, Outbox},
     gateway::Shared,
+    incoming::Interrupted,
     metrics::OpenSession,
-    mirror_snapshot::Interrupted,
     opening::{Opened, Opening, Refusal, refusal, renewed},
+    redefinition::Prepared,
     router::{Inflow, Piece},
     selection::Plan,
     shape::route::ShapeFailure,
@@ -72,6 +74,8 @@ enum Arrived {
     Piece(Inflow<Plan>, Result<Option<Piece<Plan>>, Interrupted>),
     /// There may be a note.
     Noted,
+    /// What an edit of its named shapes is to it.
+    Prepared(Inflow<Plan>, Result<Prepared, Refusal>),
     /// The piece does not fit what its shapes were made of: the plan with what the catalog says now, if that is different.
     Renewed {
         incoming: Inflow<Plan>,
@@ -208,9 +212,8 @@ impl Session {
             self.next_progress = now + self.shared.config.progress_interval;
             let subscriptions: Vec<u32> = self.subscriptions.keys().copied().collect();
             for subscription in subscriptions {
-                let gone = open_of(&mut self.subscriptions, subscription).and_then(|open| open.named.gone());
-                match gone {
-                    Some(refused) => self.close(subscription, refused),
+                match self.look_at_names(subscription) {
+                    Some(gone) => self.close(subscription, gone.into()),
                     None => self.tell_progress(subscription, false),
                 }
             }
@@ -280,6 +283,9 @@ impl Session {
         if open.is_waiting() {
             return;
         }
+        if open.is_to_turn() {
+            return self.prepare(subscription);
+        }
         if let Some(noted) = open.incoming.as_ref().and_then(Inflow::noted) {
             open.awaits_note = true;
             self.wait_for(subscription, async move {
@@ -287,8 +293,13 @@ impl Session {
                 Arrived::Noted
             });
         } else if let Some(mut incoming) = open.incoming.take() {
+            let edited = open.named.edited();
             self.wait_for(subscription, async move {
-                let piece = incoming.next().await;
+                let piece = tokio::select! {
+                    biased;
+                    piece = incoming.next() => piece,
+                    () = edited => Ok(None),
+                };
                 Arrived::Piece(incoming, piece)
             });
         }
@@ -331,7 +342,9 @@ impl Session {
                 open.incoming = Some(incoming);
                 Ok(())
             }
+            (Arrived::Prepared(incoming, prepared), State::Open(open)) => open.prepared(incoming, prepared),
             (Arrived::Piece(incoming, Ok(Some(piece))), State::Open(open)) => {
+                let incoming = open.turned(incoming, &piece);
                 let store = &open.source.handle.store;
                 match self.shared.share.filtered(&open.plan, &piece, &open.delivery, store) {
                     Ok(filtered) => {
@@ -368,7 +381,10 @@ impl Session {
             }
             (Arrived::Entered(Entered::Refused(refused)), State::Opening { .. }) => Err(refused),
             (Arrived::Entered(_), State::Open(_))
-            | (Arrived::Piece(..) | Arrived::Noted | Arrived::Renewed { .. }, State::Opening { .. }) => {
+            | (
+                Arrived::Piece(..) | Arrived::Noted | Arrived::Prepared(..) | Arrived::Renewed { .. },
+                State::Opening { .. },
+            ) => {
                 unreachable!("a subscription is opened once, and read only then")
             }
         };

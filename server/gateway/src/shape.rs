@@ -304,6 +304,11 @@ impl ShapeFilter {
         self.inner.iter().find(|(name, _)| name == table).map(|(_, known)| Arc::clone(known))
     }
 
+    /// As it was written, with values.
+    pub(crate) fn definition(&self) -> &ShapeDefinition {
+        &self.definition
+    }
+
     pub(crate) fn table(&self) -> &TableName {
         &self.definition.table
     }

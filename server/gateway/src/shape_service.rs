@@ -18,7 +18,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     facts::Known,
     gateway::Shared,
-    named_shapes::{NamedShape, NamingError, is_by_name, known, resolved},
+    named_shapes::{NOW, NamedShape, NamingError, is_by_name, known, resolved},
     query::Querying,
     selection::Tables,
     shape,
@@ -66,7 +66,7 @@ impl ShapeService {
         let selection = shape.unwrap_or_default();
         if is_by_name(&selection) {
             let shapes = Arc::clone(&source.handle.named_shapes.known().borrow());
-            return resolved(selection, &shapes).map(|(definition, _)| definition);
+            return resolved(selection, &shapes, NOW).map(|(definition, ..)| definition);
         }
         if !selection.name.is_empty() {
             named(&selection)?;
@@ -140,7 +140,8 @@ impl ShapeService {
             Ok((checked, known)) => (columns(&checked, &known.described), String::new()),
             Err(error) => (Vec::new(), error.to_string()),
         };
-        Ok(v1::DescribeShapeResponse { shape: Some(shown(&source, &shape)), columns, problem })
+        let shown = v1::NamedShape { former: shape.former_to_proto(), ..shown(&source, &shape) };
+        Ok(v1::DescribeShapeResponse { shape: Some(shown), columns, problem })
     }
 
     async fn deleted(&self, request: v1::DeleteShapeRequest) -> Result<v1::DeleteShapeResponse, GatewayError> {
@@ -172,6 +173,7 @@ fn shown(source: &Source, shape: &NamedShape) -> v1::NamedShape {
         version: shape.version,
         declared: shape.is_declared(),
         defined: shape.defined_us.map(timestamp),
+        former: Vec::new(),
     }
 }
 

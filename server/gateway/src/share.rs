@@ -12,7 +12,7 @@ use std::{
 use tidegate_model::Block;
 
 use crate::{
-    delivery::{Carry, Delivery, Filtered, filter, filter_note},
+    delivery::{Carry, Delivery, Filtered, filter, filter_note, filter_turned},
     metrics::GatewayMetrics,
     router::Piece,
     selection::{Plan, RowTypeLookup},
@@ -67,6 +67,7 @@ impl ShareCache {
                 }
                 self.once(&note.filtered, filtered)
             }
+            Piece::Turned(turned) => filter_turned(turned, carry, lookup).map(Arc::new),
         }
     }
 

@@ -14,8 +14,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::{
     facts::Facts,
+    incoming::Incoming,
     metrics::SourceMetrics,
-    mirror_snapshot::Incoming,
     named_shapes::NamedShapes,
     open_subscriptions::OpenSubscriptions,
     router::{Inflow, Router},
@@ -27,6 +27,8 @@ use crate::{
 
 /// Reads of a source's mirror at a time: more would not be quicker, since each keeps a core busy.
 const MIRROR_READS: usize = 4;
+/// Of what named shapes that were defined anew bring to their subscriptions, at a time.
+const DIFFERENCE_BYTES: usize = 256 << 20;
 
 /// What the application hands over for each source.
 #[derive(Clone)]
@@ -135,6 +137,8 @@ pub(crate) struct Source {
     /// that many readers wait for.
     pub(crate) mirror_reads: Arc<Semaphore>,
     pub(crate) sets: SetsOfSource,
+    /// Bytes that the differences between definitions of named shapes may have that are being delivered.
+    pub(crate) difference_bytes: Arc<Semaphore>,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
@@ -149,6 +153,7 @@ impl Source {
             subscriptions: OpenSubscriptions::default(),
             facts: Facts::default(),
             sets: SetsOfSource::default(),
+            difference_bytes: Arc::new(Semaphore::new(DIFFERENCE_BYTES)),
             plans: Mutex::default(),
         }
     }

@@ -20,12 +20,13 @@ use tonic::Status;
 use crate::{
     entering::{Entered, Entering},
     gateway::Shared,
+    incoming::{Given, Incoming, Interrupted},
     metrics::{OpenSession, OpenSubscription},
-    mirror_snapshot::{Incoming, Interrupted},
     named_shapes::NamedInUse,
     opening::{Opened, Opening, Refusal, abandoned, refusal, renewed},
     progress::progress,
     readable::ReadableChange,
+    redefinition::{Prepared, Turning, prepared},
     selection::{Deliver, Plan, Routing},
     sets::Kept,
     shape::{
@@ -57,6 +58,8 @@ struct Live {
     plan: Arc<Plan>,
     incoming: Incoming,
     prefix: TokenPrefix,
+    /// From the next commit on.
+    next_prefix: Option<TokenPrefix>,
     after: Position,
     position: Position,
     commit_time_us: Option<i64>,
@@ -147,6 +150,10 @@ impl Watching {
                 {
                     self.end(refused);
                 }
+            } else if live.is_to_turn() {
+                if let Err(refused) = live.turn(Arc::clone(&self.shared)).await {
+                    self.end(refused);
+                }
             } else if self.queue.is_empty() {
                 self.wait().await;
             }
@@ -158,13 +165,13 @@ impl Watching {
         let Some(live) = &mut self.live else { return };
         let drain = &self.shared.drain;
         let wake = if self.drain_announced { self.next_progress.min(drain.deadline()) } else { self.next_progress };
-        let read: Option<Result<Block, Interrupted>> = tokio::select! {
+        let read: Option<Result<Given, Interrupted>> = tokio::select! {
             read = live.incoming.next() => Some(read),
             () = tokio::time::sleep_until(wake) => None,
             () = drain.wait(), if !self.drain_announced => None,
         };
         match read {
-            Some(Ok(block)) => live.block = Some((block, 0)),
+            Some(Ok(given)) => live.given(given),
             Some(Err(error)) => {
                 let refused = refusal(error, live.position, &live.source);
                 self.end(refused);
@@ -188,8 +195,10 @@ impl Watching {
             && let Some(live) = &mut self.live
         {
             self.next_progress = now + self.shared.config.progress_interval;
-            if let Some(refused) = live.named.gone() {
-                return self.end(refused);
+            live.named.look();
+            live.named.remind();
+            if let Some(gone) = live.named.gone() {
+                return self.end(gone.into());
             }
             let progress = progress(&live.source, &*self.shared.clock, live.position, live.commit_time_us);
             let token = live.token(live.position);
@@ -219,6 +228,7 @@ impl Live {
             plan: opened.plan,
             incoming: opened.incoming,
             prefix: opened.prefix,
+            next_prefix: None,
             after: opened.after.as_resume_point(),
             position: opened.after,
             commit_time_us: None,
@@ -237,6 +247,41 @@ impl Live {
 
     fn token(&self, position: Position) -> String {
         Token { prefix: self.prefix, position }.to_string()
+    }
+
+    /// Is it time to see what an edit of its named shape is to it? Once.
+    fn is_to_turn(&mut self) -> bool {
+        self.incoming.is_plain() && self.named.take_due()
+    }
+
+    /// Goes on to what the shape is now.
+    async fn turn(&mut self, shared: Arc<Shared>) -> Result<(), Refusal> {
+        let (source, plan) = (Arc::clone(&self.source), Arc::clone(&self.plan));
+        match prepared(shared, source, plan, self.named.clone()).await? {
+            Prepared::Same(named) => self.named = named,
+            Prepared::Later => {}
+            Prepared::Difference(to) => {
+                if let Some(turning) = Turning::new(to, &self.source, self.position) {
+                    self.incoming.turn(turning);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Something has come: with the first part of a difference, it goes on with the plan behind that.
+    fn given(&mut self, given: Given) {
+        let block = match given {
+            Given::Block(block) => block,
+            Given::Turned(turned) => {
+                self.plan = Arc::clone(&turned.to.plan);
+                self.next_prefix = Some(turned.to.prefix);
+                self.named = turned.to.named.clone();
+                self.announced.clear();
+                turned.note.routed.block.clone()
+            }
+        };
+        self.block = Some((block, 0));
     }
 
     /// Goes through the block until there is a response, or it is through.
@@ -300,6 +345,7 @@ impl Live {
                     self.commit_time_us = self.begin.commit_time.as_ref().map(microseconds);
                 }
                 self.position = entry.position();
+                self.prefix = self.next_prefix.take().unwrap_or(self.prefix);
                 if let Some(mut last) = self.held.take() {
                     last.token = self.token(entry.position());
                     queue.push_back(Ok(last));

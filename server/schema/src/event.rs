@@ -164,7 +164,7 @@ mod tests {
             let begin = v1::Begin {
                 position: position_text, commit_time, xid, origin, snapshot, new_tables, ad_hoc, snapshot_begin,
             };
-            let commit = v1::Commit { position: position.to_string() };
+            let commit = v1::Commit { position: position.to_string(), token_prefix: String::new() };
             let read = v1::ChangeBatch::decode(&builder.payload[..]).expect("neighbours are a ChangeBatch");
             let expected = [What::Begin(begin.clone()), What::Commit(commit.clone())];
             prop_assert_eq!(read.events.into_iter().filter_map(|event| event.what).collect::<Vec<_>>(), expected);

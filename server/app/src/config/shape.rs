@@ -42,7 +42,7 @@ pub(super) fn check(written: BTreeMap<String, WrittenShape>, source: &str, probl
         let parsed = name.parse::<ShapeName>().map_err(|error| Problem::invalid(path.clone(), error.to_string()));
         match (parsed, shape.definition(&name, &path)) {
             (Ok(name), Ok(definition)) => {
-                shapes.insert(name, NamedShape { definition, version: 0, defined_us: None });
+                shapes.insert(name, NamedShape { definition, version: 0, defined_us: None, former: Vec::new() });
             }
             (name, definition) => problems.extend(name.err().into_iter().chain(definition.err())),
         }

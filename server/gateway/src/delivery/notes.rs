@@ -5,6 +5,7 @@
 
 use super::{Begin, Carry, Delivery, Filter, Filtered, Open};
 use crate::{
+    redefinition::Turned,
     router::{Begun, Known, Note, Passed, RoutedBlock},
     selection::{Plan, RowTypeLookup},
     snapshot_marks::receives_chunk,
@@ -18,24 +19,39 @@ pub(crate) fn filter_note(
     carry: Carry,
     lookup: &impl RowTypeLookup,
 ) -> Result<Filtered, GatewayError> {
-    let RoutedBlock { block, open, .. } = &*note.routed;
-    let mut filter = Filter::new(plan, block, carry);
-    if let Some(begun) = open {
-        filter.resume(begun)?;
-    }
-    for found in &note.found {
-        filter.known = match found.what {
-            Known::Nothing => None,
-            Known::Effect { selection, effect } => Some((selection.into(), effect)),
-        };
-        if !filter.goes_on(&block.entries()[found.entry as usize], lookup)? {
-            break;
-        }
-    }
-    Ok(filter.finish(block))
+    Filter::new(plan, &note.routed.block, carry).note(note, lookup)
+}
+
+/// Filters a part of what brings a subscription to other definitions. It is told also where nothing is changed.
+pub(crate) fn filter_turned(
+    turned: &Turned,
+    carry: Carry,
+    lookup: &impl RowTypeLookup,
+) -> Result<Filtered, GatewayError> {
+    let Turned { note, to } = turned;
+    let mut filter = Filter::new(&to.plan, &note.routed.block, carry);
+    filter.tells_marks = true;
+    filter.note(note, lookup)
 }
 
 impl Filter<'_> {
+    fn note(mut self, note: &Note, lookup: &impl RowTypeLookup) -> Result<Filtered, GatewayError> {
+        let RoutedBlock { block, open, .. } = &*note.routed;
+        if let Some(begun) = open {
+            self.resume(begun)?;
+        }
+        for found in &note.found {
+            self.known = match found.what {
+                Known::Nothing => None,
+                Known::Effect { selection, effect } => Some((selection.into(), effect)),
+            };
+            if !self.goes_on(&block.entries()[found.entry as usize], lookup)? {
+                break;
+            }
+        }
+        Ok(self.finish(block))
+    }
+
     /// The block begins within this transaction, of which what came before did not concern the subscription, or it has it.
     fn resume(&mut self, Begun { entry, event }: &Begun) -> Result<(), GatewayError> {
         let at = entry.position();

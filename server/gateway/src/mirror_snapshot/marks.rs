@@ -1,9 +1,12 @@
 //! What tells a snapshot out of the mirror: its number, and the positions that tokens within it have.
 //!
 //! ```text
-//! ordinal   0 … 2^30-3 | 2^30-2            | 2^30    | 2^30+1            | 2^31   | …                | 3·2^30-1 | 3·2^30 …
-//!           changes    | a commit, within  | message | a message, within | opened | begin and chunks | end      | chunks in the log
+//! ordinal   0 … 2^30-3 | 2^30-2            | 2^30    | 2^30+1            | 2^31   | …                | E   | …     | 3·2^30 …
+//!           changes    | a commit, within  | message | a message, within | opened | begin and chunks | end | turns | chunks in the log
 //! ```
+//!
+//! Behind the end of a snapshot, and before what the log has of snapshots, there is room for turns: where a subscription goes on with other
+//! definitions of its shapes ([`crate::redefinition`]).
 //!
 //! A token of a subscription that started from such a snapshot has its number in the prefix, to the end of the subscription; so the
 //! position has to say whether the snapshot had ended. While it lasts, the ends of transactions and messages state another ordinal
@@ -24,7 +27,9 @@ const CHUNK_MAX: u32 = END - 1;
 /// Where as many chunks are left as any state has. No server states a later position within.
 const GOES_ON_MAX: u32 = CHUNK_MAX - (1 << 28);
 /// Of its end, where the log has nothing of snapshots at the LSN so far.
-const END: u32 = LOGGED_SNAPSHOT_ORDINAL - 1;
+const END: u32 = LOGGED_SNAPSHOT_ORDINAL - 1 - TURNS;
+/// At one LSN.
+const TURNS: u32 = 1 << 16;
 /// Of the end of a transaction within it.
 const COMMIT: u32 = MESSAGE_ORDINAL - 2;
 /// Of a message within it.
@@ -68,9 +73,21 @@ pub(crate) fn read_from(position: Position, earliest: Position) -> Position {
     if has_begun(position) || earliest.lsn != position.lsn { from } else { from.max(earliest) }
 }
 
-/// How far the log is that has come to this position of its own: what is no snapshot's at an LSN counts as one place.
-pub(super) fn log_position(position: Position) -> Position {
-    Position { ordinal: position.ordinal.max(SNAPSHOT_ORDINAL - 1), ..position }
+/// How far the log is that has come to this position, its own or one that a subscription was told: what is of no snapshot in the log at an
+/// LSN counts as one place.
+pub(crate) fn log_position(position: Position) -> Position {
+    if position.ordinal >= LOGGED_SNAPSHOT_ORDINAL {
+        return position;
+    }
+    Position { ordinal: SNAPSHOT_ORDINAL - 1, ..position }
+}
+
+/// Of a turn where the log is at this place, behind the last position that was stated. None where nothing can stand there: the log has
+/// something of snapshots, or there have been too many turns.
+pub(crate) fn turn(at: Position, last: Position) -> Option<Position> {
+    let behind = if last.lsn == at.lsn { last.ordinal.saturating_add(1) } else { 0 };
+    let ordinal = behind.max(END + 1);
+    (at.ordinal.max(ordinal) < LOGGED_SNAPSHOT_ORDINAL).then(|| Position::new(at.lsn, ordinal))
 }
 
 /// Of the snapshot's begin.
@@ -139,6 +156,20 @@ mod tests {
         assert!([3, MESSAGE_ORDINAL].map(|ordinal| end(log_position(at(ordinal)))).iter().all(|end| *end == at(END)));
         assert!(end(at(END)) < at(LOGGED_SNAPSHOT_ORDINAL));
         assert_eq!(end(log_position(at(LOGGED_SNAPSHOT_ORDINAL + 5))), at(LOGGED_SNAPSHOT_ORDINAL + 5));
+    }
+
+    #[test]
+    fn a_turn_stands_behind_all_that_was_stated_where_the_log_is_and_before_what_follows() {
+        let at = |ordinal| Position::new(Lsn(8), ordinal);
+        let place = log_position(at(3));
+        let first = turn(place, at(3)).expect("there is room");
+        assert!(first > end(place) && !is_within(first) && first < at(LOGGED_SNAPSHOT_ORDINAL));
+        let second = turn(place, first).expect("there is room");
+        assert!(second > first && log_position(second) == place);
+        assert_eq!(turn(place, end(place)), Some(first));
+        assert_eq!(turn(place, Position::new(Lsn(7), u32::MAX)), Some(first));
+        assert_eq!(turn(place, at(LOGGED_SNAPSHOT_ORDINAL - 1)), None);
+        assert_eq!(turn(at(LOGGED_SNAPSHOT_ORDINAL + 1), at(3)), None);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use tidegate_views::Pinned;
 
 use crate::{
     selection::{Filter, Plan, RowTypeLookup as _},
+    shape::ShapeFilter,
     source::Source,
 };
 
@@ -63,6 +64,18 @@ impl Wanted {
     /// All rows.
     pub(crate) fn all(name: TableName, table_oid: u32) -> Self {
         Wanted { name, table_oid, pinned: Vec::new() }
+    }
+
+    /// Those that all of these shapes have, and more: what an index has for a value, if it is the same in all.
+    pub(crate) fn of_all<'a>(self, shapes: impl Iterator<Item = &'a ShapeFilter>, source: &Source) -> Self {
+        let store = &source.handle.store;
+        let pinned = shapes.map(|shape| shape.pinned(store));
+        let common = pinned.reduce(|mut common, of| {
+            common.retain(|pinned| of.contains(pinned));
+            common
+        });
+        let row_types = store.of_table(&self.name);
+        self.with(&common.unwrap_or_default(), &row_types)
     }
 
     /// Those that have these values. `row_types`: all of the table's, in which a column may have had another field.

@@ -5,7 +5,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use tidegate_model::{AdHoc, Epoch, Position, Token, TokenPrefix};
+use tidegate_model::{Epoch, Position, Token};
 use tidegate_proto::v1::{self, query_shape_response::What};
 use tidegate_schema::{CUT_BYTES, RowType, wire::Fields};
 use tidegate_store::{MirrorError, MirrorReader, MirrorRow, Scan};
@@ -18,11 +18,7 @@ use crate::{
     opening::{TRIES, not_ready, renewed},
     projection::MalformedChange,
     selection::{Deliver, Filter, Routing},
-    shape::{
-        self,
-        change::WholeChange,
-        route::{NoMembers, ShapeRoute, Verdict},
-    },
+    shape::{self, change::WholeChange, route::ShapeRoute},
     status::GatewayError,
 };
 
@@ -106,9 +102,7 @@ impl Reading {
             Some(limit) if !self.query.order.is_empty() => self.read_first(scan, limit)?,
             limit => self.read_on(scan, limit)?,
         }
-        let definitions = shape::definitions(self.query.plan.key.filters().iter().filter_map(Filter::shape));
-        let prefix = TokenPrefix { epoch, definitions, snapshot: 0, ad_hoc: AdHoc::default() };
-        let token = Token { prefix, position }.to_string();
+        let token = Token { prefix: self.query.plan.key.prefix(epoch), position }.to_string();
         self.sending.push(What::End(v1::QueryEnd { token, row_count: self.row_count }))?;
         self.sending.flush()
     }
@@ -123,7 +117,7 @@ impl Reading {
             self.sending.goes_on()?;
             let routing = self.routing(&row)?;
             let Some(route) = route_of(&routing) else { continue };
-            if is_in(route, &row, position)? {
+            if route.has(&row, position).map_err(GatewayError::ShapeFailed)? {
                 left -= 1;
                 self.send(&Found { routing, row })?;
             }
@@ -140,7 +134,7 @@ impl Reading {
             self.sending.goes_on()?;
             let routing = self.routing(&row)?;
             let Some(route) = route_of(&routing) else { continue };
-            if !is_in(route, &row, position)? {
+            if !route.has(&row, position).map_err(GatewayError::ShapeFailed)? {
                 continue;
             }
             let rank = route.rank(self.order(&routing)?, &reading(&row), position);
@@ -204,12 +198,6 @@ fn route_of(routing: &Routing) -> Option<&ShapeRoute> {
 
 fn reading(row: &MirrorRow) -> WholeChange<'_> {
     WholeChange::reading(row.row_type, &row.row, &row.missing)
-}
-
-fn is_in(route: &ShapeRoute, row: &MirrorRow, position: Position) -> Result<bool, GatewayError> {
-    let change = reading(row);
-    let verdict = route.judge(&change, &NoMembers, position).map_err(GatewayError::ShapeFailed)?;
-    Ok(!matches!(verdict, Verdict::Nothing))
 }
 
 fn project(route: &ShapeRoute, row: &MirrorRow) -> Result<Vec<u8>, MalformedChange> {

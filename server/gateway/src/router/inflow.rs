@@ -15,7 +15,10 @@ use super::{
     note::Note,
     seat::Next,
 };
-use crate::mirror_snapshot::{Incoming, Interrupted};
+use crate::{
+    incoming::{Given, Incoming, Interrupted},
+    redefinition::{Turned, Turning},
+};
 
 /// A subscription's place.
 pub(crate) struct Inflow<S> {
@@ -45,6 +48,17 @@ pub(crate) enum Piece<S> {
         /// Others wait for it too.
         is_shared: bool,
     },
+    /// For the definitions that it brings the subscription to.
+    Turned(Turned),
+}
+
+impl<S> From<Given> for Piece<S> {
+    fn from(given: Given) -> Self {
+        match given {
+            Given::Block(block) => Piece::Block(block),
+            Given::Turned(turned) => Piece::Turned(turned),
+        }
+    }
 }
 
 impl<S: Subject + Send + Sync + 'static> Inflow<S> {
@@ -68,7 +82,7 @@ impl<S: Subject + Send + Sync + 'static> Inflow<S> {
             let Inflow { way, routed } = self;
             let Way::Log(incoming) = way else { return Ok(None) };
             let (Some(Routed { router, ticket }), Some(passed)) = (routed, incoming.place()) else {
-                return Ok(Some(Piece::Block(incoming.next().await?)));
+                return Ok(Some(incoming.next().await?.into()));
             };
             if ticket.seat().is_closed() {
                 // The router has begun anew. Where the epoch has ended, the log says so.
@@ -76,7 +90,7 @@ impl<S: Subject + Send + Sync + 'static> Inflow<S> {
             }
             tokio::select! {
                 biased;
-                block = incoming.next() => return Ok(Some(Piece::Block(block?))),
+                given = incoming.next() => return Ok(Some(given?.into())),
                 () = ticket.seat().wait_open(passed) => {}
             }
         }
@@ -118,6 +132,30 @@ impl<S: Subject + Send + Sync + 'static> Inflow<S> {
         let (Way::Notes(follower), Some(routed)) = (&mut self.way, &self.routed) else { return None };
         let passed = routed.ticket.passed()?;
         follower.advance(&passed).then_some(passed)
+    }
+
+    /// Is nothing woven into what it receives?
+    pub(crate) fn is_plain(&self) -> bool {
+        match &self.way {
+            Way::Notes(_) => true,
+            Way::Log(incoming) => incoming.is_plain(),
+        }
+    }
+
+    /// The same on its way to other definitions. It has to be plain, and what it has handed out filtered.
+    pub(crate) fn turning(self, turning: Turning) -> Result<Self, ReadError> {
+        let mut incoming = self.into_log()?;
+        incoming.turn(turning);
+        Ok(Inflow::log(incoming))
+    }
+
+    /// Of the log alone, from where it is.
+    pub(crate) fn into_log(self) -> Result<Incoming, ReadError> {
+        match (self.way, self.routed) {
+            (Way::Log(incoming), _) => Ok(incoming),
+            (Way::Notes(follower), Some(routed)) => Ok(Incoming::log(routed.ticket.reader_behind(follower.passed())?)),
+            (Way::Notes(_), None) => unreachable!("notes come from the router"),
+        }
     }
 
     /// From here on for another subject. A note that has just been handed out did not fit: the log is read from before it.

@@ -19,6 +19,7 @@ use tidegate_schema::{
     FieldSet, OldKind, RowDecoder, RowText, RowType,
     wire::{Fields, WireError},
 };
+use tidegate_store::MirrorRow;
 use tidegate_views::{Effect, Failure, Members, Order, Predicate, Rank, RowError, Shape, Updates, changed_fields};
 
 use super::change::{WholeChange, keep};
@@ -194,6 +195,11 @@ impl ShapeRoute {
         self.fields.as_ref()
     }
 
+    /// The key's.
+    pub(crate) fn key(&self) -> &FieldSet {
+        self.row_type.key()
+    }
+
     /// Which rows are in it.
     pub(crate) fn predicate(&self) -> &Predicate {
         self.shape.predicate()
@@ -225,6 +231,13 @@ impl ShapeRoute {
         self.verdict(change, by).map_err(|cause| self.failure(change, position, cause))
     }
 
+    /// Is a row of the mirror in it? Its condition has no subqueries.
+    pub(crate) fn has(&self, row: &MirrorRow, position: Position) -> Result<bool, Arc<ShapeFailure>> {
+        let change = WholeChange::reading(row.row_type, &row.row, &row.missing);
+        let verdict = self.judge(&change, &NoMembers, position)?;
+        Ok(!matches!(verdict, Verdict::Nothing))
+    }
+
     /// Where a row that is read stands in an order, which is made for its row type.
     pub(crate) fn rank(
         &self,
@@ -247,7 +260,8 @@ impl ShapeRoute {
     }
 
     fn verdict<'a>(&self, change: &'a WholeChange<'a>, by: Judgement<'_>) -> Result<Verdict<'a>, Cause> {
-        if let Some(lost) = self.lost.as_ref().filter(|lost| lost.concerns(change.op)) {
+        // Where it is known what a change is to the shape, that has been told by the row as it is.
+        if let Some(lost) = self.lost.as_ref().filter(|lost| lost.concerns(change.op) && !by.is_known()) {
             return Err(lost.clone().into());
         }
         match change.op {

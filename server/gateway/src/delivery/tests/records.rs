@@ -171,7 +171,7 @@ pub(super) fn records_of(happenings: &[Happening]) -> Vec<(Entry, Vec<u8>)> {
         if chunk_of != 0 {
             records.push((mark(Kind::SnapshotCursor, last), vec![]));
         }
-        let commit = v1::Commit { position: Position::new(lsn, last).to_string() };
+        let commit = v1::Commit { position: Position::new(lsn, last).to_string(), token_prefix: String::new() };
         records.push((mark(Kind::Commit, last), field(What::Commit(commit))));
     }
     records
