@@ -301,7 +301,8 @@ async fn watched(
             }
         }
     };
-    tokio::time::timeout(DEADLINE, receiving).await.context("it does not come")??;
+    let received = tokio::time::timeout(DEADLINE, receiving).await;
+    received.with_context(|| format!("it does not come: {all:?}"))??;
     Ok(all)
 }
 

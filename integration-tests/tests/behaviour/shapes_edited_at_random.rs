@@ -69,7 +69,7 @@ fn name_of(name: usize) -> String {
 
 /// Defines some names anew, each until it is known, whatever happens to the server.
 async fn edit(endpoint: String, mut random: StdRng, definitions: Definitions) -> Result<()> {
-    for _ in 0..random.random_range(1..4) {
+    for _ in 0..random.random_range(1..6) {
         let name = random.random_range(0..NAMES);
         let definition = Definition::random(&mut random, name);
         within("a shape to be defined", || async {
@@ -142,6 +142,13 @@ impl Subscriber {
     /// Up to now: nobody writes or edits.
     async fn must_equal_postgres(&mut self, database: &Database, definitions: &Definitions) -> Result<()> {
         let definitions = definitions.lock().expect("nobody panics with it").clone();
+        let reading = async {
+            while !self.has_read {
+                self.take().await?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(DEADLINE, reading).await.context("the snapshot does not end")??;
         self.copier.until_caught_up(database).await?;
         for (at, (name, value)) in (0..).zip(self.selected.clone()) {
             let definition = definitions.get(&name).context("a definition")?;
@@ -150,22 +157,15 @@ impl Subscriber {
             let theirs = held_by_postgres(database, &query, key).await?;
             let copy = selected(table, at);
             let receiving = async {
-                while !self.has_read || self.copier.replica.table(&copy) != theirs {
+                while self.copier.replica.table(&copy) != theirs {
                     self.take().await?;
                 }
                 anyhow::Ok(())
             };
-            match tokio::time::timeout(DEADLINE, receiving).await {
-                Ok(received) => received?,
-                Err(_) => {
-                    must_equal(
-                        &format!("{query} at {}", self.copier.position),
-                        &self.copier.replica.table(&copy),
-                        &theirs,
-                    )?;
-                    bail!("the snapshot does not end");
-                }
+            if let Ok(received) = tokio::time::timeout(DEADLINE, receiving).await {
+                received?;
             }
+            must_equal(&format!("{query} at {}", self.copier.position), &self.copier.replica.table(&copy), &theirs)?;
         }
         Ok(())
     }

@@ -653,6 +653,23 @@ mod tests {
     }
 
     #[test]
+    fn tokens_have_the_prefix_that_a_commit_brings_from_there_on() {
+        let mut continuity = between();
+        let at = "0/5:3221159936";
+        let begin_of_difference =
+            What::Begin(v1::Begin { position: at.into(), snapshot: 1 << 31, ..Default::default() });
+        let commit_with = What::Commit(v1::Commit { position: at.into(), token_prefix: "1-ab-7-ef".into() });
+        let (events, _) = feed(&mut continuity, vec![batch([begin_of_difference])]);
+        assert_eq!(events, [format!("begin {at}")]);
+        assert_eq!(asked(&continuity), format!("{PREFIX}.0/1:0"));
+        let (events, result) = feed(&mut continuity, vec![batch([commit_with])]);
+        assert_eq!((events, result.is_ok()), (vec![format!("commit {at}")], true));
+        assert_eq!(asked(&continuity), format!("1-ab-7-ef.{at}"));
+        feed(&mut continuity, vec![begin("0/6:0"), commit("0/6:1")]).1.expect("a transaction");
+        assert_eq!(asked(&continuity), "1-ab-7-ef.0/6:1");
+    }
+
+    #[test]
     fn a_draining_connection_is_left_at_the_first_commit_of_a_message() {
         let mut continuity = within();
         feed(&mut continuity, vec![Message::Drain(v1::Drain::default())]).1.expect("a drain");

@@ -122,7 +122,8 @@ pub use shape::{Parameter, Shape, Updates};
 pub use shape_handle::{ShapeHandle, ShapeUpdate, ShapeUpdates};
 pub use shape_rows::{RowChange, ShapeRow, ShapeRows};
 pub use shapes::{
-    DescribedShape, ExplainedShape, NamedShape, ShapeColumn, ShapeLookup, ShapeLookupKind, ShapeResidual, ValidShape,
+    DescribedShape, ExplainedShape, FormerShape, NamedShape, ShapeColumn, ShapeLookup, ShapeLookupKind, ShapeResidual,
+    ValidShape,
 };
 pub use snapshots::{
     SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SnapshotStatus, SnapshotTable,

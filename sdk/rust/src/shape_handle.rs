@@ -74,8 +74,9 @@ impl Client {
 /// # }
 /// ```
 ///
-/// Lost connections and servers that restart are survived with the rows in place; after a Reset, or when the shape is defined anew,
-/// everything is read anew, and the rows are replaced at once. Only an error that trying again does not mend ends it.
+/// Lost connections and servers that restart are survived with the rows in place; when a named shape is defined anew, the rows change as
+/// in a transaction; after a Reset, everything is read anew, and the rows are replaced at once. Only an error that trying again does
+/// not mend ends it.
 pub struct ShapeHandle {
     shared: Arc<Shared>,
     /// Ends with the handle.

@@ -9,8 +9,9 @@ use tonic::transport::Channel;
 use crate::{Client, ClientError, Shape};
 
 pub use tidegate_proto::v1::{
-    DescribeShapeResponse as DescribedShape, ExplainShapeResponse as ExplainedShape, NamedShape, ShapeColumn,
-    ShapeLookup, ShapeResidual, ValidateShapeResponse as ValidShape, shape_lookup::Kind as ShapeLookupKind,
+    DescribeShapeResponse as DescribedShape, ExplainShapeResponse as ExplainedShape, FormerShape, NamedShape,
+    ShapeColumn, ShapeLookup, ShapeResidual, ValidateShapeResponse as ValidShape,
+    shape_lookup::Kind as ShapeLookupKind,
 };
 
 impl Client {
@@ -34,7 +35,7 @@ impl Client {
         Ok(reply.map_err(|status| ClientError::from_status(&status))?.into_inner())
     }
 
-    /// Gives a definition a name, or defines the name anew, which resets those who have it open. Its parameters have types
+    /// Gives a definition a name, or defines the name anew: those who have it open receive the difference. Its parameters have types
     /// ([`Parameter::of_type`](crate::Parameter::of_type)) and no values.
     ///
     /// # Errors

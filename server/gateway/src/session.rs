@@ -345,11 +345,9 @@ impl Session {
             (Arrived::Prepared(incoming, prepared), State::Open(open)) => open.prepared(incoming, prepared),
             (Arrived::Piece(incoming, Ok(Some(piece))), State::Open(open)) => {
                 let incoming = open.turned(incoming, &piece);
-                let store = &open.source.handle.store;
-                match self.shared.share.filtered(&open.plan, &piece, &open.delivery, store) {
-                    Ok(filtered) => {
+                match open.filter(&piece, &self.shared.share) {
+                    Ok(()) => {
                         open.incoming = Some(incoming);
-                        open.delivery.offer(filtered);
                         Ok(())
                     }
                     Err(GatewayError::ShapeFailed(failure)) if failure.is_of_old_facts() => {

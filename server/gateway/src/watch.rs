@@ -374,6 +374,8 @@ impl Live {
         let pieces = match &routing.deliver[0] {
             Deliver::Skip => return Ok(()),
             Deliver::Whole | Deliver::Columns(_) => vec![block.slice(entry)],
+            // A difference has been judged, and has the columns that are delivered.
+            Deliver::Shape(_) if self.next_prefix.is_some() => vec![block.slice(entry)],
             Deliver::Shape(route) => self.judged(route, block.slice(entry), entry)?,
         };
         if pieces.is_empty() {

@@ -13,9 +13,11 @@ use crate::{
     open_subscriptions::{Entry, Whereabouts},
     opening::Opened,
     progress::progress,
-    router::Inflow,
+    router::{Inflow, Piece},
     selection::Plan,
+    share::ShareCache,
     source::{Source, inflow},
+    status::GatewayError,
 };
 
 pub(super) struct Open {
@@ -67,6 +69,13 @@ impl Open {
     /// Something is to arrive.
     pub(super) fn is_waiting(&self) -> bool {
         self.awaits_note || self.incoming.is_none()
+    }
+
+    /// Takes the next piece.
+    pub(super) fn filter(&mut self, piece: &Piece<Plan>, share: &ShareCache) -> Result<(), GatewayError> {
+        let filtered = share.filtered(&self.plan, piece, &self.delivery, &self.source.handle.store)?;
+        self.delivery.offer(filtered);
+        Ok(())
     }
 
     /// How far it is: with the router, if nothing up to there concerns it. `last`: what was told just now.

@@ -84,6 +84,10 @@ impl<'a> WholeChange<'a> {
                         whole.ordinal = u32::from_le_bytes(field.value.try_into().map_err(|_| MalformedChange)?);
                     }
                     number::UNCHANGED => read_numbers(field.value, &mut whole.unchanged)?,
+                    number::MOVE => {
+                        let value = i32::try_from(wire::read_varint(field.value)?.0).unwrap_or_default();
+                        whole.moved = Move::try_from(value).unwrap_or_default();
+                    }
                     _other => {}
                 }
             }
