@@ -174,7 +174,8 @@ async fn other_columns_come_with_all_rows_that_stay() -> Result<()> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_from_before_goes_on_with_the_difference_while_the_definition_is_remembered() -> Result<()> {
     let (database, mut server) = served("edited_away").await?;
-    let shape = |n: usize| orders(&format!("id % 10 < {n}")).columns(if n % 2 == 0 { vec!["total"] } else { vec![] });
+    let shape =
+        |n: usize| orders(&format!("id % 10 < {n}")).columns(if n.is_multiple_of(2) { vec!["total"] } else { vec![] });
     define(&server, "mine", shape(1)).await?;
     let mut copier = Copier::of(&server.endpoint(), mine(), Start::Snapshot);
     copier.until_snapshot_end().await?;

@@ -338,18 +338,12 @@ impl Session {
                 open.awaits_note = false;
                 Ok(())
             }
-            (Arrived::Piece(incoming, Ok(None)), State::Open(open)) => {
-                open.incoming = Some(incoming);
-                Ok(())
-            }
+            (Arrived::Piece(incoming, Ok(None)), State::Open(open)) => open.goes_on(incoming),
             (Arrived::Prepared(incoming, prepared), State::Open(open)) => open.prepared(incoming, prepared),
             (Arrived::Piece(incoming, Ok(Some(piece))), State::Open(open)) => {
                 let incoming = open.turned(incoming, &piece);
                 match open.filter(&piece, &self.shared.share) {
-                    Ok(()) => {
-                        open.incoming = Some(incoming);
-                        Ok(())
-                    }
+                    Ok(()) => open.goes_on(incoming),
                     Err(GatewayError::ShapeFailed(failure)) if failure.is_of_old_facts() => {
                         let (source, plan) = (Arc::clone(&open.source), Arc::clone(&open.plan));
                         return self.wait_for(subscription, async move {

@@ -11,7 +11,7 @@ use crate::{
     metrics::OpenSubscription,
     named_shapes::NamedInUse,
     open_subscriptions::{Entry, Whereabouts},
-    opening::Opened,
+    opening::{Opened, Refusal},
     progress::progress,
     router::{Inflow, Piece},
     selection::Plan,
@@ -69,6 +69,12 @@ impl Open {
     /// Something is to arrive.
     pub(super) fn is_waiting(&self) -> bool {
         self.awaits_note || self.incoming.is_none()
+    }
+
+    /// With what it waits for next.
+    pub(super) fn goes_on(&mut self, incoming: Inflow<Plan>) -> Result<(), Refusal> {
+        self.incoming = Some(incoming);
+        Ok(())
     }
 
     /// Takes the next piece.
