@@ -180,6 +180,8 @@ impl Subscription {
             credit_bytes: self.credit_bytes,
             group: String::new(),
             snapshots: self.snapshots,
+            // It is alone on its stream.
+            shared_progress: false,
         }
     }
 

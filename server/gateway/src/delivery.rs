@@ -25,7 +25,7 @@ mod shapes;
 pub(crate) use carry::Carry;
 pub(crate) use notes::{filter_note, filter_turned};
 
-use std::{collections::HashSet, ops::Range, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
@@ -34,7 +34,7 @@ use tidegate_proto::v1;
 use tidegate_schema::event_body;
 use tidegate_views::Effect;
 
-use carry::{Begin, Open};
+use carry::{Begin, Carried, Open};
 
 use crate::{
     frame::{Addressee, Event, Outbox},
@@ -64,7 +64,7 @@ pub(crate) struct Filtered {
     /// Events that are no slices of the block: changes with some of their columns, and short runs that were put together.
     copied: Bytes,
     /// What goes on in the next block.
-    carry: Carry,
+    carried: Carried,
     /// All up to here is complete; None where the block completes nothing.
     complete: Option<Position>,
     /// Commit time of the last transaction that ends in the block, in microseconds since 1970.
@@ -195,7 +195,6 @@ impl<'a> Filter<'a> {
 
     fn finish(self, block: &Block) -> Filtered {
         let Filter { mut carry, pieces, uses, copied, ended, failed, .. } = self;
-        carry.kept = Kept::default();
         if block.entries().last().is_some_and(Entry::completes) {
             carry.open = None;
         }
@@ -207,7 +206,7 @@ impl<'a> Filter<'a> {
             uses,
             payload: block.payload().clone(),
             copied: copied.freeze(),
-            carry,
+            carried: carry.into(),
             complete: block.complete_through(),
             commit_time_us: ended.and_then(|begin| commit_time_us(begin.bytes(block.payload()))),
             failed,
@@ -440,9 +439,10 @@ pub(crate) struct Delivery {
     credit_bytes: i64,
     current: Option<(Arc<Filtered>, usize)>,
     /// What the last block left.
-    carry: Carry,
+    carried: Carried,
     kept: Kept,
-    announced: HashSet<(u32, u32)>,
+    /// Selections and row types, ascending.
+    announced: Vec<(u32, u32)>,
     commit_time_us: Option<i64>,
 }
 
@@ -454,9 +454,9 @@ impl Delivery {
             position: after,
             credit_bytes: i64::try_from(credit_bytes).unwrap_or(i64::MAX),
             current: None,
-            carry: Carry::starting(after),
+            carried: Carried::starting(after),
             kept: Kept::default(),
-            announced: HashSet::new(),
+            announced: Vec::new(),
             commit_time_us: None,
         }
     }
@@ -499,7 +499,7 @@ impl Delivery {
 
     /// What to filter the next block with.
     pub(crate) fn carry(&self) -> Carry {
-        Carry { kept: self.kept.clone(), ..self.carry.clone() }
+        self.carried.carry(&self.kept)
     }
 
     /// From here on for another plan: its columns may be others.
@@ -509,7 +509,7 @@ impl Delivery {
 
     /// The next block, filtered. The one before must be exhausted.
     pub(crate) fn offer(&mut self, filtered: Arc<Filtered>) {
-        self.carry = filtered.carry.clone();
+        self.carried = filtered.carried.clone();
         self.current = Some((filtered, 0));
     }
 
@@ -558,7 +558,8 @@ impl Delivery {
     /// Sends the row types of the block that were not announced yet.
     fn announce(&mut self, filtered: &Filtered, out: &mut Outbox) {
         for (selection, row_type, announcement) in &filtered.uses {
-            if self.announced.insert((*selection, *row_type)) {
+            if let Err(place) = self.announced.binary_search(&(*selection, *row_type)) {
+                self.announced.insert(place, (*selection, *row_type));
                 out.event(self.addressee(*selection), Event::RowType, announcement, 0..announcement.len());
             }
         }

@@ -34,6 +34,7 @@ type Asking = Shared<Pin<Box<dyn Future<Output = Answer> + Send>>>;
 /// A table as the catalog had it.
 #[derive(Debug)]
 pub(crate) struct Known {
+    pub(crate) table: Arc<TableName>,
     pub(crate) described: Described,
     asked: Instant,
 }
@@ -42,7 +43,8 @@ impl Known {
     /// As a shape needs it, asked just now.
     #[cfg(test)]
     pub(crate) fn of(described: Described) -> Arc<Self> {
-        Arc::new(Known { described, asked: Instant::now() })
+        let table = Arc::new(TableName::new(&described.facts.schema, &described.facts.name));
+        Arc::new(Known { table, described, asked: Instant::now() })
     }
 
     /// May the table have changed since, as far as a person can tell?
@@ -103,8 +105,9 @@ impl Facts {
         }
         let (snapshots, name, asked) = (Arc::clone(&source.snapshots), table.clone(), Instant::now());
         let asking = carried_through(async move {
+            let table = Arc::new(name.clone());
             let described = snapshots.describe(name).await?;
-            Ok(Arc::new(Known { described, asked }))
+            Ok(Arc::new(Known { table, described, asked }))
         });
         let good = entries.remove(table).and_then(|entry| entry.good);
         entries.insert(table.clone(), Entry { asked, row_type: newest(source, table), asking: asking.clone(), good });

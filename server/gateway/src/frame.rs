@@ -114,10 +114,11 @@ impl Outbox {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn messages(outbox: &mut Outbox) -> Vec<v1::SessionResponse> {
+    /// What has been written, taken apart.
+    pub(crate) fn messages(outbox: &mut Outbox) -> Vec<v1::SessionResponse> {
         let mut bytes = BytesMut::new();
         while let Some(frame) = outbox.pop() {
             bytes.extend_from_slice(&frame);

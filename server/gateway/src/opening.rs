@@ -42,6 +42,7 @@ pub(crate) struct Opening {
     pub(crate) start: Option<v1::Start>,
     /// Also those that someone starts while it is open.
     pub(crate) snapshots: bool,
+    pub(crate) shares_progress: bool,
 }
 
 /// An open subscription.
@@ -57,6 +58,7 @@ pub(crate) struct Opened {
     pub(crate) kept: Kept,
     pub(crate) named: NamedInUse,
     pub(crate) counted: OpenSubscription,
+    pub(crate) shares_progress: bool,
 }
 
 /// Why there is no subscription.
@@ -97,8 +99,8 @@ impl Opening {
         let what =
             |(index, selection): (usize, v1::Selection)| selection.what.ok_or(GatewayError::EmptySelection { index });
         let selections = subscribe.selections.into_iter().enumerate().map(what).collect::<Result<_, _>>()?;
-        let v1::Subscribe { source, start, snapshots, .. } = subscribe;
-        Ok(Opening { source, selections, start, snapshots })
+        let v1::Subscribe { source, start, snapshots, shared_progress, .. } = subscribe;
+        Ok(Opening { source, selections, start, snapshots, shares_progress: shared_progress })
     }
 
     /// Opens it. Waits some seconds for a source that has never been connected.
@@ -158,8 +160,8 @@ impl Opening {
             None => Incoming::log(reader),
         };
         let incoming = incoming.with_sets(kept.clone());
-        let named = named.in_epoch(epoch);
-        Ok(Opened { source, plan, incoming, prefix, after, head, kept, named, counted })
+        let (named, shares_progress) = (named.in_epoch(epoch), self.shares_progress);
+        Ok(Opened { source, plan, incoming, prefix, after, head, kept, named, counted, shares_progress })
     }
 
     /// The selections that the start belongs to: where it is a token, as they were when that was issued. What has become of named shapes
@@ -234,7 +236,7 @@ async fn checked(selected: Vec<Selected>, source: &Source) -> Result<Vec<Filter>
         filters.push(match selected {
             Selected::Tables(filter) => {
                 filter.validate(&tables)?;
-                Filter::Tables(filter)
+                Filter::Tables(Box::new(filter))
             }
             Selected::Shape(definition) => {
                 tables.check_exists(&definition.table)?;

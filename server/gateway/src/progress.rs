@@ -22,5 +22,6 @@ pub(crate) fn progress(
         caught_up: at_head && status.connected(),
         lag_ms: if at_head { 0 } else { u64::try_from(behind_us / 1000).unwrap_or(0) },
         source_silent_s: status.silent_s(clock),
+        subscriptions: Vec::new(),
     }
 }

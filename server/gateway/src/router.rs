@@ -13,6 +13,7 @@
 //! Invariant: whether by notes or out of the log, and however often it changes between the two, a subscription receives each
 //! change that concerns it once, in order. It deliberately holds nothing of a subscription: not its place, nor its credit.
 
+mod bell;
 mod core;
 mod follower;
 mod following;
@@ -26,7 +27,8 @@ mod tables;
 #[cfg(test)]
 mod simulation;
 
+pub(crate) use bell::Bell;
 pub(crate) use core::Passed;
 pub(crate) use following::Router;
-pub(crate) use inflow::{Inflow, Piece};
+pub(crate) use inflow::{Inflow, Noted, Piece};
 pub(crate) use note::{Begun, Found, Known, Note, RoutedBlock};

@@ -11,7 +11,7 @@
 //! delivered with those that it has.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -67,7 +67,7 @@ impl Operations {
 /// One selection. Equal filters mean the same, however they were written.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Filter {
-    Tables(TableFilter),
+    Tables(Box<TableFilter>),
     Shape(ShapeFilter),
 }
 
@@ -313,41 +313,50 @@ impl Routing {
 
 /// The normalised selections of a subscription, and which snapshots it receives.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct PlanKey {
-    filters: Arc<[Filter]>,
+pub(crate) struct PlanKey(Arc<Selected>);
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Selected {
+    filters: Box<[Filter]>,
     snapshot: u32,
-    ad_hoc: AdHoc,
+    /// None of the default.
+    ad_hoc: Option<Box<AdHoc>>,
 }
 
 impl PlanKey {
     /// Of a subscription that started from this snapshot; 0 for none. `ad_hoc`: which it receives of those that someone starts.
     pub(crate) fn new(filters: Vec<Filter>, snapshot: u32, ad_hoc: AdHoc) -> Self {
-        PlanKey { filters: filters.into(), snapshot, ad_hoc }
+        let ad_hoc = (ad_hoc != AdHoc::default()).then(|| Box::new(ad_hoc));
+        PlanKey(Arc::new(Selected { filters: filters.into(), snapshot, ad_hoc }))
     }
 
     pub(crate) fn filters(&self) -> &[Filter] {
-        &self.filters
+        &self.0.filters
+    }
+
+    fn ad_hoc(&self) -> AdHoc {
+        self.0.ad_hoc.as_deref().copied().unwrap_or_default()
     }
 
     /// Did it start from a snapshot out of the mirror?
     pub(crate) fn is_of_mirror(&self) -> bool {
-        mirror_snapshot::is_of_mirror(self.snapshot)
+        mirror_snapshot::is_of_mirror(self.0.snapshot)
     }
 
     /// The same without the snapshot that it started from.
     pub(crate) fn in_log(&self) -> Self {
-        PlanKey { snapshot: 0, ..self.clone() }
+        PlanKey::new(self.filters().to_vec(), 0, self.ad_hoc())
     }
 
     /// Of its tokens.
     pub(crate) fn prefix(&self, epoch: Epoch) -> TokenPrefix {
-        let definitions = shape::definitions(self.filters.iter().filter_map(Filter::shape));
-        TokenPrefix { epoch, definitions, snapshot: self.snapshot, ad_hoc: self.ad_hoc }
+        let definitions = shape::definitions(self.filters().iter().filter_map(Filter::shape));
+        TokenPrefix { epoch, definitions, snapshot: self.0.snapshot, ad_hoc: self.ad_hoc() }
     }
 
     /// The same with other filters.
     pub(crate) fn with(&self, filters: Vec<Filter>) -> Self {
-        PlanKey { filters: filters.into(), ..self.clone() }
+        PlanKey::new(filters, self.0.snapshot, self.ad_hoc())
     }
 }
 
@@ -356,7 +365,7 @@ pub(crate) struct Plan {
     /// Unique while the server runs.
     pub(crate) id: u64,
     pub(crate) key: PlanKey,
-    routings: RwLock<HashMap<u32, Arc<Routing>>>,
+    routings: RwLock<BTreeMap<u32, Arc<Routing>>>,
 }
 
 impl Plan {
@@ -367,17 +376,17 @@ impl Plan {
 
     /// Is this the snapshot whose chunks and marks are wanted?
     pub(crate) fn follows(&self, snapshot: u32) -> bool {
-        snapshot != 0 && self.key.snapshot == snapshot
+        snapshot != 0 && self.key.0.snapshot == snapshot
     }
 
     /// Is a snapshot of this kind received besides the subscription's own? `ad_hoc`: someone has started it, and it begins there.
     pub(crate) fn receives(&self, new_tables: bool, ad_hoc: Option<Position>) -> bool {
-        new_tables || ad_hoc.is_some_and(|begin| self.key.ad_hoc.receives(begin))
+        new_tables || ad_hoc.is_some_and(|begin| self.key.ad_hoc().receives(begin))
     }
 
     /// Are the table's rows of a snapshot to be delivered?
     pub(crate) fn reads(&self, table: &TableName) -> bool {
-        self.key.filters.iter().any(|filter| filter.reads(table))
+        self.key.filters().iter().any(|filter| filter.reads(table))
     }
 
     /// Is an operation on a table with this routing for a selection? `chunk`: it stands in a chunk, of a snapshot that the plan
@@ -385,7 +394,7 @@ impl Plan {
     /// a row is gone is for both: who has not received the begin cannot tell it from a row that was never read. All
     /// that a chunk of a table without a key has is for who receives it and wants reads: he must hear of what voids them.
     pub(crate) fn wants(&self, selection: usize, op: Op, chunk: Option<bool>, routing: &Routing) -> bool {
-        let filter = &self.key.filters[selection];
+        let filter = &self.key.filters()[selection];
         let operations = filter.operations();
         match chunk {
             _ if op == Op::Message => filter.messages(),
@@ -409,7 +418,7 @@ impl Plan {
             let deliver = |filter: &Filter| if filter.messages() { Deliver::Whole } else { Deliver::Skip };
             Routing {
                 row_type: None,
-                deliver: self.key.filters.iter().map(deliver).collect(),
+                deliver: self.key.filters().iter().map(deliver).collect(),
                 announcements: Box::default(),
             }
         } else {
@@ -422,7 +431,7 @@ impl Plan {
 
     fn route(&self, row_type: Arc<RowType>, lookup: &impl RowTypeLookup) -> Result<Routing, GatewayError> {
         let deliver = |filter: &Filter| filter.deliver(&row_type, lookup);
-        let deliver = self.key.filters.iter().map(deliver).collect::<Result<Box<[Deliver]>, _>>()?;
+        let deliver = self.key.filters().iter().map(deliver).collect::<Result<Box<[Deliver]>, _>>()?;
         let announcements = deliver.iter().map(|deliver| announcement(&row_type, deliver)).collect();
         Ok(Routing { row_type: Some(row_type), deliver, announcements })
     }
@@ -466,7 +475,7 @@ mod tests {
         let a = filter(&["orders", "shop.*", "orders"], &[Insert, Delete], &["b", "a"]).expect("valid");
         let b = filter(&[" shop.*", "orders"], &[Delete, Insert, Insert], &["a", "b", "b"]).expect("valid");
         let key = |filter: &TableFilter, snapshot| {
-            PlanKey::new(vec![Filter::Tables(filter.clone())], snapshot, AdHoc::default())
+            PlanKey::new(vec![Filter::Tables(Box::new(filter.clone()))], snapshot, AdHoc::default())
         };
         assert_eq!(key(&a, 0), key(&b, 0));
         assert_ne!(key(&a, 0), key(&b, 1));

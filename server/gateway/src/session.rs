@@ -13,6 +13,7 @@
 //! request stream ends nothing: what is open goes on.
 
 mod open;
+mod places;
 mod turning;
 
 use std::{
@@ -31,18 +32,19 @@ use tidegate_proto::v1::{self, session_request::Request, session_response::Event
 use tokio::time::Instant;
 use tonic::Streaming;
 
-use open::{Open, Told};
+use open::Open;
+use places::Places;
 
 use crate::{
     delivery::Step,
     entering::{Entered, Entering},
-    frame::{self, Addressee, Outbox},
+    frame::Outbox,
     gateway::Shared,
     incoming::Interrupted,
     metrics::OpenSession,
     opening::{Opened, Opening, Refusal, refusal, renewed},
     redefinition::Prepared,
-    router::{Inflow, Piece},
+    router::{Bell, Inflow, Noted, Piece},
     selection::Plan,
     shape::route::ShapeFailure,
     status::GatewayError,
@@ -72,8 +74,6 @@ struct Arrival {
 enum Arrived {
     Entered(Entered),
     Piece(Inflow<Plan>, Result<Option<Piece<Plan>>, Interrupted>),
-    /// There may be a note.
-    Noted,
     /// What an edit of its named shapes is to it.
     Prepared(Inflow<Plan>, Result<Prepared, Refusal>),
     /// The piece does not fit what its shapes were made of: the plan with what the catalog says now, if that is different.
@@ -97,10 +97,11 @@ pub(crate) struct Session {
     /// Subscriptions that may have something to send, each once, in turns.
     ready: VecDeque<u32>,
     arrivals: FuturesUnordered<Arriving>,
+    /// Rung for subscriptions that wait for notes.
+    bell: Arc<Bell>,
+    rung: Vec<u32>,
     outbox: Outbox,
     next_progress: Instant,
-    /// Progress that others have told at this turn of the clock.
-    last_told: Option<Told>,
     drain_announced: bool,
     ended: Option<Result<(), GatewayError>>,
     _counted: OpenSession,
@@ -130,9 +131,10 @@ impl Session {
             next_serial: 0,
             ready: VecDeque::new(),
             arrivals: FuturesUnordered::new(),
+            bell: Arc::default(),
+            rung: Vec::new(),
             outbox: Outbox::default(),
             next_progress,
-            last_told: None,
             drain_announced: false,
             ended: None,
             _counted: counted,
@@ -175,7 +177,7 @@ impl Session {
             self.ended = Some(Ok(()));
             return;
         }
-        let Session { shared, requests, arrivals, next_progress, drain_announced, .. } = self;
+        let Session { shared, requests, arrivals, bell, next_progress, drain_announced, .. } = self;
         let drain = &shared.drain;
         let mut wake = *next_progress;
         if *drain_announced {
@@ -185,6 +187,7 @@ impl Session {
         tokio::select! {
             received = receive(requests), if requests.is_some() => request = Some(received),
             arrived = arrivals.next(), if !arrivals.is_empty() => arrival = arrived.flatten(),
+            () = bell.rung() => {}
             () = tokio::time::sleep_until(wake) => {}
             () = drain.wait(), if !*drain_announced => {}
         }
@@ -210,15 +213,22 @@ impl Session {
         }
         if now >= self.next_progress {
             self.next_progress = now + self.shared.config.progress_interval;
-            let subscriptions: Vec<u32> = self.subscriptions.keys().copied().collect();
-            for subscription in subscriptions {
-                match self.look_at_names(subscription) {
-                    Some(gone) => self.close(subscription, gone.into()),
-                    None => self.tell_progress(subscription, false),
-                }
-            }
-            self.last_told = None;
+            self.look_at_names();
+            self.tell_all();
         }
+    }
+
+    /// Sends everyone's progress.
+    fn tell_all(&mut self) {
+        let mut places = Places::default();
+        for (&subscription, found) in &mut self.subscriptions {
+            let State::Open(open) = &mut found.state else { continue };
+            open.told_caught_up = false;
+            let shares_progress = open.shares_progress;
+            let at = open.place(&*self.shared.clock, &mut places);
+            if shares_progress { at.join(subscription) } else { at.tell(subscription, &mut self.outbox) }
+        }
+        places.tell(&mut self.outbox);
     }
 
     fn take_requests(&mut self) {
@@ -232,6 +242,16 @@ impl Session {
     }
 
     fn take_arrivals(&mut self) {
+        let mut rung = std::mem::take(&mut self.rung);
+        self.bell.take(&mut rung);
+        for subscription in rung.drain(..) {
+            if let Some(open) = open_of(&mut self.subscriptions, subscription)
+                && std::mem::take(&mut open.awaits_note)
+            {
+                self.enqueue(subscription);
+            }
+        }
+        self.rung = rung;
         while let Some(Some(arrival)) = self.arrivals.next().now_or_never() {
             if let Some(arrival) = arrival {
                 self.arrival(arrival);
@@ -286,25 +306,30 @@ impl Session {
         if open.is_to_turn() {
             return self.prepare(subscription);
         }
-        if let Some(noted) = open.incoming.as_ref().and_then(Inflow::noted) {
-            open.awaits_note = true;
-            self.wait_for(subscription, async move {
-                noted.await;
-                Arrived::Noted
-            });
-        } else if let Some(mut incoming) = open.incoming.take() {
-            let edited = open.named.edited();
-            self.wait_for(subscription, async move {
-                let piece = tokio::select! {
-                    biased;
-                    piece = incoming.next() => piece,
-                    () = edited => Ok(None),
-                };
-                Arrived::Piece(incoming, piece)
-            });
-        }
-        self.take_arrivals();
-        self.tell_progress(subscription, true);
+        let Some(mut incoming) = open.incoming.take() else { return };
+        let piece = match incoming.noted((&self.bell, subscription)) {
+            Ok(Noted::Piece(piece)) => Ok(Some(piece)),
+            Ok(Noted::Waits) => {
+                (open.incoming, open.awaits_note) = (Some(incoming), true);
+                return self.tell_caught_up(subscription);
+            }
+            Ok(Noted::InLog) => {
+                let edited = open.named.edited();
+                self.wait_for(subscription, async move {
+                    let piece = tokio::select! {
+                        biased;
+                        piece = incoming.next() => piece,
+                        () = edited => Ok(None),
+                    };
+                    Arrived::Piece(incoming, piece)
+                });
+                self.take_arrivals();
+                return self.tell_caught_up(subscription);
+            }
+            Err(error) => Err(error.into()),
+        };
+        let arrival = Arrival { subscription, serial: found.serial, what: Arrived::Piece(incoming, piece) };
+        self.arrival(arrival);
     }
 
     /// Has a subscription wait for one thing, until it is closed.
@@ -333,10 +358,6 @@ impl Session {
             (Arrived::Entered(Entered::Waits(entering, told)), State::Opening { .. }) => {
                 self.send(subscription, Event::Preparing(told));
                 return self.wait_for(subscription, async move { Arrived::Entered(entering.next().await) });
-            }
-            (Arrived::Noted, State::Open(open)) => {
-                open.awaits_note = false;
-                Ok(())
             }
             (Arrived::Piece(incoming, Ok(None)), State::Open(open)) => open.goes_on(incoming),
             (Arrived::Prepared(incoming, prepared), State::Open(open)) => open.prepared(incoming, prepared),
@@ -373,10 +394,7 @@ impl Session {
             }
             (Arrived::Entered(Entered::Refused(refused)), State::Opening { .. }) => Err(refused),
             (Arrived::Entered(_), State::Open(_))
-            | (
-                Arrived::Piece(..) | Arrived::Noted | Arrived::Prepared(..) | Arrived::Renewed { .. },
-                State::Opening { .. },
-            ) => {
+            | (Arrived::Piece(..) | Arrived::Prepared(..) | Arrived::Renewed { .. }, State::Opening { .. }) => {
                 unreachable!("a subscription is opened once, and read only then")
             }
         };
@@ -524,21 +542,18 @@ impl Session {
         Ok(())
     }
 
-    /// Sends a subscription's progress; with `if_caught_up`, only the first since the clock's last turn, when it has all.
-    fn tell_progress(&mut self, subscription: u32, if_caught_up: bool) {
+    /// Says that a subscription has all, where that is new since the clock's last turn.
+    fn tell_caught_up(&mut self, subscription: u32) {
         let Some(open) = open_of(&mut self.subscriptions, subscription) else { return };
-        if if_caught_up && (open.told_caught_up || !open.is_waiting()) {
+        if open.told_caught_up || !open.is_waiting() {
             return;
         }
-        // What was told before may have been overtaken by the head.
-        let last = if if_caught_up { &mut None } else { &mut self.last_told };
-        let told = open.progress(&*self.shared.clock, last);
-        if if_caught_up && !told.caught_up {
-            return;
+        let mut places = Places::default();
+        let at = open.place(&*self.shared.clock, &mut places);
+        if at.is_caught_up() {
+            at.tell(subscription, &mut self.outbox);
+            open.told_caught_up = true;
         }
-        open.told_caught_up = if_caught_up;
-        let to = Addressee { subscription, selection: 0 };
-        self.outbox.event(to, frame::Event::Progress, &told.encoded, 0..told.encoded.len());
     }
 
     fn send(&mut self, subscription: u32, event: Event) {

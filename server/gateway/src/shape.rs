@@ -40,6 +40,9 @@ use crate::{
 use binding::{UNBOUND, bound, lost};
 use route::{Lost, ShapeRoute};
 
+/// A definition of so few bytes is read where it is met: a thread for each of many, which come at once, costs far more.
+const SHORT_TEXT_BYTES: usize = 1 << 10;
+
 /// Why a shape is not to be had.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ShapeRefusal {
@@ -114,11 +117,15 @@ fn of_order(Refusal { place, reason }: &Refusal) -> String {
 
 /// One selection. Equal filters select the same, as long as they read it from equal facts.
 #[derive(Clone, Debug)]
-pub(crate) struct ShapeFilter {
+pub(crate) struct ShapeFilter(Arc<Checked>);
+
+/// There is one of these for each shape that is open: what is made of it for row types is not kept here.
+#[derive(Debug)]
+struct Checked {
     definition: Arc<ShapeDefinition>,
     known: Arc<Known>,
     inner: Inner,
-    subqueries: Arc<[Arc<Subquery>]>,
+    subqueries: Box<[Arc<Subquery>]>,
     hash: [u8; 32],
 }
 
@@ -128,10 +135,11 @@ type Inner = Arc<[(TableName, Arc<Known>)]>;
 impl PartialEq for ShapeFilter {
     fn eq(&self, other: &Self) -> bool {
         let same = |one: &Arc<Known>, other: &Arc<Known>| Arc::ptr_eq(one, other) || one.described == other.described;
-        let mut inner = self.inner.iter().zip(&*other.inner);
-        self.hash == other.hash
-            && same(&self.known, &other.known)
-            && self.inner.len() == other.inner.len()
+        let (ours, theirs) = (&*self.0, &*other.0);
+        let mut inner = ours.inner.iter().zip(&*theirs.inner);
+        ours.hash == theirs.hash
+            && same(&ours.known, &theirs.known)
+            && ours.inner.len() == theirs.inner.len()
             && inner.all(|((_, one), (_, other))| same(one, other))
     }
 }
@@ -140,7 +148,7 @@ impl Eq for ShapeFilter {}
 
 impl Hash for ShapeFilter {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.hash.hash(state);
+        self.0.hash.hash(state);
     }
 }
 
@@ -167,19 +175,23 @@ pub(crate) fn definition(
         value: parameter.value,
     };
     let parameters = parameters.into_iter().map(parameter).collect();
+    let (table, condition, columns) = (Arc::new(table), condition.into(), columns.into());
     Ok(ShapeDefinition { table, condition, parameters, columns, updates })
 }
 
 /// A definition checked against its tables alone, and what its own was.
 pub(crate) async fn checked(definition: ShapeDefinition, source: &Source) -> Result<(Shape, Arc<Known>), GatewayError> {
     let (filter, shape) = ShapeFilter::of(definition, source).await?;
-    Ok((shape, filter.known))
+    Ok((shape, Arc::clone(&filter.0.known)))
 }
 
 /// The tables that a condition's subqueries read, as the catalog has them, or had them not long ago.
 async fn inner_of(definition: &ShapeDefinition, source: &Source) -> Result<Inner, GatewayError> {
     let named = subquery_tables(&definition.condition);
     let named = named.map_err(|error| refused(&definition.table, ShapeError::from(error).into()))?;
+    if named.is_empty() {
+        return Ok(Inner::default());
+    }
     let tables = Tables::of(&source.handle);
     let mut inner = Vec::with_capacity(named.len());
     for table in named {
@@ -192,6 +204,9 @@ async fn inner_of(definition: &ShapeDefinition, source: &Source) -> Result<Inner
 
 /// The same as the catalog has them now.
 async fn renewed_inner(inner: &Inner, source: &Source) -> Result<Inner, GatewayError> {
+    if inner.is_empty() {
+        return Ok(Inner::default());
+    }
     let mut renewed = Vec::with_capacity(inner.len());
     for (table, known) in &**inner {
         renewed.push((table.clone(), source.facts.renewed(&source.handle, table, known).await?));
@@ -209,13 +224,16 @@ fn shape_of(
     Shape::with_tables(definition, facts, key, &others)
 }
 
-/// What is hostile takes a while to refuse, in which others are served.
+/// What is long, and may be hostile, takes a while to refuse, in which others are served.
 async fn made(
     definition: &Arc<ShapeDefinition>,
     known: &Arc<Known>,
     inner: &Inner,
 ) -> Result<(ShapeFilter, Shape), ShapeError> {
     let (definition, known, inner) = (Arc::clone(definition), Arc::clone(known), Arc::clone(inner));
+    if definition.text_bytes() <= SHORT_TEXT_BYTES {
+        return ShapeFilter::with_shape(definition, known, inner);
+    }
     let make = move || ShapeFilter::with_shape(definition, known, inner);
     let made = tokio::task::spawn_blocking(make).await;
     made.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -228,10 +246,11 @@ impl ShapeFilter {
     }
 
     async fn of(definition: ShapeDefinition, source: &Source) -> Result<(Self, Shape), GatewayError> {
-        let table = definition.table.clone();
-        let definition = Arc::new(definition);
         let inner = inner_of(&definition, source).await?;
-        let known = source.facts.known(&source.handle, &table).await?;
+        let known = source.facts.known(&source.handle, &definition.table).await?;
+        // Its name is there once for all of its shapes.
+        let table = Arc::clone(&known.table);
+        let definition = Arc::new(ShapeDefinition { table: Arc::clone(&table), ..definition });
         let filter = match made(&definition, &known, &inner).await {
             // The tables may have come to fit.
             Err(_) if !(known.is_young() && inner.iter().all(|(_, known)| known.is_young())) => {
@@ -268,54 +287,54 @@ impl ShapeFilter {
         }
         let hash = hasher.finalize().into();
         let subqueries = shape.predicate().subqueries().into();
-        Ok((ShapeFilter { definition, known, inner, subqueries, hash }, shape))
+        Ok((ShapeFilter(Arc::new(Checked { definition, known, inner, subqueries, hash })), shape))
     }
 
     /// The same with what the catalog says now; None where it says the same.
     pub(crate) async fn renewed(&self, source: &Source) -> Result<Option<Self>, GatewayError> {
-        let known = source.facts.renewed(&source.handle, self.table(), &self.known).await?;
-        let inner = renewed_inner(&self.inner, source).await?;
-        let renewed = ShapeFilter::with_shape(Arc::clone(&self.definition), known, inner);
+        let known = source.facts.renewed(&source.handle, self.table(), &self.0.known).await?;
+        let inner = renewed_inner(&self.0.inner, source).await?;
+        let renewed = ShapeFilter::with_shape(Arc::clone(&self.0.definition), known, inner);
         let (renewed, _) = renewed.map_err(|error| refused(self.table(), error.into()))?;
         Ok(Some(renewed).filter(|renewed| renewed != self))
     }
 
     /// What it is refused with where a table of it is not mirrored; None where it can do without.
     fn without_mirror(&self) -> Option<ShapeRefusal> {
-        if !self.subqueries.is_empty() {
+        if !self.0.subqueries.is_empty() {
             // What moves for a subquery is read from the mirror.
             return Some(ShapeRefusal::NotMirrored);
         }
-        (!self.known.described.whole_old_rows).then_some(ShapeRefusal::OldRows)
+        (!self.0.known.described.whole_old_rows).then_some(ShapeRefusal::OldRows)
     }
 
     /// Its own, and those that subqueries read.
     fn tables(&self) -> impl Iterator<Item = &TableName> {
-        [self.table()].into_iter().chain(self.inner.iter().map(|(table, _)| table))
+        [self.table()].into_iter().chain(self.0.inner.iter().map(|(table, _)| table))
     }
 
     /// Its condition's own subqueries.
     pub(crate) fn subqueries(&self) -> &[Arc<Subquery>] {
-        &self.subqueries
+        &self.0.subqueries
     }
 
     /// A table that its subqueries read, as it was described.
     pub(crate) fn inner(&self, table: &TableName) -> Option<Arc<Known>> {
-        self.inner.iter().find(|(name, _)| name == table).map(|(_, known)| Arc::clone(known))
+        self.0.inner.iter().find(|(name, _)| name == table).map(|(_, known)| Arc::clone(known))
     }
 
     /// As it was written, with values.
     pub(crate) fn definition(&self) -> &ShapeDefinition {
-        &self.definition
+        &self.0.definition
     }
 
     pub(crate) fn table(&self) -> &TableName {
-        &self.definition.table
+        &self.0.definition.table
     }
 
     /// What it means, column types included.
     pub(crate) fn hash(&self) -> [u8; 32] {
-        self.hash
+        self.0.hash
     }
 
     /// The columns that have one value in all of its rows, as the table is now.
@@ -332,8 +351,8 @@ impl ShapeFilter {
         row_type: &Arc<RowType>,
         lookup: &impl RowTypeLookup,
     ) -> Result<ShapeRoute, GatewayError> {
-        let facts = bound(&self.known, row_type);
-        let shape = shape_of(&self.definition, &facts, &self.known.described.key, &self.inner);
+        let facts = bound(&self.0.known, row_type);
+        let shape = shape_of(&self.0.definition, &facts, &self.0.known.described.key, &self.0.inner);
         let shape = shape.map_err(|error| refused(self.table(), error.into()))?;
         let is_unbound =
             |name: &&str| facts.columns.iter().any(|column| column.name == *name && column.field == UNBOUND);
@@ -341,23 +360,23 @@ impl ShapeFilter {
         let lost = if row_type.key().is_empty() {
             Some(Lost::Key)
         } else {
-            unbound.iter().find_map(|&column| lost((&self.known, self.table()), column, row_type, lookup))
+            unbound.iter().find_map(|&column| lost((&self.0.known, self.table()), column, row_type, lookup))
         };
         Ok(ShapeRoute::new(shape, Arc::clone(row_type), lost))
     }
 
     /// An order of the rows of a row type of its table.
     pub(crate) fn order(&self, by: &[OrderBy], row_type: &RowType) -> Result<Order, GatewayError> {
-        self.order_of(by, &bound(&self.known, row_type))
+        self.order_of(by, &bound(&self.0.known, row_type))
     }
 
     /// Can its rows be so ordered?
     pub(crate) fn check_order(&self, by: &[OrderBy]) -> Result<(), GatewayError> {
-        self.order_of(by, &self.known.described.facts).map(drop)
+        self.order_of(by, &self.0.known.described.facts).map(drop)
     }
 
     fn order_of(&self, by: &[OrderBy], facts: &TableFacts) -> Result<Order, GatewayError> {
-        let order = Order::new(by, &self.known.described.key, facts);
+        let order = Order::new(by, &self.0.known.described.key, facts);
         order.map_err(|(at, refusal)| refused(self.table(), ShapeRefusal::Order { term: at + 1, refusal }))
     }
 }

@@ -55,10 +55,11 @@ impl SnapshotService {
             if let Some(twice) = of_parts.iter().find(|table| whole.reads(table)) {
                 return Err(GatewayError::Part { table: twice.clone(), error: Box::new(PartError::Twice) });
             }
-            filters.push(Filter::Tables(whole));
+            filters.push(Filter::Tables(Box::new(whole)));
         }
         if !of_parts.is_empty() {
-            filters.push(Filter::Tables(filter(of_parts.iter().map(TableName::to_string).collect())?));
+            let of_parts = filter(of_parts.iter().map(TableName::to_string).collect())?;
+            filters.push(Filter::Tables(Box::new(of_parts)));
         }
         let tables = matched_tables(&source, &filters, &self.shared.config).await?;
         let parts = parts(&source, requested).await?;

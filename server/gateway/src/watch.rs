@@ -96,7 +96,7 @@ impl Watching {
             (None, Some(shape)) => What::Shape(shape),
             (Some(_), Some(_)) => return Err(failed(GatewayError::TwoSelections)),
         };
-        let opening = Opening { source, selections: vec![what], start, snapshots };
+        let opening = Opening { source, selections: vec![what], start, snapshots, shares_progress: false };
         let entered = Box::new(Entering::new(opening, Arc::clone(&shared))).next().await;
         let mut watching = Watching {
             entering: None,

@@ -32,7 +32,8 @@ fn described() -> Described {
     Described { facts, key: vec!["id".to_owned()], type_oids, type_names, whole_old_rows: true }
 }
 
-/// A session with a subscription to each condition on orders, numbered from 1, all of them open.
+/// A session with a subscription to each condition on orders, numbered from 1, all of them open. Those of even numbers let their progress
+/// be told with that of others.
 async fn open(fixture: &Fixture, conditions: impl IntoIterator<Item = String>) -> Session {
     *fixture.snapshots.described.lock().expect("no panic") = Some(described());
     let mut session = fixture.session().await;
@@ -46,6 +47,7 @@ async fn open(fixture: &Fixture, conditions: impl IntoIterator<Item = String>) -
             selections: vec![v1::Selection { what: Some(v1::selection::What::Shape(shape)) }],
             start: Some(v1::Start { from: Some(now()) }),
             credit_bytes: 64 << 20,
+            shared_progress: count % 2 == 0,
             ..v1::Subscribe::default()
         };
         session.subscribe(subscribe).await;
@@ -64,7 +66,8 @@ async fn until_all_at(session: &mut Session, count: u32, position: Position) -> 
         let response = session.next().await.expect("no status").expect("no end");
         match response.event.expect("an event") {
             Event::Progress(progress) if progress.position.parse::<Position>().expect("a position") >= position => {
-                there.insert(response.subscription);
+                let alone = Some(response.subscription).filter(|subscription| *subscription != 0);
+                there.extend(progress.subscriptions.into_iter().chain(alone));
             }
             Event::Changes(batch) => received.entry(response.subscription).or_default().extend(changes(batch)),
             Event::Error(error) => panic!("{error:?}"),
@@ -98,6 +101,33 @@ async fn a_block_costs_only_those_whom_it_concerns() {
         }
     }
     panic!("blocks are filtered for those whom they do not concern");
+}
+
+#[tokio::test]
+async fn progress_of_those_who_allow_it_comes_together() {
+    const COUNT: u32 = 20;
+    let mut fixture = Fixture::start().await;
+    let mut session = open(&fixture, (1..=COUNT).map(|id| format!("id = {id}"))).await;
+    for _ in 0..50 {
+        let end = fixture.transaction(&[(1, Op::Insert, 9_999, "a")]).await;
+        let (mut alone, mut together) = (Vec::new(), Vec::new());
+        while alone.len() < COUNT as usize / 2 || together.is_empty() {
+            let response = session.next().await.expect("no status").expect("no end");
+            let Some(Event::Progress(progress)) = response.event else { continue };
+            if progress.position.parse::<Position>().expect("a position") < end {
+                continue;
+            }
+            match response.subscription {
+                0 => together.push(progress.subscriptions),
+                subscription => alone.push(subscription),
+            }
+        }
+        assert!(together.iter().flatten().all(|subscription| subscription % 2 == 0), "{together:?}");
+        if together.iter().any(|subscriptions| subscriptions.len() == COUNT as usize / 2) {
+            return;
+        }
+    }
+    panic!("those who allow it are never told all together");
 }
 
 #[tokio::test]

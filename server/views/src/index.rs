@@ -16,7 +16,8 @@
 //! Equality, IN and NULL are hashed; ranges and prefixes are
 //! intervals of keys, on which one tree answers both (`index/intervals.rs`). What the lookup proves is not evaluated again, and
 //! often that is the whole condition; where it is one branch of an OR that proves nothing of the others, the whole OR is
-//! evaluated, since that is right whichever branch has found it. Values are bytes here, so that nothing below knows a type.
+//! evaluated, since that is right whichever branch has found it. A part that says what the lookup says is not kept at all, and
+//! parts that conditions share are there once. Values are bytes here, so that nothing below knows a type.
 //!
 //! **Cost of a row.** One pass over its bytes; for each column that is looked up, its key, a probe of a hash and a walk of
 //! O(log n) nodes, and O(log n) for each interval around the value; an evaluation for each condition found whose lookup does not
@@ -35,6 +36,7 @@ mod explanation;
 mod intervals;
 mod lookups;
 mod marks;
+mod parts;
 mod plan;
 #[cfg(test)]
 mod simulation;
@@ -48,10 +50,11 @@ use slab::Slab;
 use tidegate_model::Retry;
 use tidegate_schema::wire::{Fields, WireError};
 
-use crate::predicate::{Access, Cells, Failure, Input, Part, Predicate, Row, RowError};
+use crate::predicate::{Access, Cells, Failure, Input, Part, Predicate, Row, RowError, all_true};
 use columns::Columns;
 use lookups::{Lookups, Posting};
 use marks::{BOTH, Marks, NEW, OLD};
+use parts::{PartOfEntry, Parts};
 use plan::{Plan, plan};
 
 /// The conditions of one table's shapes.
@@ -60,8 +63,9 @@ pub struct Index<Id> {
     columns: Columns,
     entries: Slab<Entry<Id>>,
     lookups: Lookups,
-    /// The entry of a condition.
-    by_hash: HashMap<[u8; 32], u32>,
+    parts: Parts,
+    /// The entry of a condition, by the beginning of its hash. Where two begin alike, the later one is shared with nobody.
+    by_hash: HashMap<u64, u32>,
     /// A shape's entry, and its place among those that share it.
     places: HashMap<Id, (u32, u32)>,
 }
@@ -74,13 +78,6 @@ struct Entry<Id> {
     parts: Box<[PartOfEntry]>,
     postings: Box<[Posting]>,
     shapes: Vec<Member<Id>>,
-}
-
-#[derive(Debug)]
-struct PartOfEntry {
-    part: Part,
-    /// It is true wherever a lookup finds the entry.
-    proven: bool,
 }
 
 #[derive(Debug)]
@@ -162,6 +159,7 @@ impl<Id> Default for Index<Id> {
             columns: Columns::default(),
             entries: Slab::new(),
             lookups: Lookups::default(),
+            parts: Parts::default(),
             by_hash: HashMap::new(),
             places: HashMap::new(),
         }
@@ -261,7 +259,7 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
         for (number, sides) in marks.found() {
             let entry = &self.entries[number as usize];
             effort.candidates += 1;
-            let effect = match entry.verdicts(&mut rows, (sides, unreadable), effort) {
+            let effect = match entry.verdicts(&mut rows, (sides, unreadable), &self.lookups, (key, effort)) {
                 (Err(failure), _) | (_, Err(failure)) => Err(failure),
                 (Ok(false), Ok(false)) => continue,
                 (Ok(false), Ok(true)) => Ok(Effect::MoveIn),
@@ -293,7 +291,7 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
             None => plan,
             Some(entry) => Plan {
                 lookups: entry.postings.iter().filter_map(|posting| self.lookups.behind(posting)).collect(),
-                proven: entry.parts.iter().map(|part| part.proven).collect(),
+                proofs: entry.parts.iter().map(PartOfEntry::proof).collect(),
                 each_row: self.lookups.is_for_each_row(&entry.postings),
             },
         };
@@ -306,15 +304,19 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
 
     #[cfg(test)]
     fn holds_nothing(&self) -> bool {
-        let Index { columns, entries, lookups, by_hash, places } = self;
-        let lists = [entries.capacity(), by_hash.capacity(), places.capacity(), columns.inputs().len()];
-        lists == [0; 4] && lookups.paths().next().is_none() && lookups.each_row().next().is_none()
+        let Index { columns, entries, lookups, parts, by_hash, places } = self;
+        let capacities = [entries.capacity(), parts.capacity(), by_hash.capacity(), places.capacity()];
+        capacities == [0; 4]
+            && columns.inputs().is_empty()
+            && lookups.paths().next().is_none()
+            && lookups.each_row().next().is_none()
     }
 
     /// The entry whose condition is equal to this one, and read in the same way.
     fn entry_of(&self, predicate: &Predicate) -> Option<u32> {
-        let number = *self.by_hash.get(&predicate.hash())?;
-        let columns = &self.entries[number as usize].columns;
+        let hash = predicate.hash();
+        let number = *self.by_hash.get(&beginning(hash))?;
+        let Entry { columns, .. } = Some(&self.entries[number as usize]).filter(|entry| entry.hash == hash)?;
         let places: Option<Vec<usize>> = read_inputs(predicate).map(|input| self.columns.place(input)).collect();
         // The order of columns is that in which they were written, which does not matter.
         let same = places
@@ -342,13 +344,12 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
         let (_, parts, plan) = self.planned(predicate);
         let number = self.entries.vacant_key() as u32;
         let postings = self.lookups.add(number, &plan);
-        let with_proof = |(part, proven)| PartOfEntry { part, proven };
         let hash = predicate.hash();
-        self.by_hash.entry(hash).or_insert(number);
+        self.by_hash.entry(beginning(hash)).or_insert(number);
         let entry = Entry {
             hash,
             columns: read_inputs(predicate).filter_map(|input| self.columns.place(input)).collect(),
-            parts: parts.into_iter().zip(plan.proven).map(with_proof).collect(),
+            parts: parts.into_iter().zip(plan.proofs).map(|(part, proof)| self.parts.hold(part, proof)).collect(),
             postings: postings.into(),
             shapes: Vec::with_capacity(1),
         };
@@ -357,13 +358,14 @@ impl<Id: Copy + Eq + Hash> Index<Id> {
 
     fn remove_entry(&mut self, number: u32) {
         let mut entry = self.entries.remove(number as usize);
-        if self.by_hash.get(&entry.hash) == Some(&number) {
-            self.by_hash.remove(&entry.hash);
+        if self.by_hash.get(&beginning(entry.hash)) == Some(&number) {
+            self.by_hash.remove(&beginning(entry.hash));
         }
         let entries = &mut self.entries;
         self.lookups.remove(number, &mut entry.postings, |moved, at| {
             entries[moved.entry as usize].postings[moved.posting as usize].at = at;
         });
+        entry.parts.into_iter().for_each(|part| self.parts.release(part));
         for &column in &entry.columns {
             self.columns.release(column);
         }
@@ -406,28 +408,38 @@ impl<Id> Entry<Id> {
         &self,
         rows: &mut [Option<Row<'_>>; 2],
         (sides, unreadable): (u8, u8),
-        effort: &mut Effort,
+        lookups: &Lookups,
+        (key, effort): (&mut Vec<u8>, &mut Effort),
     ) -> (Result<bool, Failure>, Result<bool, Failure>) {
         let [old, new] = rows;
         let same = match (&*old, &*new) {
             (Some(old), Some(new)) if sides == BOTH && unreadable == 0 => {
-                let mut columns = self.unproven().flat_map(|part| &part.reads);
+                let mut columns = self.open().flat_map(|part| &part.reads);
                 columns.all(|&column| old.agrees(new, column))
             }
             _ => false,
         };
         let mut verdict = |row: &mut Option<Row<'_>>, side| {
             let Some(row) = row.as_mut().filter(|_| sides & side > 0) else { return Ok(false) };
-            let parts = self.parts.iter().filter(|part| unreadable & side > 0 || !part.proven).map(|part| &part.part);
-            effort.evaluations += u64::from(parts.clone().next().is_some());
-            row.is_selected(parts)
+            let is_proof = unreadable & side == 0;
+            effort.evaluations += u64::from(!self.parts.is_empty() && !is_proof || self.open().next().is_some());
+            all_true(self.parts.iter().filter_map(|part| match part {
+                PartOfEntry::Open(part) => Some(row.holds(part)),
+                PartOfEntry::LookedUp | PartOfEntry::Proven(_) if is_proof => None,
+                PartOfEntry::Proven(part) => Some(row.holds(part)),
+                PartOfEntry::LookedUp => Some(lookups.would_find(&self.postings, row, key)),
+            }))
         };
         let old = verdict(old, OLD);
         if same { (old.clone(), old) } else { (old, verdict(new, NEW)) }
     }
 
-    fn unproven(&self) -> impl Iterator<Item = &Part> {
-        self.parts.iter().filter(|part| !part.proven).map(|part| &part.part)
+    /// What is evaluated.
+    fn open(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().filter_map(|part| match part {
+            PartOfEntry::Open(part) => Some(&**part),
+            PartOfEntry::LookedUp | PartOfEntry::Proven(_) => None,
+        })
     }
 }
 
@@ -438,6 +450,10 @@ impl<Id> Member<Id> {
             Some(fields) => fields.iter().any(|field| changed.binary_search(field).is_ok()),
         }
     }
+}
+
+fn beginning(hash: [u8; 32]) -> u64 {
+    u64::from_be_bytes(hash[..8].try_into().expect("eight bytes"))
 }
 
 /// The columns that are still read in the normal form.

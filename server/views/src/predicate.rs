@@ -85,7 +85,7 @@ pub(crate) use input::Input;
 #[cfg(test)]
 pub(crate) use region::Cut;
 pub(crate) use region::{Interval, Key, Region};
-pub(crate) use selection::{Cells, Keyed, Part, Row};
+pub(crate) use selection::{Cells, Keyed, Part, Row, all_true};
 
 use std::sync::Arc;
 
@@ -309,7 +309,7 @@ fn condition_of(typing: &mut Typing<'_>, syntax: &Syntax) -> Result<Predicate, R
     let mut normal = normal::normal(expression.clone(), &printer(true));
     let (sql, normal_form) = (printer(false).sql(&expression), printer(true).sql(&normal));
     let (subqueries, subquery_count) = subquery::number(&mut normal, &mut expression);
-    let (by_field, parts) = (by_field(&columns), Part::all_of(normal));
+    let (by_field, parts) = (by_field(&columns), Part::all_of(normal, &printer(true)));
     Ok(Predicate { expression, columns, by_field, sql, parts, normal: normal_form, subqueries, subquery_count })
 }
 

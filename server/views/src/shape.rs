@@ -8,7 +8,10 @@
 //! Invariant: shapes that are equal select the same rows and columns and fail for the same rows, however they were written.
 //! It deliberately does not know how changes are delivered.
 
-use std::hash::{Hash, Hasher};
+use std::{
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
 use sha2::{Digest, Sha256};
 use tidegate_model::{Retry, TableName, near};
@@ -22,15 +25,24 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShapeDefinition {
     /// The table.
-    pub table: TableName,
+    pub table: Arc<TableName>,
     /// Empty for all rows.
-    pub condition: String,
+    pub condition: Box<str>,
     /// Of the condition.
-    pub parameters: Vec<Parameter>,
+    pub parameters: Box<[Parameter]>,
     /// Exact names, besides the key's; empty for all.
-    pub columns: Vec<String>,
+    pub columns: Box<[String]>,
     /// What an update holds.
     pub updates: Updates,
+}
+
+impl ShapeDefinition {
+    /// How much there is to read: the condition, and the values that it is given.
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        let values = self.parameters.iter().flat_map(|parameter| &parameter.value).map(String::len);
+        values.sum::<usize>() + self.condition.len()
+    }
 }
 
 /// What an update of a row that stays in a shape holds.
@@ -82,7 +94,7 @@ fn meant(near: &[String]) -> String {
 /// A definition that fits its table.
 #[derive(Clone, Debug)]
 pub struct Shape {
-    table: TableName,
+    table: Arc<TableName>,
     predicate: Predicate,
     /// Sorted, without the key's; None for all.
     columns: Option<Vec<String>>,
@@ -115,7 +127,7 @@ impl Shape {
         if key.is_empty() {
             return Err(ShapeError::Keyless);
         }
-        let condition = if condition.trim().is_empty() { "true" } else { condition.as_str() };
+        let condition = if condition.trim().is_empty() { "true" } else { &**condition };
         let predicate = Predicate::with_tables(condition, parameters, facts, others)?;
         let field = |name: &String| {
             let found = facts.columns.iter().find(|column| column.name == *name).map(|column| column.field);
@@ -132,7 +144,7 @@ impl Shape {
         others.dedup();
         let (columns, fields) = if columns.is_empty() { (None, None) } else { (Some(others), Some(fields)) };
         let hash = hash(table, &predicate, columns.as_deref(), *updates);
-        Ok(Shape { table: table.clone(), predicate, columns, fields, updates: *updates, hash })
+        Ok(Shape { table: Arc::clone(table), predicate, columns, fields, updates: *updates, hash })
     }
 
     /// Its table.
@@ -289,9 +301,9 @@ mod tests {
 
     fn definition(condition: &str, columns: &[&str]) -> ShapeDefinition {
         ShapeDefinition {
-            table: TableName::new("public", "orders"),
-            condition: condition.to_owned(),
-            parameters: Vec::new(),
+            table: Arc::new(TableName::new("public", "orders")),
+            condition: condition.into(),
+            parameters: Box::default(),
             columns: columns.iter().map(|name| (*name).to_owned()).collect(),
             updates: Updates::FullRow,
         }

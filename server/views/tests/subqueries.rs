@@ -1,6 +1,6 @@
 //! Subqueries of conditions: what they are told by, how they are numbered, which members rows bring, and which rows those concern.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::BytesMut;
 use tidegate_model::TableName;
@@ -307,10 +307,10 @@ fn it_is_printed_as_sql() {
 #[test]
 fn a_shape_has_the_effects_of_its_sets() {
     let definition = |condition: &str| ShapeDefinition {
-        table: TableName::new("public", "orders"),
-        condition: condition.to_owned(),
-        parameters: Vec::new(),
-        columns: Vec::new(),
+        table: Arc::new(TableName::new("public", "orders")),
+        condition: condition.into(),
+        parameters: Box::default(),
+        columns: Box::default(),
         updates: Updates::FullRow,
     };
     let key = ["id".to_owned()];

@@ -44,13 +44,15 @@ pub(crate) async fn open(
     Ok(client.streaming(tonic::Request::new(open), path, BytesCodec).await?.into_inner())
 }
 
-/// A subscription with more credit than all that there is: flow control is not what is measured.
+/// A subscription with more credit than all that there is: flow control is not what is measured. As whoever has many would ask for, its
+/// progress comes with that of others.
 pub(crate) fn subscribe(subscription: u32, what: What, at: start::Point) -> Subscribe {
     Subscribe {
         subscription,
         selections: vec![Selection { what: Some(what) }],
         start: Some(Start { from: Some(start::From::At(at.into())) }),
         credit_bytes: 64 << 20,
+        shared_progress: true,
         ..Subscribe::default()
     }
 }

@@ -1,6 +1,6 @@
 //! What goes on from one block to the next.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_model::Position;
@@ -23,14 +23,44 @@ pub(crate) struct Carry {
 }
 
 impl Carry {
-    /// Of a subscription that starts after a position, before its first block.
-    pub(super) fn starting(after: Position) -> Self {
-        Carry { start: Some(after.as_resume_point()), ..Carry::default() }
-    }
-
     /// Does the next block depend on where the subscription starts? If not, then on the plan alone.
     pub(crate) fn is_start(&self) -> bool {
         self.start.is_some()
+    }
+}
+
+/// The same while there is no block: mostly nothing.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Carried {
+    start: Option<Position>,
+    /// What else there is; shared by all who have had the block.
+    rest: Option<Arc<Carry>>,
+}
+
+impl Carried {
+    /// Of a subscription that starts after a position, before its first block.
+    pub(super) fn starting(after: Position) -> Self {
+        Carried { start: Some(after.as_resume_point()), rest: None }
+    }
+
+    /// For the next block.
+    pub(super) fn carry(&self, kept: &Kept) -> Carry {
+        let rest = self.rest.as_deref().cloned().unwrap_or_default();
+        Carry { start: self.start, kept: kept.clone(), ..rest }
+    }
+
+    /// It goes on between transactions.
+    pub(super) fn close(&mut self) {
+        self.rest = None;
+    }
+}
+
+impl From<Carry> for Carried {
+    fn from(carry: Carry) -> Self {
+        let Carry { start, open, cut, pieces, kept: _ } = carry;
+        let is_rest = open.is_some() || !cut.is_empty() || !pieces.is_empty();
+        let rest = || Arc::new(Carry { open, cut, pieces, ..Carry::default() });
+        Carried { start, rest: is_rest.then(rest) }
     }
 }
 

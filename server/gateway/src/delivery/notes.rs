@@ -69,6 +69,6 @@ impl Delivery {
     pub(crate) fn advance(&mut self, passed: &Passed) {
         self.position = self.position.max(passed.complete);
         self.commit_time_us = passed.commit_time_us.or(self.commit_time_us);
-        self.carry.open = None;
+        self.carried.close();
     }
 }

@@ -52,7 +52,8 @@ impl Selection {
                 operations: selection.operations.iter().map(|op| OPS[*op] as i32).collect(),
                 columns: selection.columns.iter().map(|column| COLUMNS[*column].to_owned()).collect(),
             };
-            Selected::Tables(TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid"))
+            let filter = TableFilter::parse(&selection, &GatewayConfig::default()).expect("valid");
+            Selected::Tables(Box::new(filter))
         };
         Arc::new(Plan::new(PlanKey::new(selections.iter().map(filter).collect(), snapshot, AdHoc::default())))
     }
@@ -485,7 +486,7 @@ fn a_snapshot_that_someone_starts_comes_to_who_asks_for_such() {
 /// Selects all tables.
 fn asking(ad_hoc: AdHoc) -> Plan {
     let all = TableFilter::parse(&v1::TableSelection::default(), &GatewayConfig::default()).expect("valid");
-    let filters = vec![Selected::Tables(all)];
+    let filters = vec![Selected::Tables(Box::new(all))];
     Plan::new(PlanKey::new(filters, 0, ad_hoc))
 }
 

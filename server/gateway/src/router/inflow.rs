@@ -9,6 +9,7 @@ use tidegate_model::{Block, Epoch};
 use tidegate_store::ReadError;
 
 use super::{
+    bell::Bell,
     core::{Passed, Subject},
     follower::Follower,
     following::{Router, Ticket},
@@ -28,7 +29,7 @@ pub(crate) struct Inflow<S> {
 }
 
 enum Way {
-    Log(Incoming),
+    Log(Box<Incoming>),
     Notes(Follower),
 }
 
@@ -36,6 +37,16 @@ enum Way {
 struct Routed<S> {
     router: Arc<Router<S>>,
     ticket: Arc<Ticket<S>>,
+}
+
+/// What there is of notes.
+pub(crate) enum Noted<S> {
+    /// One.
+    Piece(Piece<S>),
+    /// None yet.
+    Waits,
+    /// It reads the log, for now.
+    InLog,
 }
 
 /// What is to be filtered.
@@ -64,66 +75,56 @@ impl<S> From<Given> for Piece<S> {
 impl<S: Subject + Send + Sync + 'static> Inflow<S> {
     /// Of the log alone.
     pub(crate) fn log(incoming: Incoming) -> Self {
-        Inflow { way: Way::Log(incoming), routed: None }
+        Inflow { way: Way::Log(Box::new(incoming)), routed: None }
     }
 
     /// With notes, as soon as none are missing.
     pub(crate) fn routed(incoming: Incoming, router: &Arc<Router<S>>, subject: &Arc<S>, epoch: Epoch) -> Self {
         let routed = Routed { router: Arc::clone(router), ticket: router.seat(subject, epoch) };
-        Inflow { way: Way::Log(incoming), routed: Some(routed) }
+        Inflow { way: Way::Log(Box::new(incoming)), routed: Some(routed) }
     }
 
-    /// The next piece; None where that is a note that is still to come, for which [`Inflow::noted`] waits. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<Piece<S>>, Interrupted> {
-        loop {
-            if let Some(piece) = self.try_next()? {
-                return Ok(Some(piece));
-            }
-            let Inflow { way, routed } = self;
-            let Way::Log(incoming) = way else { return Ok(None) };
-            let (Some(Routed { router, ticket }), Some(passed)) = (routed, incoming.place()) else {
-                return Ok(Some(incoming.next().await?.into()));
-            };
-            if ticket.seat().is_closed() {
-                // The router has begun anew. Where the epoch has ended, the log says so.
-                *ticket = router.seat(ticket.subject(), ticket.epoch());
-            }
-            tokio::select! {
-                biased;
-                given = incoming.next() => return Ok(Some(given?.into())),
-                () = ticket.seat().wait_open(passed) => {}
-            }
-        }
-    }
-
-    /// A note that is there. Changes between log and notes where it can, or must.
-    fn try_next(&mut self) -> Result<Option<Piece<S>>, ReadError> {
+    /// The note that comes next, if it has notes. Changes between log and notes where it can, or must. A subscription that
+    /// waits is rung, by its number.
+    pub(crate) fn noted(&mut self, (bell, subscription): (&Arc<Bell>, u32)) -> Result<Noted<S>, ReadError> {
         let Inflow { way, routed } = self;
-        let Some(Routed { ticket, .. }) = routed else { return Ok(None) };
+        let Some(Routed { ticket, .. }) = routed else { return Ok(Noted::InLog) };
         loop {
             match way {
-                Way::Notes(follower) => match follower.next() {
+                Way::Notes(follower) => match follower.next((bell, subscription)) {
                     Next::Note(note) => {
                         let (subject, is_shared) = (Arc::clone(ticket.subject()), Arc::strong_count(ticket) > 1);
-                        return Ok(Some(Piece::Note { note, subject, is_shared }));
+                        return Ok(Noted::Piece(Piece::Note { note, subject, is_shared }));
                     }
-                    Next::Nothing => return Ok(None),
-                    Next::Lost => *way = Way::Log(Incoming::log(ticket.reader_behind(follower.passed())?)),
+                    Next::Nothing => return Ok(Noted::Waits),
+                    Next::Lost => {
+                        let behind = ticket.reader_behind(follower.passed())?;
+                        *way = Way::Log(Box::new(Incoming::log(behind)));
+                    }
                 },
                 Way::Log(incoming) => match incoming.place().and_then(|passed| Follower::join(ticket.seat(), passed)) {
                     Some(follower) => *way = Way::Notes(follower),
-                    None => return Ok(None),
+                    None => return Ok(Noted::InLog),
                 },
             }
         }
     }
 
-    /// Resolves when there may be a note, or none will come, and holds nothing of the place. None where `next` has something else
-    /// to do.
-    pub(crate) fn noted(&self) -> Option<impl Future<Output = ()> + Send + use<S>> {
-        match &self.way {
-            Way::Notes(follower) => follower.waiting(),
-            Way::Log(_) => None,
+    /// The log's next block; None where there may be notes instead. Cancel safe.
+    pub(crate) async fn next(&mut self) -> Result<Option<Piece<S>>, Interrupted> {
+        let Inflow { way, routed } = self;
+        let Way::Log(incoming) = way else { return Ok(None) };
+        let (Some(Routed { router, ticket }), Some(passed)) = (routed, incoming.place()) else {
+            return Ok(Some(incoming.next().await?.into()));
+        };
+        if ticket.seat().is_closed() {
+            // The router has begun anew. Where the epoch has ended, the log says so.
+            *ticket = router.seat(ticket.subject(), ticket.epoch());
+        }
+        tokio::select! {
+            biased;
+            given = incoming.next() => Ok(Some(given?.into())),
+            () = ticket.seat().wait_open(passed) => Ok(None),
         }
     }
 
@@ -152,7 +153,7 @@ impl<S: Subject + Send + Sync + 'static> Inflow<S> {
     /// Of the log alone, from where it is.
     pub(crate) fn into_log(self) -> Result<Incoming, ReadError> {
         match (self.way, self.routed) {
-            (Way::Log(incoming), _) => Ok(incoming),
+            (Way::Log(incoming), _) => Ok(*incoming),
             (Way::Notes(follower), Some(routed)) => Ok(Incoming::log(routed.ticket.reader_behind(follower.passed())?)),
             (Way::Notes(_), None) => unreachable!("notes come from the router"),
         }
@@ -162,7 +163,7 @@ impl<S: Subject + Send + Sync + 'static> Inflow<S> {
     pub(crate) fn change(&mut self, subject: &Arc<S>) -> Result<(), ReadError> {
         let Some(Routed { router, ticket }) = &mut self.routed else { return Ok(()) };
         if let Way::Notes(follower) = &self.way {
-            self.way = Way::Log(Incoming::log(ticket.reader_behind(follower.before())?));
+            self.way = Way::Log(Box::new(Incoming::log(ticket.reader_behind(follower.before())?)));
         }
         *ticket = router.seat(subject, ticket.epoch());
         Ok(())

@@ -1,25 +1,28 @@
 //! Where a plan's notes lie until its subscriptions have taken them.
 //!
-//! Invariant: of every block that lies wholly behind `from` and that the router has passed, there is a note if the block
+//! Invariants: of every block that lies wholly behind `from` and that the router has passed, there is a note if the block
 //! concerns the plan. Whoever has passed a place at or behind `from` misses nothing by reading notes; whoever has not reads the
 //! log until he has. Notes are shared: a seat holds no place of a subscription, and a note goes when the router lets go of its
-//! block, whether it was read or not.
+//! block, whether it was read or not. Who listens is rung once there is something for him, and then listens no more until he
+//! says so again.
 
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use slab::Slab;
 use tidegate_store::Place;
 use tokio::sync::Notify;
 
-use super::note::Note;
+use super::{bell::Bell, note::Note};
 
 /// The notes of one plan.
 #[derive(Debug, Default)]
 pub(crate) struct Seat {
     state: Mutex<State>,
-    changed: Notify,
+    /// It has been taken up, or closed.
+    opened: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -30,7 +33,18 @@ struct State {
     closed: bool,
     /// In the log's order.
     notes: VecDeque<Arc<Note>>,
+    listeners: Slab<Listener>,
 }
+
+#[derive(Debug)]
+struct Listener {
+    bell: Arc<Bell>,
+    subscription: u32,
+    listens: bool,
+}
+
+/// A listener's number at its seat.
+pub(super) type Ear = u32;
 
 /// What there is for a subscription.
 #[derive(Debug)]
@@ -43,42 +57,76 @@ pub(crate) enum Next {
     Lost,
 }
 
-impl Seat {
-    /// The first note behind a place.
-    pub(crate) fn next(&self, passed: Place) -> Next {
-        let state = self.locked();
-        if state.from.is_none_or(|from| passed < from) {
+impl State {
+    fn next(&self, passed: Place) -> Next {
+        if self.from.is_none_or(|from| passed < from) {
             return Next::Lost;
         }
-        match state.notes.get(state.notes.partition_point(|note| note.end() <= passed)) {
+        match self.notes.get(self.notes.partition_point(|note| note.end() <= passed)) {
             Some(note) => Next::Note(Arc::clone(note)),
-            None if state.closed => Next::Lost,
+            None if self.closed => Next::Lost,
             None => Next::Nothing,
         }
     }
 
-    /// Waits until there is something behind the place. Cancel safe.
-    pub(crate) async fn wait(&self, passed: Place) {
-        loop {
-            let changed = self.changed.notified();
-            match self.next(passed) {
-                Next::Nothing => changed.await,
-                Next::Note(_) | Next::Lost => return,
+    fn ring(&mut self) {
+        for (_, listener) in &mut self.listeners {
+            if std::mem::take(&mut listener.listens) {
+                listener.bell.ring(listener.subscription);
             }
+        }
+    }
+}
+
+impl Seat {
+    /// The first note behind a place.
+    pub(crate) fn next(&self, passed: Place) -> Next {
+        self.locked().next(passed)
+    }
+
+    /// As `next`; where that is nothing, the subscription is rung once there is something. `ear`: the number that it has got, for
+    /// [`Seat::leave`].
+    pub(super) fn next_or_listen(
+        &self,
+        passed: Place,
+        (bell, subscription): (&Arc<Bell>, u32),
+        ear: &mut Option<Ear>,
+    ) -> Next {
+        let mut state = self.locked();
+        let next = state.next(passed);
+        if let Next::Nothing = next {
+            let listeners = &mut state.listeners;
+            if listeners.capacity() == 0 {
+                // Most seats have one.
+                listeners.reserve_exact(1);
+            }
+            let listener = || Listener { bell: Arc::clone(bell), subscription, listens: false };
+            let number = *ear.get_or_insert_with(|| listeners.insert(listener()) as u32);
+            listeners[number as usize].listens = true;
+        }
+        next
+    }
+
+    /// Is not rung any more.
+    pub(super) fn leave(&self, ear: Ear) {
+        let mut state = self.locked();
+        state.listeners.remove(ear as usize);
+        if state.listeners.is_empty() {
+            state.listeners = Slab::new();
         }
     }
 
     /// Waits until whoever has passed the place may read notes; for ever, where he never may. Cancel safe.
     pub(crate) async fn wait_open(&self, passed: Place) {
         loop {
-            let changed = self.changed.notified();
+            let opened = self.opened.notified();
             {
                 let state = self.locked();
                 if !state.closed && state.from.is_some_and(|from| from <= passed) {
                     return;
                 }
             }
-            changed.await;
+            opened.await;
         }
     }
 
@@ -90,12 +138,13 @@ impl Seat {
     /// From here on nothing is missing.
     pub(super) fn open(&self, from: Place) {
         self.locked().from = Some(from);
-        self.changed.notify_waiters();
+        self.opened.notify_waiters();
     }
 
     pub(super) fn push(&self, note: Arc<Note>) {
-        self.locked().notes.push_back(note);
-        self.changed.notify_waiters();
+        let mut state = self.locked();
+        state.notes.push_back(note);
+        state.ring();
     }
 
     /// Forgets the notes up to a place.
@@ -110,8 +159,11 @@ impl Seat {
     }
 
     pub(super) fn close(&self) {
-        self.locked().closed = true;
-        self.changed.notify_waiters();
+        let mut state = self.locked();
+        state.closed = true;
+        state.ring();
+        drop(state);
+        self.opened.notify_waiters();
     }
 
     fn locked(&self) -> MutexGuard<'_, State> {

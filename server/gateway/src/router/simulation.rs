@@ -3,7 +3,10 @@
 
 mod log;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::BytesMut;
 use proptest::prelude::*;
@@ -13,6 +16,7 @@ use tidegate_store::Place;
 use tidegate_views::{Effect, Predicate, TableFacts};
 
 use super::{
+    bell::Bell,
     core::{Core, Insert, Passed, SeatId, Subject},
     follower::Follower,
     note::{Known, Note, RoutedBlock},
@@ -143,11 +147,14 @@ impl Selected {
 
 /// A subscription of the model.
 struct Subscription {
+    number: u32,
     plan: usize,
     after: Option<Position>,
     passed: Place,
     position: Position,
     follower: Option<Follower>,
+    /// It has found nothing, and looks again when it is rung.
+    waits: bool,
     open: Option<(Position, bool)>,
     /// Parts of a change.
     parts: usize,
@@ -156,13 +163,15 @@ struct Subscription {
 }
 
 impl Subscription {
-    fn new(plan: usize, after: Position, passed: Place) -> Self {
+    fn new((number, plan): (u32, usize), after: Position, passed: Place) -> Self {
         Subscription {
+            number,
             plan,
             after: Some(after),
             passed,
             position: after,
             follower: None,
+            waits: false,
             open: None,
             parts: 0,
             received: Vec::new(),
@@ -266,6 +275,10 @@ struct Simulation {
     core: Core<Shapes>,
     plans: Vec<(Arc<Shapes>, Option<TakenSeat>)>,
     subscriptions: Vec<Subscription>,
+    next: u32,
+    bell: Arc<Bell>,
+    /// Who has been rung and has not looked since.
+    rung: HashSet<u32>,
     counts: Counts,
 }
 
@@ -278,8 +291,20 @@ impl Simulation {
         let plans = plans.collect();
         let kept_bytes_max = [0, 2_000, 20_000, 1 << 20].choose(&mut random).copied().unwrap_or_default();
         let core = Core::new(Passed::default(), kept_bytes_max);
-        let (subscriptions, counts) = (Vec::new(), Counts::default());
-        Simulation { random, log, row_types: row_types(), visible: 0, routed: 0, core, plans, subscriptions, counts }
+        Simulation {
+            random,
+            log,
+            row_types: row_types(),
+            visible: 0,
+            routed: 0,
+            core,
+            plans,
+            subscriptions: Vec::new(),
+            next: 0,
+            bell: Arc::default(),
+            rung: HashSet::new(),
+            counts: Counts::default(),
+        }
     }
 
     fn step(&mut self) {
@@ -322,7 +347,8 @@ impl Simulation {
         let after = Position::end_of_transaction(Lsn(self.random.random_range(0..60)));
         let seen = &self.log.blocks[..self.visible];
         let passed = seen.iter().position(|block| block.last() > after).unwrap_or(seen.len());
-        self.subscriptions.push(Subscription::new(plan, after, Log::place(passed)));
+        self.subscriptions.push(Subscription::new((self.next, plan), after, Log::place(passed)));
+        self.next += 1;
     }
 
     fn unsubscribe(&mut self) {
@@ -340,7 +366,10 @@ impl Simulation {
     }
 
     fn advance(&mut self, which: usize) {
-        let Simulation { log, plans, subscriptions, core, visible, counts, .. } = self;
+        let Simulation { log, plans, subscriptions, core, visible, bell, rung, counts, .. } = self;
+        let mut newly_rung = Vec::new();
+        bell.take(&mut newly_rung);
+        rung.extend(newly_rung);
         let subscription = &mut subscriptions[which];
         let (shapes, seat) = &plans[subscription.plan];
         let Some((_, seat)) = seat else { return };
@@ -354,7 +383,11 @@ impl Simulation {
             return;
         };
         let before = core.passed();
-        match follower.next() {
+        let is_rung = rung.remove(&subscription.number);
+        let next = follower.next((bell, subscription.number));
+        let waited = std::mem::replace(&mut subscription.waits, matches!(next, Next::Nothing));
+        assert!(is_rung || !waited || subscription.waits, "who waits is rung when there is something");
+        match next {
             Next::Note(note) => {
                 counts.notes += 1;
                 subscription.note(&note, (log, shapes));
@@ -376,7 +409,7 @@ impl Simulation {
     /// What was received is what is up to the subscription's position, and a beginning of what is beyond.
     fn check(&self, subscription: &Subscription) {
         let shapes = &self.plans[subscription.plan].0;
-        let mut naive = Subscription::new(subscription.plan, subscription.began, Place::default());
+        let mut naive = Subscription::new((0, subscription.plan), subscription.began, Place::default());
         for block in 0..self.log.blocks.len() {
             naive.block(block, (&self.log, shapes));
         }

@@ -2,10 +2,9 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use prost::Message as _;
-use tidegate_model::{Clock, Position};
+use tidegate_model::Clock;
 
+use super::places::{At, Places};
 use crate::{
     delivery::Delivery,
     metrics::OpenSubscription,
@@ -32,24 +31,16 @@ pub(super) struct Open {
     pub(super) queued: bool,
     /// Progress was sent since the last turn of the clock, so that catching up is told at once, but not for each block.
     pub(super) told_caught_up: bool,
+    /// Its progress may be told together with that of others.
+    pub(super) shares_progress: bool,
     pub(super) entry: Entry,
     pub(super) named: NamedInUse,
     pub(super) _counted: OpenSubscription,
 }
 
-/// Progress of whoever is at this place. Encoded once for the many that nothing concerns.
-#[derive(Clone)]
-pub(super) struct Told {
-    source: Arc<Source>,
-    position: Position,
-    commit_time_us: Option<i64>,
-    pub(super) caught_up: bool,
-    pub(super) encoded: Bytes,
-}
-
 impl Open {
     pub(super) fn new(opened: Opened, (subscription, credit_bytes): (u32, u64)) -> Self {
-        let Opened { source, plan, incoming, prefix, after, kept, named, counted, .. } = opened;
+        let Opened { source, plan, incoming, prefix, after, kept, named, counted, shares_progress, .. } = opened;
         let delivery = Delivery::new(subscription, after, credit_bytes).with_sets(kept);
         let start = Whereabouts { subscription, position: after, acked: after, credit_bytes: delivery.credit_bytes() };
         Open {
@@ -57,6 +48,7 @@ impl Open {
             awaits_note: false,
             queued: false,
             told_caught_up: false,
+            shares_progress,
             entry: source.subscriptions.add(start),
             source,
             plan,
@@ -84,25 +76,15 @@ impl Open {
         Ok(())
     }
 
-    /// How far it is: with the router, if nothing up to there concerns it. `last`: what was told just now.
-    pub(super) fn progress(&mut self, clock: &dyn Clock, last: &mut Option<Told>) -> Told {
+    /// What is said of where it is: with the router, if nothing up to there concerns it.
+    pub(super) fn place<'p>(&mut self, clock: &dyn Clock, places: &'p mut Places) -> &'p mut At {
         let incoming = self.incoming.as_mut().filter(|_| !self.delivery.holds_block());
         if let Some(passed) = incoming.and_then(Inflow::advance) {
             self.delivery.advance(&passed);
         }
         let (position, commit_time_us) = (self.delivery.position(), self.delivery.commit_time_us());
         self.entry.note(position, self.delivery.credit_bytes());
-        let is_same = |told: &&Told| {
-            Arc::ptr_eq(&told.source, &self.source)
-                && (told.position, told.commit_time_us) == (position, commit_time_us)
-        };
-        if let Some(told) = last.as_ref().filter(is_same) {
-            return told.clone();
-        }
-        let now = progress(&self.source, clock, position, commit_time_us);
-        let source = Arc::clone(&self.source);
-        let told =
-            Told { source, position, commit_time_us, caught_up: now.caught_up, encoded: now.encode_to_vec().into() };
-        last.insert(told).clone()
+        let place = (Arc::as_ptr(&self.source).addr(), position, commit_time_us);
+        places.at(place, || progress(&self.source, clock, position, commit_time_us))
     }
 }

@@ -9,29 +9,30 @@ use crate::{
     router::{Inflow, Piece},
     selection::Plan,
     source::inflow,
-    status::GatewayError,
 };
 
 impl Session {
-    /// At a turn of the clock: why the subscription ends, if one of its named shapes has been deleted. One that waits for notes has a turn
-    /// where one has been defined anew.
-    pub(super) fn look_at_names(&mut self, subscription: u32) -> Option<GatewayError> {
-        let found = self.subscriptions.get_mut(&subscription)?;
-        let State::Open(open) = &mut found.state else { return None };
-        open.named.look();
-        open.named.remind();
-        if let Some(gone) = open.named.gone() {
-            return Some(gone);
-        }
-        if open.awaits_note && open.named.is_due() {
-            // It holds nothing while it waits.
-            if let Some(waiting) = found.waiting.take() {
-                waiting.abort();
+    /// At a turn of the clock: ends the subscriptions of which a named shape has been deleted. One that waits for notes has a turn where
+    /// one has been defined anew.
+    pub(super) fn look_at_names(&mut self) {
+        let (mut gone, mut edited) = (Vec::new(), Vec::new());
+        for (&subscription, found) in &mut self.subscriptions {
+            let State::Open(open) = &mut found.state else { continue };
+            open.named.look();
+            open.named.remind();
+            if let Some(deleted) = open.named.gone() {
+                gone.push((subscription, deleted));
+            } else if open.awaits_note && open.named.is_due() {
+                open.awaits_note = false;
+                edited.push(subscription);
             }
-            open.awaits_note = false;
+        }
+        for subscription in edited {
             self.enqueue(subscription);
         }
-        None
+        for (subscription, deleted) in gone {
+            self.close(subscription, deleted.into());
+        }
     }
 
     /// Has the subscription wait for what an edit is to it.

@@ -237,22 +237,28 @@ impl Keeper {
     }
 }
 
-/// For each selection of a subscription, what is kept for its shape, where its condition has subqueries.
+/// What is kept for the shapes of a subscription whose conditions have subqueries. Nothing, for most subscriptions.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Kept {
-    keepers: Arc<[Option<Keeper>]>,
+pub(crate) struct Kept(Option<Arc<KeptSets>>);
+
+#[derive(Debug)]
+struct KeptSets {
+    /// By selection.
+    keepers: Box<[Option<Keeper>]>,
     /// Of the snapshot that the subscription reads.
     restated: Restated,
 }
 
 impl Kept {
     pub(super) fn new(keepers: Vec<Option<Keeper>>) -> Self {
-        Kept { keepers: keepers.into(), restated: Restated::default() }
+        let is_kept = keepers.iter().any(Option::is_some);
+        let kept = || Arc::new(KeptSets { keepers: keepers.into(), restated: Restated::default() });
+        Kept(is_kept.then(kept))
     }
 
     /// For who reads a snapshot out of the mirror, to say where in the log stands what that states elsewhere.
     pub(crate) fn restated(&self) -> Restated {
-        self.restated.clone()
+        self.0.as_ref().map(|kept| kept.restated.clone()).unwrap_or_default()
     }
 
     /// What a change is to a selected shape, in a transaction that has begun at a position.
@@ -262,10 +268,12 @@ impl Kept {
         change: &'c WholeChange<'c>,
         (begun, at): (Position, Position),
     ) -> Result<Result<Verdict<'c>, Arc<ShapeFailure>>, GatewayError> {
-        let Some(keeper) = self.keepers.get(selection).and_then(Option::as_ref) else {
+        let kept = self.0.as_deref();
+        let keeper = kept.and_then(|kept| kept.keepers.get(selection)).and_then(Option::as_ref);
+        let Some((kept, keeper)) = kept.zip(keeper) else {
             return Ok(route.judge(change, &NoMembers, at));
         };
-        let moment = match self.restated.place(begun) {
+        let moment = match kept.restated.place(begun) {
             Some(LogPlace::Behind(seen)) => Moment::after(seen),
             Some(LogPlace::At(begun)) => Moment::before(begun),
             None => Moment::before(begun),
@@ -277,7 +285,8 @@ impl Kept {
 
     /// What moves where something ends with a Commit at this position, by selection.
     pub(crate) fn records(&self, commit: Position) -> Result<Vec<(usize, Arc<Record>)>, GatewayError> {
-        let end = match self.restated.place(commit) {
+        let Some(kept) = &self.0 else { return Ok(Vec::new()) };
+        let end = match kept.restated.place(commit) {
             // Nothing happens in the mirror's own chunks.
             Some(LogPlace::Behind(_)) => return Ok(Vec::new()),
             Some(LogPlace::At(commit)) => commit.as_resume_point(),
@@ -291,7 +300,8 @@ impl Kept {
     }
 
     fn all(&self) -> impl Iterator<Item = (usize, &Keeper)> {
-        self.keepers.iter().enumerate().filter_map(|(selection, keeper)| Some((selection, keeper.as_ref()?)))
+        let keepers = self.0.iter().flat_map(|kept| &kept.keepers);
+        keepers.enumerate().filter_map(|(selection, keeper)| Some((selection, keeper.as_ref()?)))
     }
 
     /// Waits until all before a place is known.

@@ -73,9 +73,9 @@ fn filter(condition: &str, columns: &[&str], updates: Updates) -> ShapeFilter {
     let described =
         Described { facts, key: vec!["id".to_owned()], type_oids, type_names: vec![], whole_old_rows: false };
     let definition = ShapeDefinition {
-        table: TableName::new("public", "t"),
-        condition: condition.to_owned(),
-        parameters: Vec::new(),
+        table: Arc::new(TableName::new("public", "t")),
+        condition: condition.into(),
+        parameters: Box::default(),
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
         updates,
     };

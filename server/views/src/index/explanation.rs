@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::lookups::{Lookups, Test};
-use super::plan::Plan;
+use super::plan::{Plan, Proof};
 use crate::predicate::{Part, Predicate};
 
 /// How the rows of a condition are found, and what is evaluated for them.
@@ -67,8 +67,8 @@ impl Explanation {
                 None => served.push(Served { column, as_type, kind, count: 1, crowd }),
             }
         }
-        let unproven = parts.iter().zip(&plan.proven).filter(|&(_, &proven)| !proven);
-        let evaluated = unproven.map(|(part, _)| part.reads.iter().map(|&column| name(column)).collect()).collect();
+        let open = parts.iter().zip(&plan.proofs).filter(|&(_, &proof)| proof == Proof::Open);
+        let evaluated = open.map(|(part, _)| part.reads.iter().map(|&column| name(column)).collect()).collect();
         Explanation { served, each_row: plan.each_row, evaluated, asked: Vec::new() }
     }
 

@@ -12,7 +12,7 @@ use slab::Slab;
 
 use super::intervals::Intervals;
 use super::plan::Plan;
-use crate::predicate::{Interval, Key, Keyed, Path};
+use crate::predicate::{Failure, Interval, Key, Keyed, Path, Row};
 
 /// What a value is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,19 @@ pub(super) enum Test {
     Null,
     /// It has none of the values that there are. Who asks so is found only where a value cannot be read.
     Never,
+}
+
+impl Test {
+    fn holds(&self, keyed: &Keyed<'_>) -> bool {
+        match (self, keyed) {
+            (Test::Is(key), Keyed::Key(found)) => **key == **found,
+            (Test::Within(interval), Keyed::Key(found)) => interval.contains(found),
+            (Test::Null, Keyed::Null) => true,
+            (Test::Is(_) | Test::Within(_) | Test::Never, Keyed::Null)
+            | (Test::Null | Test::Never, Keyed::Key(_))
+            | (Test::Is(_) | Test::Within(_) | Test::Null | Test::Never, Keyed::Unreadable) => false,
+        }
+    }
 }
 
 /// Where an entry has been put.
@@ -233,6 +246,18 @@ impl Lookups {
         if self.paths[path].bucket_count == 0 {
             self.paths.remove(path);
         }
+    }
+
+    /// Would one of these find the row, whose value cannot be read as a key is? None is of an array's elements. `key`: room.
+    pub(super) fn would_find(&self, postings: &[Posting], row: &Row<'_>, key: &mut Vec<u8>) -> Result<bool, Failure> {
+        let mut found = false;
+        for (path, test) in postings.iter().filter_map(|posting| self.behind(posting)) {
+            match row.read_key(&path, key) {
+                Keyed::Unreadable => return Err(row.unreadable(path.column).into()),
+                keyed @ (Keyed::Null | Keyed::Key(_)) => found |= test.holds(&keyed),
+            }
+        }
+        Ok(found)
     }
 
     /// What a posting looks up; None where it is tried for each row.

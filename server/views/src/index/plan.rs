@@ -11,10 +11,22 @@ use crate::predicate::{Access, Interval, Lookup, Path, Region};
 pub(super) struct Plan {
     /// One of them finds each row for which it can be true; none where it never is.
     pub(super) lookups: Vec<(Path, Test)>,
-    /// For each part: is it true wherever one of them finds it?
-    pub(super) proven: Vec<bool>,
+    /// Of each part.
+    pub(super) proofs: Vec<Proof>,
     /// There is no such lookup.
     pub(super) each_row: bool,
+}
+
+/// What it says of a part that a lookup finds the condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Proof {
+    /// The part says nothing else: together with those that are evaluated, it is true exactly where a lookup finds the condition, and
+    /// fails where the value cannot be read.
+    LookedUp,
+    /// The part is true there.
+    Proven,
+    /// Nothing.
+    Open,
 }
 
 /// One way.
@@ -37,13 +49,13 @@ impl Choice {
 /// Chooses by what has been chosen for others so far; that is not changed when others come and go.
 pub(super) fn plan(parts: &[Access], lookups: &Lookups) -> Plan {
     match best(parts, lookups) {
-        Some((choice, proven)) => Plan { lookups: choice.lookups, proven, each_row: false },
-        None => Plan { lookups: Vec::new(), proven: vec![false; parts.len()], each_row: true },
+        Some((choice, proofs)) => Plan { lookups: choice.lookups, proofs, each_row: false },
+        None => Plan { lookups: Vec::new(), proofs: vec![Proof::Open; parts.len()], each_row: true },
     }
 }
 
-/// The cheapest of parts with AND between them, and which of them it proves.
-fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<bool>)> {
+/// The cheapest of parts with AND between them, and what it says of them.
+fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<Proof>)> {
     let mut found: Option<(usize, Choice)> = None;
     for (at, part) in parts.iter().enumerate() {
         let choice = match part {
@@ -64,14 +76,15 @@ fn best(parts: &[Access], lookups: &Lookups) -> Option<(Choice, Vec<bool>)> {
         }
     }
     let (chosen, choice) = found?;
-    let proven = parts.iter().enumerate().map(|(at, part)| match (part, &parts[chosen]) {
+    let proofs = parts.iter().enumerate().map(|(at, part)| match (part, &parts[chosen]) {
         (Access::Column(lookup), Access::Column(chosen)) if !chosen.path.is_of_elements() => {
-            lookup.exact && lookup.path == chosen.path
+            if lookup.exact && lookup.path == chosen.path { Proof::LookedUp } else { Proof::Open }
         }
-        _ => at == chosen && choice.exact,
+        _ if at == chosen && choice.exact => Proof::Proven,
+        _ => Proof::Open,
     });
-    let proven = proven.collect();
-    Some((choice, proven))
+    let proofs = proofs.collect();
+    Some((choice, proofs))
 }
 
 fn same_path<'p>(parts: &'p [Access], path: &'p Path) -> impl Iterator<Item = &'p Lookup> {
@@ -91,8 +104,8 @@ fn choice(access: &Access, lookups: &Lookups) -> Option<Choice> {
             Some(Choice { exact: lookup.exact, ..choice })
         }
         Access::All(parts) => {
-            let (choice, proven) = best(parts, lookups)?;
-            Some(Choice { exact: proven.into_iter().all(|proven| proven), ..choice })
+            let (choice, proofs) = best(parts, lookups)?;
+            Some(Choice { exact: !proofs.contains(&Proof::Open), ..choice })
         }
         Access::Any(branches) => {
             let mut all = Choice { lookups: Vec::new(), exact: true, cost: 0, variety: usize::MAX };

@@ -77,7 +77,6 @@ impl Interval {
         usize::from(self.low != Cut::start()) + usize::from(self.high != Cut::End)
     }
 
-    #[cfg(test)]
     pub(crate) fn contains(&self, key: &[u8]) -> bool {
         self.low.is_before(key) && !self.high.is_before(key)
     }

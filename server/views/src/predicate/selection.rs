@@ -8,6 +8,7 @@
 //! A column whose value cannot be read (an enum's label that is newer than the table's description) fails each comparison
 //! that reads it, and no other.
 
+use sha2::{Digest as _, Sha256};
 use tidegate_model::Retry;
 use tidegate_schema::wire::{Field, Fields, WireType};
 
@@ -18,6 +19,7 @@ use super::input::{Input, RowError};
 use super::key;
 use super::kind::Kind;
 use super::members::Members;
+use super::print::Printer;
 use super::value::Value;
 
 /// Why it is not known whether a row is selected.
@@ -48,26 +50,32 @@ pub(crate) struct Part {
     pub(super) condition: Expression,
     /// Columns, ascending.
     pub(crate) reads: Box<[usize]>,
+    /// SHA-256 of its normal form, which names columns and does not number them.
+    pub(crate) hash: [u8; 32],
 }
 
 impl Part {
     /// Of a condition in its normal form.
-    pub(super) fn all_of(normal: Expression) -> Vec<Self> {
+    pub(super) fn all_of(normal: Expression, printer: &Printer<'_>) -> Vec<Self> {
+        let new = |part| {
+            let hash = Sha256::digest(printer.sql(&part)).into();
+            Part::new(part, hash)
+        };
         match normal {
             Expression::Constant(_, Value::Bool(true)) => Vec::new(),
-            Expression::And(parts) => parts.into_iter().map(Part::new).collect(),
-            one => vec![Part::new(one)],
+            Expression::And(parts) => parts.into_iter().map(new).collect(),
+            one => vec![new(one)],
         }
     }
 
-    fn new(condition: Expression) -> Self {
+    fn new(condition: Expression, hash: [u8; 32]) -> Self {
         let reads = columns_of(&condition).into_boxed_slice();
-        Part { condition, reads }
+        Part { condition, reads, hash }
     }
 
     /// The same with other numbers for its columns.
     pub(crate) fn renumbered(&self, columns: &[usize]) -> Self {
-        Part::new(renumbered(self.condition.clone(), columns))
+        Part::new(renumbered(self.condition.clone(), columns), self.hash)
     }
 
     pub(crate) fn access(&self, inputs: &[Input]) -> Access {
@@ -227,6 +235,14 @@ impl<'r> Row<'r> {
                 Keyed::Unreadable
             };
         }
+        self.read_key(path, room)
+    }
+
+    /// The key of a path that is not of elements, of the value as it is read: also where that is not written as PostgreSQL writes it.
+    pub(crate) fn read_key<'k>(&self, path: &Path, room: &'k mut Vec<u8>) -> Keyed<'k>
+    where
+        'r: 'k,
+    {
         match self.value(path.column) {
             Some(Value::Null) => Keyed::Null,
             Some(value) => path.key(value, room).map_or(Keyed::Unreadable, Keyed::Key),
@@ -236,18 +252,15 @@ impl<'r> Row<'r> {
 
     /// Are all of these parts true?
     pub(crate) fn is_selected<'p>(&mut self, parts: impl Iterator<Item = &'p Part>) -> Result<bool, Failure> {
-        let mut failed = None;
-        for part in parts {
-            match self.holds(part) {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(failure) => failed = failed.or(Some(failure)),
-            }
-        }
-        failed.map_or(Ok(true), Err)
+        all_true(parts.map(|part| self.holds(part)))
     }
 
-    fn holds(&mut self, part: &Part) -> Result<bool, Failure> {
+    /// Why what reads the column fails.
+    pub(crate) fn unreadable(&self, column: usize) -> RowError {
+        RowError::Column { column: self.inputs[column].name().to_owned() }
+    }
+
+    pub(crate) fn holds(&mut self, part: &Part) -> Result<bool, Failure> {
         self.values.resize(self.inputs.len(), Value::Null);
         self.states.resize(self.inputs.len(), State::Unread);
         let mut readable = true;
@@ -263,6 +276,19 @@ impl<'r> Row<'r> {
         let evaluator = Evaluator { members: self.members, ..Evaluator::new(&self.values) };
         Decision { evaluator, inputs: self.inputs, unreadable }.is(&part.condition, true)
     }
+}
+
+/// Are all true? What is not wins over what fails.
+pub(crate) fn all_true(parts: impl Iterator<Item = Result<bool, Failure>>) -> Result<bool, Failure> {
+    let mut failed = None;
+    for holds in parts {
+        match holds {
+            Ok(true) => {}
+            Ok(false) => return Ok(false),
+            Err(failure) => failed = failed.or(Some(failure)),
+        }
+    }
+    failed.map_or(Ok(true), Err)
 }
 
 struct Decision<'v> {
