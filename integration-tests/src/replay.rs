@@ -77,7 +77,10 @@ impl Replay {
                 }
                 Touched::Counted(..) => {}
                 Touched::Table(name) => {
-                    for (key, states) in rows.entry(name.clone()).or_default() {
+                    // Keys that were gone before stay so: a long run sees many.
+                    let is_held = |states: &States| states.last().is_some_and(|(_, row)| row.is_some());
+                    let of_table = rows.entry(name.clone()).or_default().iter_mut();
+                    for (key, states) in of_table.filter(|(_, states)| is_held(states)) {
                         states.push((copier.position, copier.replica.table_row(name, key)));
                     }
                 }
@@ -88,7 +91,8 @@ impl Replay {
     fn at(&self, name: &str, position: Position) -> HeldTable {
         let rows = self.rows.lock().expect("no panic holds it");
         let state = |states: &Vec<(Position, Option<HeldRow>)>| {
-            states.iter().take_while(|(at, _)| *at <= position).last().and_then(|(_, row)| row.clone())
+            let known = states.partition_point(|(at, _)| *at <= position);
+            states[..known].last().and_then(|(_, row)| row.clone())
         };
         let keys = rows.get(name).into_iter().flatten();
         keys.filter_map(|(key, states)| Some((key.clone(), state(states)?))).collect()

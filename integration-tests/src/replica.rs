@@ -140,6 +140,8 @@ impl Replica {
             return self.count(name, change);
         }
         let held = (row_type.table_oid, change.selection);
+        // A table that has come to be called otherwise is not meant by its old name any more.
+        self.names.retain(|of, meant| *meant != held || *of == name);
         self.names.insert(name.clone(), held);
         let (known, table) = self.tables.entry(held).or_insert_with(|| (row_type.clone(), HeldTable::new()));
         if known.row_type != row_type.row_type {

@@ -9,14 +9,14 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{MirrorState, SourceStatus, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, Oracle, Seed, Server, ServerConfig, held_by_postgres, must_equal,
-    tidegate,
+    tidegate, within,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::schema_change::{must_be_as_told, transactions_until_marker};
 
 /// Schema changes in one run; `TIDEGATE_TEST_ROUNDS` asks for more.
-const ROUNDS: u32 = 60;
+const ROUNDS: u32 = 40;
 /// The server is killed with one of so many.
 const KILL_EVERY: u32 = 20;
 const TABLES: usize = 3;
@@ -327,8 +327,9 @@ impl Run {
         // Rows that are gone in silence while a mirror is built anew under another key are not told, and a table that is published
         // in another way keeps its promise only where it is mirrored.
         if ["set table", "set unlogged", "replica identity", "primary key"].iter().any(|kind| sql.contains(kind)) {
+            self.announce().await?;
             self.copier.until_caught_up(&self.database).await?;
-            self.server.until("shop", "complete mirrors", is_complete).await?;
+            self.mirrored().await?;
         }
         let (before, after) = (write(random, &table), write(random, &table));
         if self.database.execute(&format!("begin; {before}; {sql}; {after}; commit")).await.is_ok() {
@@ -351,14 +352,33 @@ impl Run {
         Ok(())
     }
 
+    /// A name or a key that a table has been given comes with the next change; one of four passes any filter.
+    async fn announce(&self) -> Result<()> {
+        for table in 0..TABLES {
+            let insert = format!("insert into t{table} default values");
+            self.database.execute(&[insert.as_str(); 4].join("; ")).await?;
+        }
+        Ok(())
+    }
+
+    /// Until the tables have complete mirrors, as they have come to the server: what the status shows may be of before.
+    async fn mirrored(&self) -> Result<()> {
+        for table in ["t0", "t1", "t2"] {
+            within("a mirror that can be compared", || async {
+                let output = tidegate(&["mirror", "verify", table, "--server", &self.server.endpoint()]).await?;
+                // What has changed in silence may differ still.
+                Ok(matches!(output.status.code(), Some(0 | 3)).then_some(()))
+            })
+            .await?;
+        }
+        self.server.until("shop", "complete mirrors", is_complete).await?;
+        Ok(())
+    }
+
     /// Nobody writes any more.
     async fn end(&mut self) -> Result<()> {
         let publication = self.server.slot().to_owned();
-        // A name that a column or a table has been given comes with the next change; one of two passes any filter.
-        for table in 0..TABLES {
-            let insert = format!("insert into t{table} default values");
-            self.database.execute(&format!("{insert}; {insert}; {insert}; {insert}")).await?;
-        }
+        self.announce().await?;
         converges(&self.database, &publication, &mut self.copier).await?;
         self.server.until("shop", "a verified mirror", is_complete).await?;
         for table in ["t0", "t1", "t2"] {
@@ -397,13 +417,11 @@ async fn alter_at_random(name: &str, publishing: Publishing) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "with seed 5, the copy of a table that was swapped, created anew and given another key lacks rows that the mirror has"]
 async fn random_schema_changes_of_mirrored_tables_under_load() -> Result<()> {
     alter_at_random("altered_at_random", Publishing::All).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "with seed 21 on 15, a table is published in another way before it is seen that its new key leaves it without a mirror"]
 async fn random_schema_changes_of_mirrored_tables_that_are_published_one_by_one() -> Result<()> {
     alter_at_random("altered_each_at_random", Publishing::Each(std::array::from_fn(|_| String::new()))).await
 }

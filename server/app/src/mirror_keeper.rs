@@ -196,9 +196,9 @@ impl MirrorKeeper {
         let (mirror, names) = (self.mirror.clone(), followed.clone());
         let read = tokio::task::spawn_blocking(move || {
             let needed = mirror.needs_snapshot(&names)?;
-            Ok::<_, tidegate_store::MirrorError>((mirror.tables()?, needed))
+            Ok::<_, tidegate_store::MirrorError>((mirror.incarnations()?, needed))
         });
-        let (mirrored, needed) = match read.await {
+        let (mut mirrored, needed) = match read.await {
             Ok(Ok(read)) => read,
             // There is none yet, or it is being opened again; whoever writes to it says why.
             Ok(Err(_)) => {
@@ -209,6 +209,8 @@ impl MirrorKeeper {
         };
         self.show_complete(&mirrored);
         attempts.notice(&mirrored);
+        // From here on names count.
+        mirrored.retain(|table| !table.displaced);
         attempts.forgive(&mirrored);
         if let Some(requests) = requests {
             for name in needed {

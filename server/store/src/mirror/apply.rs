@@ -73,6 +73,8 @@ impl LogFacts {
 pub(super) struct Known {
     pub(super) row_type: Arc<RowType>,
     pub(super) key: Vec<u32>,
+    /// As the mirror keeps it.
+    pub(super) name: String,
     /// The table has a name here under which it is mirrored.
     pub(super) is_mirrored: bool,
 }
@@ -80,7 +82,8 @@ pub(super) struct Known {
 impl Known {
     pub(super) fn new(row_type: &Arc<RowType>, patterns: &TablePatterns) -> Self {
         let is_mirrored = patterns.matches(row_type.name());
-        Known { key: table::key_fields(row_type), row_type: Arc::clone(row_type), is_mirrored }
+        let name = row_type.name().to_string();
+        Known { key: table::key_fields(row_type), row_type: Arc::clone(row_type), name, is_mirrored }
     }
 }
 
@@ -443,22 +446,23 @@ impl Mirror {
         }
         let mut batch = self.engine.batch();
         for table in gone {
-            for (key, value) in self.forget(&table) {
+            for (key, value) in self.forget(&table, false) {
                 self.engine.put(&mut batch, &key, &value);
             }
         }
         self.engine.commit(batch)
     }
 
-    /// Forgets a table; what has to be written for it.
-    pub(super) fn forget(&mut self, table: &Table) -> Vec<(Bytes, Staged)> {
+    /// Forgets a table; what has to be written for it. `is_told`: should it come back, subscribers have its rows, and are told what is
+    /// otherwise.
+    pub(super) fn forget(&mut self, table: &Table, is_told: bool) -> Vec<(Bytes, Staged)> {
         self.tables.remove(&table.oid);
         let gone = Some(Bytes::new());
         let mut writes = vec![
             (key::numbered(key::TABLE, table.oid), None),
             (key::dead(&table.rows()), gone.clone()),
             // Should the incarnation come back, it must not use what is being removed.
-            (key::numbered(key::LIFE, table.oid), Some(key::value(table.life))),
+            (key::numbered(key::LIFE, table.oid), Some(key::last_life(table.life, is_told))),
         ];
         writes.extend(table.former_rows().into_iter().map(|rows| (key::dead(&rows), gone.clone())));
         let of_table: Vec<u32> =

@@ -5,7 +5,7 @@
 //! position; one that came in several pieces, with its last. A block that leaves ends with what completes something, or
 //! completes nothing.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_model::{Block, BlockBuilder, Entry, Kind, Op};
@@ -13,11 +13,12 @@ use tidegate_schema::{ChangeParts, Extra, OldKind, Room, RowType, push_change, s
 
 use super::{
     Mirror,
+    apply::Known,
     change::{Joiner, Whole, malformed},
     error::Result,
     key::{self, StoredRow},
     row,
-    table::Table,
+    table::{PassTable, Table},
 };
 use crate::order::split;
 
@@ -130,6 +131,9 @@ impl Mirror {
 
     fn take_change(&mut self, entry: &Entry, at: usize, output: &mut Output<'_>) -> Result<()> {
         let was_cut = self.joiner.has_begun();
+        if !was_cut {
+            self.follow_again(entry)?;
+        }
         let table = self.followed(entry);
         if table.is_none() && !was_cut {
             self.passes_by(entry);
@@ -165,6 +169,18 @@ impl Mirror {
         Ok(())
     }
 
+    /// A row type is announced before its first use only: used again, it says that the table has its old name or key back.
+    fn follow_again(&mut self, entry: &Entry) -> Result<()> {
+        let known = self.row_types.get(&entry.row_type).filter(|known| known.is_mirrored);
+        let Some(Known { row_type, name, .. }) = known else { return Ok(()) };
+        let table = self.tables.get(&row_type.proto().table_oid);
+        if table.is_some_and(|table| table.is_known_as(entry.row_type, name)) {
+            return Ok(());
+        }
+        let row_type = Arc::clone(row_type);
+        self.follow(&row_type)
+    }
+
     /// A change that is not followed. Where it is one of a mirrored table under another name, those who follow the table do not
     /// receive it either: it is compared when it has its name back, and a snapshot that runs does not confirm it.
     fn passes_by(&mut self, entry: &Entry) {
@@ -172,7 +188,8 @@ impl Mirror {
         let Some(table) = self.tables.get(&known.row_type.proto().table_oid).cloned() else { return };
         for snapshot in table.passes.keys() {
             let Some(mut pass) = self.passes.get(snapshot).cloned() else { continue };
-            if let Some(named) = pass.tables.iter_mut().find(|named| named.name == table.name && !named.altered) {
+            let reads_it = |named: &&mut PassTable| named.name == table.name && [0, table.oid].contains(&named.oid);
+            if let Some(named) = pass.tables.iter_mut().find(reads_it).filter(|named| !named.altered) {
                 named.altered = true;
                 self.stage_pass(*snapshot, pass);
             }
@@ -192,7 +209,7 @@ impl Mirror {
     /// Stages what the change does.
     fn apply(&mut self, change: &Whole) -> Result<Leaves> {
         let known = self.row_types.get(&change.row_type);
-        let Some(row_type) = known.map(|known| std::sync::Arc::clone(&known.row_type)) else {
+        let Some(row_type) = known.map(|known| Arc::clone(&known.row_type)) else {
             return Ok(Leaves::AsItCame);
         };
         let Some(table) = self.tables.get(&row_type.proto().table_oid).cloned() else { return Ok(Leaves::AsItCame) };

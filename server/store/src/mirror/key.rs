@@ -8,7 +8,7 @@
 //! 04 prefix                            what starts so is to be removed
 //! 05 number key                        undo: what the key held at the position
 //! 06 oid                               the table has rows of older generations to be removed
-//! 07 oid                               the last life of a table that is no longer known
+//! 07 oid                               the last life of a table that is no longer known, and whether subscribers have its rows
 //! 08                                   the next index's number
 //! 09                                   the tables that are to be mirrored, as the configuration says
 //! 10 oid life rowkey                   row: generation, row type, missing fields, row bytes
@@ -50,6 +50,17 @@ pub(crate) fn value(number: u32) -> Bytes {
 /// Reads it.
 pub(crate) fn read_value(bytes: &[u8]) -> Result<u32> {
     <[u8; 4]>::try_from(bytes).map(u32::from_be_bytes).map_err(|_| MirrorError::Damaged("a short value"))
+}
+
+/// The last life of a table that is forgotten, and whether subscribers have its rows, as a value.
+pub(crate) fn last_life(life: u32, is_told: bool) -> Bytes {
+    if is_told { joined(&life.to_be_bytes(), &[1]) } else { value(life) }
+}
+
+/// Reads it.
+pub(crate) fn read_last_life(bytes: &[u8]) -> Result<(u32, bool)> {
+    let (life, is_told) = bytes.split_at(bytes.len().min(4));
+    Ok((read_value(life)?, !is_told.is_empty()))
 }
 
 /// A key of one number.

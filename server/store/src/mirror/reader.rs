@@ -41,6 +41,8 @@ pub struct MirroredTable {
     pub snapshots: Vec<u32>,
     /// The fingerprint of the definition under which a snapshot has confirmed every row; empty where none has.
     pub verified: String,
+    /// The name is another table's by now: this one is gone, or has a name that is not known yet.
+    pub displaced: bool,
 }
 
 /// A chunk of rows in a number.
@@ -152,11 +154,21 @@ impl MirrorReader {
         Ok((Scan::lookup(cut, table, (index.0, found), (value, behind)), prefix_len))
     }
 
-    /// Every table that the mirror has come across. Nothing while there is no mirror.
+    /// Every table that the mirror has come across, by the name that it has now. Nothing while there is no mirror.
     ///
     /// # Errors
     /// The engine fails.
     pub fn tables(&self) -> Result<Vec<MirroredTable>> {
+        let mut tables = self.incarnations()?;
+        tables.retain(|table| !table.displaced);
+        Ok(tables)
+    }
+
+    /// Every table that the mirror has come across, and those whose names others have by now. Nothing while there is no mirror.
+    ///
+    /// # Errors
+    /// The engine fails.
+    pub fn incarnations(&self) -> Result<Vec<MirroredTable>> {
         let records = self.with_view(|view| Ok(view.cut(&[&[key::TABLE]])));
         let cut = match records {
             Err(MirrorError::Closed) => return Ok(Vec::new()),
@@ -172,6 +184,7 @@ impl MirrorReader {
                     keyless: table.is_keyless(),
                     snapshots: table.passes.into_keys().collect(),
                     verified: table.verified,
+                    displaced: table.displaced,
                 })
             })
             .collect()

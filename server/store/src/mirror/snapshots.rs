@@ -91,7 +91,8 @@ impl Mirror {
             table.complete = false;
             table.passes.clear();
         }
-        (table.name, table.key, table.row_type) = (name, key, row_type.proto().row_type);
+        self.take_name(&mut table, name);
+        (table.key, table.row_type) = (key, row_type.proto().row_type);
         table.complete &= !table.is_keyless();
         if known.as_ref() != Some(&table) {
             self.stage_table(table);
@@ -102,7 +103,7 @@ impl Mirror {
     /// A table that has not been seen before takes the place of others of its name.
     fn new_table(&mut self, oid: u32, name: &str) -> Result<Table> {
         let replaced: Vec<Table> = self.tables.values().filter(|table| table.name == name).cloned().collect();
-        let is_told = replaced.iter().any(Table::tells_all);
+        let mut is_told = replaced.iter().any(Table::tells_all);
         for table in replaced {
             tracing::info!(
                 table = name,
@@ -110,15 +111,29 @@ impl Mirror {
                 new = oid,
                 "the table has been created anew; it needs a snapshot"
             );
-            for (key, value) in self.forget(&table) {
+            // It may be there still, under a name that is not known yet.
+            for (key, value) in self.forget(&table, table.tells_all()) {
                 self.stage(key, value);
             }
         }
         let names = |pass: &&Pass| pass.tables.iter().any(|table| table.name == name);
         let passes = self.passes.iter().filter(|(_, pass)| names(pass)).map(|(snapshot, _)| (*snapshot, 1)).collect();
         let last = self.newest(&key::numbered(key::LIFE, oid))?;
-        let life = 1 + last.map_or(Ok(0), |last| key::read_value(&last))?;
+        let (last, was_told) = last.map_or(Ok((0, false)), |last| key::read_last_life(&last))?;
+        is_told |= was_told;
+        let life = 1 + last;
         Ok(Table { name: name.to_owned(), life, generation: 1, passes, oid, is_told, ..Table::default() })
+    }
+
+    /// The name is this table's now, and no other's.
+    fn take_name(&mut self, table: &mut Table, name: String) {
+        if table.displaced || table.name != name {
+            let others = self.tables.values().filter(|other| other.oid != table.oid && other.name == name);
+            for other in others.cloned().collect::<Vec<_>>() {
+                self.stage_table(Table { displaced: true, ..other });
+            }
+        }
+        (table.name, table.displaced) = (name, false);
     }
 
     /// All rows so far are gone.
@@ -151,8 +166,8 @@ impl Mirror {
         let mut begin =
             v1::SnapshotBegin::decode(block.slice(entry)).map_err(|_| malformed(entry.position(), "SnapshotBegin"))?;
         begin.tables.retain(|table| !begin.partial.contains(table));
-        let named: Vec<Table> =
-            self.tables.values().filter(|table| begin.tables.contains(&table.name)).cloned().collect();
+        let is_named = |table: &&Table| !table.displaced && begin.tables.contains(&table.name);
+        let named: Vec<Table> = self.tables.values().filter(is_named).cloned().collect();
         for mut table in named {
             table.generation += 1;
             table.passes.insert(begin.snapshot, table.generation);
@@ -187,8 +202,9 @@ impl Mirror {
                 self.stage_table(table);
             }
             // Nothing else tells the new name of a table without rows. The next snapshot confirms it.
-            Some(table) if table.name != text && self.config.tables.matches(&name) => {
-                self.stage_table(Table { name: text, ..table });
+            Some(mut table) if (table.name != text || table.displaced) && self.config.tables.matches(&name) => {
+                self.take_name(&mut table, text);
+                self.stage_table(table);
             }
             Some(mut table) if chunk.closes => {
                 if let Some(generation) = self.confirmed(&chunk) {

@@ -54,6 +54,9 @@ pub(crate) struct Table {
     /// confirmed the table.
     #[prost(uint32, repeated, tag = "12")]
     pub(crate) former_lives: Vec<u32>,
+    /// Another table has its name by now: it is gone, or has one that is not known yet.
+    #[prost(bool, tag = "13")]
+    pub(crate) displaced: bool,
 }
 
 impl Table {
@@ -69,6 +72,11 @@ impl Table {
     /// May it hold a row that is otherwise than a snapshot finds it? The first that reads it finds what the stream has brought only.
     pub(crate) fn is_corrected(&self) -> bool {
         self.tells_all() || self.generation > 2
+    }
+
+    /// Is it known under this row type, and under this name?
+    pub(crate) fn is_known_as(&self, row_type: u32, name: &str) -> bool {
+        self.row_type == row_type && self.name == name && !self.displaced
     }
 
     pub(crate) fn rows(&self) -> Bytes {

@@ -1,5 +1,6 @@
 //! Random histories with crashes, against a model that knows every row.
 
+mod incarnations;
 mod model;
 
 use std::{fs, path::Path};

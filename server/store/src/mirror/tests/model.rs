@@ -527,22 +527,23 @@ impl Table {
     }
 }
 
+/// A change.
 #[derive(Clone)]
-struct Parts {
-    op: Op,
-    row_type: u32,
-    row: Vec<u8>,
-    old: Vec<u8>,
-    old_kind: OldKind,
-    unchanged: Vec<u32>,
+pub(crate) struct Parts {
+    pub(crate) op: Op,
+    pub(crate) row_type: u32,
+    pub(crate) row: Vec<u8>,
+    pub(crate) old: Vec<u8>,
+    pub(crate) old_kind: OldKind,
+    pub(crate) unchanged: Vec<u32>,
 }
 
 impl Parts {
-    fn of(op: Op, row_type: u32) -> Self {
+    pub(crate) fn of(op: Op, row_type: u32) -> Self {
         Parts { op, row_type, row: Vec::new(), old: Vec::new(), old_kind: OldKind::None, unchanged: Vec::new() }
     }
 
-    fn records(&self, at: Position) -> Vec<Record> {
+    pub(crate) fn records(&self, at: Position) -> Vec<Record> {
         let change = ChangeParts {
             op: self.op,
             row_type: self.row_type,
@@ -563,6 +564,6 @@ impl Parts {
     }
 }
 
-fn entry(at: Position, kind: Kind, op: Op, row_type: u32) -> Entry {
+pub(crate) fn entry(at: Position, kind: Kind, op: Op, row_type: u32) -> Entry {
     Entry { lsn: at.lsn, ordinal: at.ordinal, row_type, start: 0, end: 0, kind, op, continues: false }
 }
