@@ -11,6 +11,7 @@
 
 mod cluster;
 mod database;
+mod disturbance;
 mod history;
 mod installation;
 mod keyed_tables;
@@ -34,6 +35,7 @@ mod writers;
 
 pub use cluster::{Cluster, Image, Stop};
 pub use database::Database;
+pub use disturbance::disturb;
 pub use history::{Change, History, Row, Transaction, Value, hex};
 pub use installation::{Installation, client_tool, tidegate_binary, tool};
 pub use keyed_tables::{KEYED_TABLES, keyed_tables, keyed_transaction};
@@ -46,7 +48,7 @@ pub use replica::{
     held_by_shape, must_count_equal, must_equal, selected,
 };
 pub use scratch::Scratch;
-pub use seed::Seed;
+pub use seed::{Seed, asked_for};
 pub use server::{OnDiscontinuity, Server, ServerConfig, ServerTls, tidegate, tidegate_with};
 pub use subscriber::{Ended, Recorder};
 pub use type_table::{define_types, has_equality, literal, type_table, written};

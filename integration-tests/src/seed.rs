@@ -1,4 +1,6 @@
-//! The seed of a randomised test: printed, and taken from `TIDEGATE_TEST_SEED` to run the same again.
+//! What a randomised test is told by the environment: its seed, which is printed, to run the same again, and how much to do.
+
+use std::str::FromStr;
 
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
@@ -21,4 +23,10 @@ impl Seed {
     pub fn generator(self, part: u64) -> StdRng {
         StdRng::seed_from_u64(self.0.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(part))
     }
+}
+
+/// What the environment says of a test's size, such as `TIDEGATE_TEST_ROUNDS`; else the usual.
+#[must_use]
+pub fn asked_for<T: FromStr>(variable: &str, usual: T) -> T {
+    std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(usual)
 }

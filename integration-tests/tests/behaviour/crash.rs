@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_integration_tests::{
-    Cluster, Database, Ended, History, Oracle, Recorder, Seed, Server, ServerConfig, Stop, Workload,
+    Cluster, Database, Ended, History, Oracle, Recorder, Seed, Server, ServerConfig, Workload, asked_for, disturb,
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -37,7 +37,7 @@ async fn what_is_received_is_what_was_committed() -> Result<()> {
     subscriber.spawn(subscribe(recorder, seed.generator(100)));
 
     let writers = workload.start(database.url(), 3);
-    let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
     for round in 0..rounds {
         received(&mut committed, random.random_range(CALM)).await?;
         let what = disturb(&mut random, &mut cluster, &mut server).await?;
@@ -64,35 +64,6 @@ async fn received(committed: &mut watch::Receiver<usize>, count: usize) -> Resul
         "stalled"
     );
     Ok(())
-}
-
-async fn disturb(random: &mut StdRng, cluster: &mut Cluster, server: &mut Server) -> Result<&'static str> {
-    match random.random_range(0..6_u32) {
-        0 | 1 => {
-            server.kill().await?;
-            server.launch().await?;
-            Ok("server killed")
-        }
-        2 => {
-            cluster.restart(Stop::Fast).await?;
-            Ok("PostgreSQL restarted, fast")
-        }
-        3 => {
-            cluster.restart(Stop::Immediate).await?;
-            Ok("PostgreSQL restarted, immediate")
-        }
-        4 => {
-            server.kill().await?;
-            cluster.restart(Stop::Immediate).await?;
-            server.launch().await?;
-            Ok("both crashed")
-        }
-        _ => {
-            server.terminate().await?;
-            server.launch().await?;
-            Ok("server stopped in order and started again")
-        }
-    }
 }
 
 /// Subscribes again and again, by token, after a random number of transactions each, up to the last marker.

@@ -11,7 +11,7 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{MirrorState, MirroredTable, ResetReason, SnapshotState, SnapshotStatus, SourceStatus};
 use tidegate_integration_tests::{
     Change, Cluster, Database, Ended, History, OnDiscontinuity, Oracle, Recorder, Row, Seed, Server, ServerConfig,
-    Value, tidegate, within,
+    Value, asked_for, tidegate, within,
 };
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -254,7 +254,7 @@ async fn old_rows_and_large_values_are_whole_whatever_happens_to_the_server() ->
     let mut writers = start_writers(database.url(), seed, &stop);
     server.until("shop", "a complete mirror", mirror_is_complete).await?;
     database.mark("complete").await?;
-    let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
     for _ in 0..rounds {
         received(&mut committed, random.random_range(20..200)).await?;
         if random.random_bool(0.7) {

@@ -8,8 +8,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{MirrorState, SourceStatus, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, Oracle, Seed, Server, ServerConfig, held_by_postgres, must_equal,
-    tidegate, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, Oracle, Seed, Server, ServerConfig, asked_for, held_by_postgres,
+    must_equal, tidegate, within,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -403,7 +403,7 @@ async fn alter_at_random(name: &str, publishing: Publishing) -> Result<()> {
     let version = run.database.server_version().await?;
     let permits = Arc::new(Semaphore::new(0));
     let mut writers = start_writers(&run.database, seed, &permits);
-    let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
     for n in 1..=rounds {
         permits.add_permits(WRITES - permits.available_permits());
         let altered = run.round(&mut random, (n, version)).await;

@@ -5,15 +5,18 @@ use anyhow::{Context, Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use tidegate_client::{MirrorState, Shape, SourceStatus, Start, Subscription, Updates};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Stop, Touched, Writers,
-    held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Touched, Writers,
+    asked_for, disturb, held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected,
 };
 use tokio::task::JoinSet;
 
 const WRITERS: u64 = 3;
-const SUBSCRIBERS: u64 = 6;
-/// Rounds of one run; at the end of each, all is compared.
+/// Shapes that are open at once, about; `TIDEGATE_TEST_SHAPES` asks for more.
+const SHAPES: usize = 120;
+/// Rounds of one run, `TIDEGATE_TEST_ROUNDS` asks for more; at the end of each, all is compared.
 const ROUNDS: u32 = 12;
+/// Of one subscriber, besides the first three.
+const MORE_SHAPES: usize = 40;
 /// Commits that a subscriber takes between two comparisons.
 const COMMITS: u32 = 40;
 
@@ -102,7 +105,7 @@ impl Subscriber {
         for test in ["is true", "is not true"] {
             watched.push(Watched::of(table, &format!("({tested}) {test}"), &[], updates(&mut random)));
         }
-        for _ in 0..random.random_range(1..20) {
+        for _ in 0..random.random_range(1..MORE_SHAPES) {
             let table = random.random_range(0..KEYED_TABLES.len());
             let columns: Vec<&str> = COLUMNS[table].iter().copied().filter(|_| random.random_ratio(1, 2)).collect();
             let condition = condition(&mut random, table, 2);
@@ -205,30 +208,18 @@ async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
         next += 1;
         Subscriber::new(&endpoint, seed.generator(next))
     };
-    let mut subscribers: Vec<Subscriber> = (0..SUBSCRIBERS).map(|_| another()).collect();
-    let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let (shapes, rounds) = (asked_for("TIDEGATE_TEST_SHAPES", SHAPES), asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS));
+    let mut subscribers: Vec<Subscriber> = Vec::new();
     let mut compared = 0;
     for _ in 0..rounds {
+        while subscribers.iter().map(|subscriber| subscriber.watched.len()).sum::<usize>() < shapes {
+            subscribers.push(another());
+        }
         let mut receiving = JoinSet::new();
         for mut subscriber in subscribers.drain(..) {
             receiving.spawn(async move { subscriber.receive().await.map(|()| subscriber) });
         }
-        match random.random_range(0..6) {
-            0 | 1 => {
-                server.kill().await?;
-                server.launch().await?;
-            }
-            2 => {
-                server.terminate().await?;
-                server.launch().await?;
-            }
-            3 => cluster.restart(Stop::Immediate).await?,
-            _ => {
-                let database = Database::connect(&cluster.url("shapes")).await?;
-                let sql = "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'walsender'";
-                database.execute(sql).await?;
-            }
-        }
+        disturb(&mut random, &mut cluster, &mut server).await?;
         while let Some(received) = receiving.join_next().await {
             subscribers.push(received??);
         }
@@ -239,8 +230,8 @@ async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
             compared += subscriber.watched.len();
         }
         drop(paused);
-        let gone = random.random_range(0..subscribers.len());
-        subscribers[gone] = another();
+        subscribers.remove(0);
+        subscribers.retain(|_| random.random_ratio(4, 5));
     }
     writers.stop().await;
     println!("{compared} comparisons of {} subscribers' shapes", next - 100);

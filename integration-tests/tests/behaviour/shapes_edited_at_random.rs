@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, MirrorState, Parameter, Shape, SourceStatus, Start, Subscription, Updates};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Stop, Writers,
-    held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Writers, asked_for,
+    disturb, held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected, within,
 };
 use tokio::task::JoinSet;
 
@@ -201,7 +201,7 @@ async fn edited_shapes_hold_what_postgres_selects_and_nobody_is_reset() -> Resul
     let writers = Writers::start(WRITERS, (database.url(), seed), keyed_transaction);
     let mut subscribers: Vec<Subscriber> =
         (0..SUBSCRIBERS).map(|at| Subscriber::new(&endpoint, seed.generator(100 + at))).collect();
-    let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
     let (mut compared, mut differences) = (0, 0);
     for round in 0..rounds {
         let mut receiving = JoinSet::new();
@@ -210,18 +210,7 @@ async fn edited_shapes_hold_what_postgres_selects_and_nobody_is_reset() -> Resul
         }
         let mut editing = JoinSet::new();
         editing.spawn(edit(endpoint.clone(), seed.generator(1_000 + u64::from(round)), Arc::clone(&definitions)));
-        match random.random_range(0..6) {
-            0 | 1 => {
-                server.kill().await?;
-                server.launch().await?;
-            }
-            2 => {
-                server.terminate().await?;
-                server.launch().await?;
-            }
-            3 => cluster.restart(Stop::Immediate).await?,
-            _ => {}
-        }
+        disturb(&mut random, &mut cluster, &mut server).await?;
         while let Some(received) = receiving.join_next().await {
             subscribers.push(received??);
         }

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Replay, Seed, Server, Stop, Writers, held_by_postgres,
-    must_equal,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Replay, Seed, Server, Stop, Writers, asked_for,
+    held_by_postgres, must_equal,
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -79,12 +79,11 @@ struct Shared {
 impl SnapshotCrowd {
     /// Begins the replay. `TIDEGATE_TEST_SNAPSHOTS` asks for another number than the usual one.
     pub(crate) fn new(endpoint: String, origin: Origin, usual_goal: u64) -> SnapshotCrowd {
-        let wished = std::env::var("TIDEGATE_TEST_SNAPSHOTS").ok();
         let shared = Arc::new(Shared {
             endpoint,
             origin,
             replay: Replay::default(),
-            goal: wished.and_then(|text| text.parse().ok()).unwrap_or(usual_goal),
+            goal: asked_for("TIDEGATE_TEST_SNAPSHOTS", usual_goal),
             ended: watch::Sender::new(0),
             resumed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),

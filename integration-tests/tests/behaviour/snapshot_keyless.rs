@@ -13,7 +13,7 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Position, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, Replica, RowCounts, Seed, Server, ServerConfig, Stop, Touched,
-    Writers, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, within,
+    Writers, asked_for, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, within,
 };
 use tidegate_model::SNAPSHOT_ORDINAL;
 use tokio::{sync::watch, task::JoinSet};
@@ -97,7 +97,7 @@ async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("snapshots: {rows_per_second: 40000}".to_owned());
     let mut server = Server::start(config).await?;
-    let goal = std::env::var("TIDEGATE_TEST_SNAPSHOTS").ok().and_then(|text| text.parse().ok()).unwrap_or(SNAPSHOTS);
+    let goal = asked_for("TIDEGATE_TEST_SNAPSHOTS", SNAPSHOTS);
     let stage = Arc::new(Stage {
         endpoint: server.endpoint(),
         steps: Mutex::default(),

@@ -5,8 +5,8 @@ use anyhow::{Context, Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use tidegate_client::{MirrorState, Shape, SourceStatus, Start, Subscription};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Seed, Server, ServerConfig, Stop, Writers,
-    held_by_postgres, must_equal, selected,
+    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Seed, Server, ServerConfig, Writers, asked_for,
+    disturb, held_by_postgres, must_equal, selected,
 };
 use tokio::task::JoinSet;
 
@@ -288,25 +288,14 @@ async fn subqueries_select_what_postgres_selects_at_every_commit_whatever_happen
         Subscriber::new(&endpoint, seed.generator(next), next % 2 == 0)
     };
     let mut subscribers: Vec<Subscriber> = (0..SUBSCRIBERS).map(|_| another()).collect();
-    let rounds = std::env::var("TIDEGATE_TEST_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS);
+    let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
     let mut left = Vec::new();
     for _ in 0..rounds {
         let mut receiving = JoinSet::new();
         for mut subscriber in subscribers.drain(..) {
             receiving.spawn(async move { subscriber.receive().await.map(|()| subscriber) });
         }
-        match random.random_range(0..6) {
-            0 | 1 => {
-                server.kill().await?;
-                server.launch().await?;
-            }
-            2 => {
-                server.terminate().await?;
-                server.launch().await?;
-            }
-            3 => cluster.restart(Stop::Immediate).await?,
-            _ => {}
-        }
+        disturb(&mut random, &mut cluster, &mut server).await?;
         while let Some(received) = receiving.join_next().await {
             subscribers.push(received??);
         }

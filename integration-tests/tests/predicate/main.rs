@@ -8,7 +8,7 @@
 use anyhow::{Context, Result, ensure};
 use bytes::BytesMut;
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
-use tidegate_integration_tests::{Cluster, Database, Seed};
+use tidegate_integration_tests::{Cluster, Database, Seed, asked_for};
 use tidegate_model::TableName;
 use tidegate_postgres::{ConnectConfig, Session};
 use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
@@ -291,7 +291,7 @@ fn table(name: &str, turned: bool) -> TableFacts {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conditions_mean_what_they_mean_in_postgresql() -> Result<()> {
-    let count = std::env::var("TIDEGATE_TEST_PREDICATES").ok().and_then(|text| text.parse().ok()).unwrap_or(600);
+    let count = asked_for("TIDEGATE_TEST_PREDICATES", 600);
     let seed = Seed::from_environment();
     let oracle = Oracle::new("predicate", &mut seed.generator(0), 60).await?;
     let mut random = seed.generator(1);

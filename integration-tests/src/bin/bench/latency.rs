@@ -65,8 +65,9 @@ async fn measure(case: &'static str, shape_count: u64) -> Result<Outcome> {
     readers.spawn(receive(server.endpoint(), shape_count > 0, Arc::clone(&ours)));
     readers.spawn(read_bare(database.url().to_owned(), slot, Arc::clone(&bare)));
     let mut writers = JoinSet::new();
+    let start = tokio::time::Instant::now() + Duration::from_secs(1);
     for writer in 0..WRITERS {
-        writers.spawn(write(database.url().to_owned(), writer));
+        writers.spawn(write(database.url().to_owned(), writer, start));
     }
     let mut sent = Times::new();
     while let Some(times) = writers.join_next().await {
@@ -87,10 +88,12 @@ async fn measure(case: &'static str, shape_count: u64) -> Result<Outcome> {
     Ok(outcome)
 }
 
-async fn write(url: String, writer: u64) -> Result<Times> {
+/// The writers take turns, so that transactions come one by one.
+async fn write(url: String, writer: u64, start: tokio::time::Instant) -> Result<Times> {
     let database = Database::connect(&url).await?;
     let insert = database.client().prepare("insert into ping values ($1, 'a row of some size, as rows are')").await?;
-    let mut clock = tokio::time::interval(INTERVAL);
+    let turn = INTERVAL.mul_f64(writer as f64 / WRITERS as f64);
+    let mut clock = tokio::time::interval_at(start + turn, INTERVAL);
     let mut sent = Times::new();
     for number in 0..PER_WRITER {
         clock.tick().await;
@@ -116,9 +119,8 @@ async fn receive(endpoint: String, is_shape: bool, times: Arc<Mutex<Times>>) -> 
     while let Some(batch) = changes.next_batch().await? {
         for event in batch {
             if let Event::Change(change) = event {
-                let row = change.row_json()?.unwrap_or_default();
-                let id = row.get("id").and_then(serde_json::Value::as_u64).context("a row without an id")?;
-                if record(&times, id) {
+                let row: PingRow = change.decode()?.context("a change without a row")?;
+                if record(&times, row.id) {
                     return Ok(());
                 }
             }
@@ -145,11 +147,13 @@ async fn receive_shape(endpoint: &str, times: &Mutex<Times>) -> Result<()> {
     }
 }
 
-/// What is read of a row: its first column.
+/// A row, as a generated type has it.
 #[derive(prost::Message)]
 struct PingRow {
     #[prost(uint64, tag = "1")]
     id: u64,
+    #[prost(string, tag = "2")]
+    filler: String,
 }
 
 async fn read_bare(url: String, publication: String, times: Arc<Mutex<Times>>) -> Result<()> {

@@ -93,6 +93,11 @@ mod tests {
         }
     }
 
+    fn entry(lsn: u64, ordinal: usize, (kind, row_type): (Kind, u32)) -> Entry {
+        let ordinal = u32::try_from(ordinal).expect("few");
+        Entry { lsn: Lsn(lsn), ordinal, row_type, start: 0, end: 0, kind, op: Op::None, continues: false }
+    }
+
     proptest! {
         /// Transactions of changes (true: of a subquery's table), in blocks of any lengths.
         #[test]
@@ -104,16 +109,8 @@ mod tests {
             for (at, changes) in transactions.iter().enumerate() {
                 let changed = changes.iter().map(|concerns| (Kind::Change, if *concerns { 1 } else { 2 }));
                 let all = [(Kind::Begin, 0)].into_iter().chain(changed).chain([(Kind::Commit, 0)]);
-                entries.extend(all.enumerate().map(|(ordinal, (kind, row_type))| Entry {
-                    lsn: Lsn(10 * at as u64),
-                    ordinal: u32::try_from(ordinal).expect("few"),
-                    row_type,
-                    start: 0,
-                    end: 0,
-                    kind,
-                    op: Op::None,
-                    continues: false,
-                }));
+                let numbered = all.enumerate();
+                entries.extend(numbered.map(|(ordinal, (kind, row_type))| entry(10 * at as u64, ordinal, (kind, row_type))));
             }
             let row_types = HashMap::from([(1, true), (2, false)]);
             let mut concern = Concern { tables: HashSet::new(), row_types, is_open: false };
@@ -138,19 +135,9 @@ mod tests {
     #[test]
     fn what_concerns_none_is_not_held() {
         let mut concern = Concern { tables: HashSet::new(), row_types: HashMap::from([(2, false)]), is_open: false };
-        let entry = |ordinal, kind, row_type| Entry {
-            lsn: Lsn(1),
-            ordinal,
-            row_type,
-            start: 0,
-            end: 0,
-            kind,
-            op: Op::None,
-            continues: false,
-        };
         let mut builder = BlockBuilder::default();
-        for entry in [entry(0, Kind::Begin, 0), entry(1, Kind::Change, 2), entry(2, Kind::Commit, 0)] {
-            builder.push(entry, b"");
+        for (ordinal, what) in [(Kind::Begin, 0), (Kind::Change, 2), (Kind::Commit, 0)].into_iter().enumerate() {
+            builder.push(entry(1, ordinal, what), b"");
         }
         let mut run = Run::default();
         run.push(builder.finish(), &mut concern, &Nothing);
