@@ -1,8 +1,14 @@
-//! The key-value engine (fjall): one keyspace, written by one thread, in batches that are atomic and stay in order.
+//! The key-value engine (fjall): two keyspaces, written by one thread, in batches that are atomic over both and stay in order.
 //!
-//! Known about fjall 3.1, and why it is used as it is: a keyspace that idles keeps the journal from being trimmed (its issue
-//! 288), `clear` had lost its mark on recovery (241), so there is one keyspace, never cleared. A commit waits without end for a
-//! flush thread that has died of an I/O error (257), so room is awaited before the commit, where a failure is noticed.
+//! Rows and index entries lie in one of them, everything else in the other: the position is written with every batch, and would
+//! stand at the beginning of each of the engine's files. So files of rows that are read in the order of their keys do not overlap, and
+//! are moved down the levels without being written again.
+//!
+//! Known about fjall 3.1, and why it is used as it is: a keyspace that idles keeps the journal from being trimmed (its issue 288),
+//! until the journals are [`JOURNALS_BYTES`]: then what it holds is flushed, however little it is. The journal is fsynced before
+//! what it covers is flushed (329), so that a power failure leaves neither keyspace ahead of the other. `clear` had lost its mark
+//! on recovery (241), so neither is ever cleared. A commit waits without end for a flush thread that has died of an I/O error
+//! (257), so room is awaited before the commit, where a failure is noticed.
 //!
 //! Batches are not fsynced one by one: after a power failure the engine is at an older position, and the changelog is replayed.
 
@@ -26,9 +32,13 @@ use super::{
 };
 
 /// Of what the mirror has written.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Memory of one memtable; up to four are held while flushing lags.
 const MEMTABLE_BYTES: u64 = 32 << 20;
+/// The same, of what is not rows.
+const RECORDS_MEMTABLE_BYTES: u64 = 4 << 20;
+/// Journals on the disk, after which whatever keeps the oldest of them is flushed.
+const JOURNALS_BYTES: u64 = 128 << 20;
 /// Above these a commit might wait inside of the engine.
 const SEALED_MAX: usize = 2;
 const TABLES_MAX: usize = 18;
@@ -53,7 +63,9 @@ struct About {
 #[derive(Clone)]
 pub(crate) struct Engine {
     database: Database,
-    keyspace: Keyspace,
+    /// Of what is not rows.
+    records: Keyspace,
+    rows: Keyspace,
     /// The state at this position is there.
     pub(crate) position: Position,
     /// Number of the undo records that count.
@@ -107,20 +119,27 @@ impl Engine {
 
     fn connect(dir: &Path, cache_bytes: u64) -> Result<Self> {
         fs::create_dir_all(parent_of(dir)).map_err(|source| MirrorError::Io { operation: "create", source })?;
-        let database = Database::builder(dir).cache_size(cache_bytes).worker_threads(2).open()?;
-        let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
-        let keyspace = database.keyspace("mirror", options)?;
-        Ok(Engine { database, keyspace, position: Position::ZERO, undo: 0 })
+        let builder = Database::builder(dir).cache_size(cache_bytes).worker_threads(2);
+        let database = builder.max_journaling_size(JOURNALS_BYTES).open()?;
+        let options = |memtable_bytes| KeyspaceCreateOptions::default().max_memtable_size(memtable_bytes);
+        let records = database.keyspace("records", || options(RECORDS_MEMTABLE_BYTES))?;
+        let rows = database.keyspace("rows", || options(MEMTABLE_BYTES))?;
+        Ok(Engine { database, records, rows, position: Position::ZERO, undo: 0 })
+    }
+
+    /// Where a key lies, and all that begin with it.
+    fn keyspace(&self, key: &[u8]) -> &Keyspace {
+        if key::is_of_rows(key) { &self.rows } else { &self.records }
     }
 
     /// The newest value.
     pub(crate) fn get(&self, key: &[u8]) -> Result<Option<Bytes>> {
-        Ok(self.keyspace.get(key)?.map(Bytes::from))
+        Ok(self.keyspace(key).get(key)?.map(Bytes::from))
     }
 
     /// The value that a snapshot sees.
     pub(crate) fn get_at(&self, snapshot: &Snapshot, key: &[u8]) -> Result<Option<Bytes>> {
-        Ok(snapshot.get(&self.keyspace, key)?.map(Bytes::from))
+        Ok(snapshot.get(self.keyspace(key), key)?.map(Bytes::from))
     }
 
     /// What a snapshot sees behind `after` (not itself) and with the prefix, in order.
@@ -128,7 +147,7 @@ impl Engine {
         use std::ops::Bound::{Excluded, Included, Unbounded};
         let start = after.map_or(Included(prefix), Excluded);
         let end = following(prefix);
-        snapshot.range::<&[u8], _>(&self.keyspace, (start, end.as_deref().map_or(Unbounded, Excluded)))
+        snapshot.range::<&[u8], _>(self.keyspace(prefix), (start, end.as_deref().map_or(Unbounded, Excluded)))
     }
 
     pub(crate) fn snapshot(&self) -> Snapshot {
@@ -142,8 +161,8 @@ impl Engine {
     pub(crate) fn put(&self, batch: &mut Batch, key: &Bytes, value: &Staged) {
         batch.byte_count += key.len() + value.as_ref().map_or(0, Bytes::len) + 32;
         match value {
-            Some(value) => batch.inner.insert(&self.keyspace, key.clone(), value.clone()),
-            None => batch.inner.remove(&self.keyspace, key.clone()),
+            Some(value) => batch.inner.insert(self.keyspace(key), key.clone(), value.clone()),
+            None => batch.inner.remove(self.keyspace(key), key.clone()),
         }
     }
 
@@ -157,7 +176,10 @@ impl Engine {
     }
 
     pub(crate) fn commit(&self, batch: Batch) -> Result<()> {
-        while self.keyspace.sealed_memtable_count() > SEALED_MAX || self.keyspace.l0_table_count() > TABLES_MAX {
+        let is_full = |keyspace: &Keyspace| {
+            keyspace.sealed_memtable_count() > SEALED_MAX || keyspace.l0_table_count() > TABLES_MAX
+        };
+        while is_full(&self.rows) || is_full(&self.records) {
             // Fails once a flush or compaction has failed.
             self.database.persist(PersistMode::Buffer)?;
             thread::sleep(Duration::from_millis(2));

@@ -15,12 +15,14 @@
 //! 11 index life value rowkey           index entry, empty
 //! ```
 //!
-//! Integers are big endian. A TRUNCATE begins another *life* of the table, under another prefix, so that it costs nothing. A
-//! rowkey is the key's fields of the encoded row, in column order; the engine's keys are limited to 64 KiB, so one that is too
-//! long (a compressible text may be) is held as its beginning and SHA-256. An index's value is held likewise.
+//! Rows and entries lie in a keyspace of their own. Integers are big endian. A TRUNCATE begins another *life* of the table, under
+//! another prefix, so that it costs nothing. A rowkey is the key's fields of the encoded row, in column order, with numbers written
+//! so that they ascend as PostgreSQL reads them; the engine's keys are limited to 64 KiB, so one that is too long (a compressible
+//! text may be) is held as its beginning and SHA-256. An index's value is held likewise.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use sha2::{Digest, Sha256};
+use tidegate_schema::wire::{Fields, WireType, read_varint};
 
 use super::error::{MirrorError, Result};
 
@@ -36,6 +38,11 @@ pub(crate) const INDEX_NEXT: &[u8] = &[0x08];
 pub(crate) const PATTERNS: &[u8] = &[0x09];
 const ROW: u8 = 0x10;
 const ENTRY: u8 = 0x11;
+
+/// Is it the key of a row or an entry, or the beginning of one?
+pub(crate) fn is_of_rows(key: &[u8]) -> bool {
+    key.first().is_some_and(|tag| *tag >= ROW)
+}
 
 /// Longer keys and values are hashed.
 const INLINE_MAX: usize = 2048;
@@ -114,13 +121,33 @@ pub(crate) fn row(oid: u32, life: u32, row_key: &[u8]) -> Bytes {
     let mut key = lived(ROW, oid, life);
     if row_key.len() <= INLINE_MAX {
         key.put_u8(0);
-        key.extend_from_slice(row_key);
+        put_ascending(&mut key, row_key);
     } else {
         key.put_u8(1);
         key.extend_from_slice(&row_key[..64]);
         key.extend_from_slice(&Sha256::digest(row_key));
     }
     key.freeze()
+}
+
+/// The fields of a key, with numbers so that larger ones stand behind smaller ones, as negative ones do: how many bytes, and these,
+/// big endian. What is no field stays as it is.
+fn put_ascending(key: &mut BytesMut, row_key: &[u8]) {
+    let mut rest = row_key;
+    for field in Fields::new(row_key).map_while(std::result::Result::ok) {
+        rest = &rest[field.whole.len()..];
+        let number = read_varint(field.value).ok().filter(|_| field.wire_type == WireType::Varint);
+        let Some((number, len)) = number else {
+            key.extend_from_slice(field.whole);
+            continue;
+        };
+        key.extend_from_slice(&field.whole[..field.whole.len() - len]);
+        let bytes = number.to_be_bytes();
+        let digits = &bytes[number.leading_zeros() as usize / 8..];
+        key.put_u8(digits.len() as u8);
+        key.extend_from_slice(digits);
+    }
+    key.extend_from_slice(rest);
 }
 
 /// All entries of an index.
@@ -189,6 +216,8 @@ impl StoredRow {
 
 #[cfg(test)]
 mod tests {
+    use tidegate_schema::wire;
+
     use super::*;
 
     #[test]
@@ -202,6 +231,20 @@ mod tests {
         assert!(one.len() < 300);
         let prefix = entries_of(3, 1, &long(1));
         assert_eq!(row_of_entry(&one, &prefix, (1, 1)), at);
+    }
+
+    #[test]
+    fn numbers_in_keys_ascend_and_stay_apart() {
+        let of = |number: i64| {
+            let mut field = BytesMut::new();
+            wire::put_varint_field(&mut field, 3, number as u64);
+            field.extend_from_slice(b"\x0a\x01a");
+            row(1, 1, &field)
+        };
+        let numbers = [0, 1, 127, 128, 129, 255, 256, 65_535, 65_536, 1 << 40, i64::MAX, i64::MIN, -200, -1];
+        let keys: Vec<Bytes> = numbers.into_iter().map(of).collect();
+        assert!(keys.is_sorted() && keys.windows(2).all(|pair| pair[0] != pair[1]), "{keys:?}");
+        assert_ne!(row(1, 1, &[0xff]), row(1, 1, &[]));
     }
 
     #[test]
