@@ -354,7 +354,7 @@ async fn a_table_that_cannot_be_mirrored_is_named_and_holds_up_no_other() -> Res
 fn plant_differences(mirror: &Path) -> Result<()> {
     let epoch = std::fs::read_dir(mirror)?.next().context("the mirror of an epoch")??;
     let database = fjall::Database::builder(epoch.path()).open()?;
-    let keyspace = database.keyspace("mirror", fjall::KeyspaceCreateOptions::default)?;
+    let keyspace = database.keyspace("rows", fjall::KeyspaceCreateOptions::default)?;
     // See the store's mirror/key.rs: rows start with 0x10.
     let rows: Vec<_> =
         keyspace.prefix([0x10]).take(2).map(fjall::Guard::into_inner).collect::<std::result::Result<_, _>>()?;

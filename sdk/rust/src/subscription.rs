@@ -182,6 +182,7 @@ impl Subscription {
             snapshots: self.snapshots,
             // It is alone on its stream.
             shared_progress: false,
+            differences: true,
         }
     }
 

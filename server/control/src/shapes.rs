@@ -115,9 +115,15 @@ pub(crate) async fn define(
 
 /// Removes a shape; false where there is none of that name.
 pub(crate) async fn delete(client: &mut Client, source: &SourceName, name: &ShapeName) -> Result<bool, ControlError> {
+    const LOCK: &str = "SELECT FROM tidegate.source WHERE name = $1 FOR UPDATE";
     const DELETE: &str = "WITH gone AS (DELETE FROM tidegate.shape WHERE source = $1 AND name = $2 RETURNING source)
          UPDATE tidegate.source SET shapes_version = shapes_version + 1 WHERE name IN (SELECT source FROM gone)";
-    Ok(client.execute(DELETE, &[&source.as_str(), &name.as_str()]).await? > 0)
+    let transaction = client.transaction().await?;
+    // Whoever defines one has the source first.
+    transaction.execute(LOCK, &[&source.as_str()]).await?;
+    let deleted = transaction.execute(DELETE, &[&source.as_str(), &name.as_str()]).await? > 0;
+    transaction.commit().await?;
+    Ok(deleted)
 }
 
 /// The shapes of all sources, with the versions that they are; None where these are the ones that are known.

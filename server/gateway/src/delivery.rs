@@ -466,6 +466,11 @@ impl Delivery {
         self.position
     }
 
+    /// Has it a part of the transaction behind its position?
+    pub(crate) fn is_within(&self) -> bool {
+        self.carried.is_within()
+    }
+
     /// Commit time of the last transaction passed, in microseconds since 1970; None before the first.
     pub(crate) fn commit_time_us(&self) -> Option<i64> {
         self.commit_time_us

@@ -63,14 +63,16 @@ impl Incoming {
         self.turning = Some(Box::new(turning));
     }
 
-    /// Is nothing woven into the log?
+    /// Has all been handed out that was woven into the log?
     pub(crate) fn is_plain(&self) -> bool {
-        self.snapshot.is_none() && self.turning.is_none()
+        self.waiting.is_none()
+            && self.snapshot.as_ref().is_none_or(|snapshot| snapshot.has_ended())
+            && self.turning.as_ref().is_none_or(|turning| turning.has_ended())
     }
 
     /// Where it is in the log; None while something is woven into that.
     pub(crate) fn place(&self) -> Option<Place> {
-        self.is_plain().then(|| self.reader.place())
+        (self.snapshot.is_none() && self.turning.is_none()).then(|| self.reader.place())
     }
 
     /// What comes next. Cancel safe.

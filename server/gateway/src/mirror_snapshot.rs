@@ -129,6 +129,11 @@ impl MirrorSnapshot {
         })
     }
 
+    /// Has all of it been handed out?
+    pub(crate) fn has_ended(&self) -> bool {
+        self.woven.is_empty() && self.weaving.has_ended()
+    }
+
     /// The next block; None behind the snapshot's end, from where on the log is delivered as it is. Cancel safe.
     pub(crate) async fn next(&mut self, reader: &mut Reader) -> Result<Option<Block>, Interrupted> {
         if self.woven.is_empty() {

@@ -43,6 +43,8 @@ pub(crate) struct Opening {
     /// Also those that someone starts while it is open.
     pub(crate) snapshots: bool,
     pub(crate) shares_progress: bool,
+    /// It can be brought to other definitions of its shapes.
+    pub(crate) takes_differences: bool,
 }
 
 /// An open subscription.
@@ -99,8 +101,9 @@ impl Opening {
         let what =
             |(index, selection): (usize, v1::Selection)| selection.what.ok_or(GatewayError::EmptySelection { index });
         let selections = subscribe.selections.into_iter().enumerate().map(what).collect::<Result<_, _>>()?;
-        let v1::Subscribe { source, start, snapshots, shared_progress, .. } = subscribe;
-        Ok(Opening { source, selections, start, snapshots, shares_progress: shared_progress })
+        let v1::Subscribe { source, start, snapshots, shared_progress, differences, .. } = subscribe;
+        let (shares_progress, takes_differences) = (shared_progress, differences);
+        Ok(Opening { source, selections, start, snapshots, shares_progress, takes_differences })
     }
 
     /// Opens it. Waits some seconds for a source that has never been connected.
@@ -160,7 +163,7 @@ impl Opening {
             None => Incoming::log(reader),
         };
         let incoming = incoming.with_sets(kept.clone());
-        let (named, shares_progress) = (named.in_epoch(epoch), self.shares_progress);
+        let (named, shares_progress) = (named.of(epoch, self.takes_differences), self.shares_progress);
         Ok(Opened { source, plan, incoming, prefix, after, head, kept, named, counted, shares_progress })
     }
 
@@ -176,6 +179,9 @@ impl Opening {
         let Start::Token(token) = start else { return Ok((filters, named)) };
         if token.prefix.definitions == definitions(&filters) {
             return Ok((filters, named));
+        }
+        if !self.takes_differences {
+            return Err(Refusal::Reset(definition_changed()));
         }
         let table = |filter: &Filter| filter.shape().map(|shape| shape.table().clone());
         for version in named.all() {

@@ -27,7 +27,7 @@ mod turning;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use tidegate_model::{Retry, TableName, TokenPrefix};
+use tidegate_model::{Position, Retry, TableName, TokenPrefix};
 use tidegate_proto::v1;
 
 use crate::{
@@ -130,11 +130,14 @@ async fn prepared_at(
     let of_changed = || changed.iter().flat_map(|&at| [&filters[at], &after[at]]).filter_map(Filter::shape);
     let tables: BTreeSet<&TableName> = of_changed().map(ShapeFilter::table).collect();
     let (Some(&table), 1) = (tables.first(), tables.len()) else { return Ok(None) };
+    if may_be_mirrored_later(source, table) {
+        return Ok(Some(Prepared::Later));
+    }
     let Some(rows) = mirrored(source, std::slice::from_ref(table), &shared.config).await? else {
-        let is_followed = source.handle.mirror.as_ref().is_some_and(|mirror| mirror.follows(table));
-        let unmirrored =
-            || reset(named, &format!("table {table} is not mirrored, so that the difference is not known"));
-        return if is_followed { Ok(Some(Prepared::Later)) } else { Err(unmirrored()) };
+        return match may_be_mirrored_later(source, table) {
+            true => Ok(Some(Prepared::Later)),
+            false => Err(reset(named, &format!("table {table} is not mirrored, so that the difference is not known"))),
+        };
     };
     let rows = rows.into_iter().next().expect("one table was asked for").of_all(of_changed(), source);
     let key = plan.key.with(after);
@@ -151,8 +154,22 @@ async fn prepared_at(
     }))))
 }
 
+/// Is there no complete mirror of the table now, and may there be one? Asks nobody.
+fn may_be_mirrored_later(source: &Source, table: &TableName) -> bool {
+    use v1::mirrored_table::State;
+    let Some(mirror) = source.handle.mirror.as_ref().filter(|mirror| mirror.follows(table)) else { return false };
+    let name = table.to_string();
+    let status = source.handle.status.borrow();
+    let state = status.mirror.iter().find(|of| of.table == name).map(v1::MirroredTable::state);
+    match state {
+        Some(State::Unsupported) => false,
+        Some(State::Complete | State::Verifying) => *mirror.positions().borrow() == Position::ZERO,
+        Some(_) | None => true,
+    }
+}
+
 /// What a subscription is told where the difference is not to be had.
-fn reset(named: &NamedInUse, why: &str) -> Refusal {
+pub(crate) fn reset(named: &NamedInUse, why: &str) -> Refusal {
     Refusal::Reset(v1::Reset {
         reason: v1::reset::Reason::DefinitionChanged as i32,
         detail: format!(

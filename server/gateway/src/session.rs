@@ -379,7 +379,12 @@ impl Session {
                 Ok(Some(plan)) => {
                     let changed = open.source.routed(&plan).map_or(Ok(()), |plan| incoming.change(&plan));
                     open.plan = plan;
-                    if let (Piece::Block(_), Ok(())) = (&piece, &changed) {
+                    let is_to_filter = match &piece {
+                        Piece::Block(_) => true,
+                        Piece::Note { .. } => false,
+                        Piece::Turned(_) => unreachable!("the rows of a difference have been judged"),
+                    };
+                    if is_to_filter && changed.is_ok() {
                         let what = Arrived::Piece(incoming, Ok(Some(piece)));
                         return self.arrival(Arrival { subscription, serial, what });
                     }

@@ -139,6 +139,8 @@ pub(crate) struct Source {
     pub(crate) sets: SetsOfSource,
     /// Bytes that the differences between definitions of named shapes may have that are being delivered.
     pub(crate) difference_bytes: Arc<Semaphore>,
+    /// Of the mirror, for what edits of named shapes are: a table, or a part, at a time, besides all other reads.
+    pub(crate) difference_reads: Arc<Semaphore>,
     /// Plans in use, so that equal selections share one.
     plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
 }
@@ -154,6 +156,7 @@ impl Source {
             facts: Facts::default(),
             sets: SetsOfSource::default(),
             difference_bytes: Arc::new(Semaphore::new(DIFFERENCE_BYTES)),
+            difference_reads: Arc::new(Semaphore::new(1)),
             plans: Mutex::default(),
         }
     }

@@ -96,7 +96,14 @@ impl Watching {
             (None, Some(shape)) => What::Shape(shape),
             (Some(_), Some(_)) => return Err(failed(GatewayError::TwoSelections)),
         };
-        let opening = Opening { source, selections: vec![what], start, snapshots, shares_progress: false };
+        let opening = Opening {
+            source,
+            selections: vec![what],
+            start,
+            snapshots,
+            shares_progress: false,
+            takes_differences: true,
+        };
         let entered = Box::new(Entering::new(opening, Arc::clone(&shared))).next().await;
         let mut watching = Watching {
             entering: None,
@@ -198,7 +205,7 @@ impl Watching {
             live.named.look();
             live.named.remind();
             if let Some(gone) = live.named.gone() {
-                return self.end(gone.into());
+                return self.end(gone);
             }
             let progress = progress(&live.source, &*self.shared.clock, live.position, live.commit_time_us);
             let token = live.token(live.position);
@@ -261,7 +268,8 @@ impl Live {
             Prepared::Same(named) => self.named = named,
             Prepared::Later => {}
             Prepared::Difference(to) => {
-                if let Some(turning) = Turning::new(to, &self.source, self.position) {
+                let is_within = self.begun > self.position;
+                if let Some(turning) = Turning::new(to, &self.source, (self.position, is_within)) {
                     self.incoming.turn(turning);
                 }
             }

@@ -49,6 +49,11 @@ impl Carried {
         Carry { start: self.start, kept: kept.clone(), ..rest }
     }
 
+    /// Has a transaction begun whose Commit has not come?
+    pub(super) fn is_within(&self) -> bool {
+        self.rest.as_ref().is_some_and(|rest| rest.open.is_some())
+    }
+
     /// It goes on between transactions.
     pub(super) fn close(&mut self) {
         self.rest = None;

@@ -3,17 +3,19 @@
 //!
 //! Invariant: all of them are as they were at one version, so that what came behind it can be told as steps, of one name each.
 
-use std::{future::Future, sync::Arc};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tidegate_model::{Epoch, ShapeName};
 use tidegate_proto::v1;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use super::{KnownShapes, NOW, NamedShapeError, resolved};
-use crate::{selection::Filter, status::GatewayError};
+use crate::{opening::Refusal, redefinition, selection::Filter, status::GatewayError};
 
 /// Versions that are looked through for what a token belongs to.
 const POINTS_MAX: usize = 32;
+/// Until an edit that could not be told may be.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A selection that is a named shape, as it is selected.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ struct InUse {
     versions: Arc<[NamedVersion]>,
     /// Of the subscription.
     epoch: Epoch,
+    /// The subscription can be brought to other definitions.
+    takes_differences: bool,
     state: State,
     /// It is time to see what an edit means.
     due: bool,
@@ -62,6 +66,13 @@ impl State {
     }
 }
 
+impl InUse {
+    /// Is there a way to another definition?
+    fn is_edited(&self) -> bool {
+        self.takes_differences && self.state == State::Edited
+    }
+}
+
 impl NamedInUse {
     pub(super) fn new(known: watch::Receiver<Arc<KnownShapes>>, versions: Vec<NamedVersion>) -> Self {
         if versions.is_empty() {
@@ -69,12 +80,22 @@ impl NamedInUse {
         }
         let state = State::of(&versions, &known.borrow());
         let due = state == State::Edited;
-        NamedInUse(Some(Box::new(InUse { known, versions: versions.into(), epoch: Epoch(0), state, due })))
+        NamedInUse(Some(Box::new(InUse {
+            known,
+            versions: versions.into(),
+            epoch: Epoch(0),
+            takes_differences: true,
+            state,
+            due,
+        })))
     }
 
-    /// Of a subscription in this epoch.
-    pub(crate) fn in_epoch(mut self, epoch: Epoch) -> Self {
-        self.0.iter_mut().for_each(|in_use| in_use.epoch = epoch);
+    /// Of a subscription in this epoch that can, or cannot, be brought to other definitions.
+    pub(crate) fn of(mut self, epoch: Epoch, takes_differences: bool) -> Self {
+        if let Some(in_use) = &mut self.0 {
+            (in_use.epoch, in_use.takes_differences) = (epoch, takes_differences);
+            in_use.due &= takes_differences;
+        }
         self
     }
 
@@ -89,13 +110,13 @@ impl NamedInUse {
         if in_use.known.has_changed().unwrap_or(false) {
             let known = Arc::clone(&in_use.known.borrow_and_update());
             in_use.state = State::of(&in_use.versions, &known);
-            in_use.due = in_use.state == State::Edited;
+            in_use.due = in_use.is_edited();
         }
     }
 
     /// What could not be told before may be now.
     pub(crate) fn remind(&mut self) {
-        self.0.iter_mut().for_each(|in_use| in_use.due = in_use.state == State::Edited);
+        self.0.iter_mut().for_each(|in_use| in_use.due = in_use.is_edited());
     }
 
     /// Is it time to see what an edit means?
@@ -108,19 +129,31 @@ impl NamedInUse {
         self.0.as_mut().is_some_and(|in_use| std::mem::take(&mut in_use.due))
     }
 
-    /// Why the subscription ends, if one has been deleted.
-    pub(crate) fn gone(&self) -> Option<GatewayError> {
-        match &self.0.as_ref()?.state {
-            State::Gone(name) => Some(NamedShapeError::Unknown { name: name.clone(), near: Vec::new() }.into()),
+    /// Why the subscription ends, if one has been deleted; or defined anew, where it cannot be brought to that.
+    pub(crate) fn gone(&self) -> Option<Refusal> {
+        let in_use = self.0.as_ref()?;
+        match &in_use.state {
+            State::Gone(name) => {
+                let error = NamedShapeError::Unknown { name: name.clone(), near: Vec::new() };
+                Some(Refusal::Error(error.into()))
+            }
+            State::Edited if !in_use.takes_differences => {
+                Some(redefinition::reset(self, "the subscription does not ask for differences"))
+            }
             State::Current | State::Edited => None,
         }
     }
 
-    /// Resolves when one is defined anew, or deleted, that has not been looked at; holds nothing of this.
+    /// Resolves when one is defined anew, or deleted, that has not been looked at; where one has been, after a while, when it may be told.
+    /// Holds nothing of this.
     pub(crate) fn edited(&self) -> impl Future<Output = ()> + Send + use<> {
+        let is_edited = self.0.as_ref().is_some_and(|in_use| in_use.is_edited());
         let in_use = self.0.as_ref().filter(|in_use| in_use.state == State::Current);
         let in_use = in_use.map(|in_use| (in_use.known.clone(), Arc::clone(&in_use.versions)));
         async move {
+            if is_edited {
+                return sleep(AGAIN).await;
+            }
             let Some((mut known, versions)) = in_use else { return std::future::pending().await };
             if known.wait_for(|known| State::of(&versions, known) != State::Current).await.is_err() {
                 std::future::pending::<()>().await;
@@ -180,7 +213,7 @@ impl NamedInUse {
             meant.push((*selection, definition));
         }
         drop(known);
-        Ok((meant, NamedInUse::new(receiver, versions).in_epoch(in_use.epoch)))
+        Ok((meant, NamedInUse::new(receiver, versions).of(in_use.epoch, in_use.takes_differences)))
     }
 
     /// Their names, for people.

@@ -6,7 +6,9 @@
 //! Invariants: a difference that was read is put in; nothing is put into the middle of a transaction; what has been given out was
 //! seen by it. Where another epoch begins, nothing is put in, and the log says so.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+mod held;
+
+use std::{sync::Arc, time::Duration};
 
 use tidegate_model::{Block, BlockBuilder, Kind, Lsn, Position};
 use tidegate_store::{MirrorError, MirrorReader, Reader};
@@ -15,6 +17,8 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
+
+use held::{Difference, HELD_FOR, Held, Part};
 
 use super::{
     Redefinition,
@@ -37,6 +41,10 @@ const STEP_BYTES: usize = 1 << 20;
 const PAUSE: Duration = Duration::from_millis(250);
 /// What is in the way of a difference may go away for so long.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often there may be no room for it, a pause each.
+const NO_ROOM_MAX: u32 = 40;
+/// Who is further behind than so many bytes of WAL comes nearer first: what is read now would be held until then.
+const NEAR_BYTES: u64 = 64 << 20;
 /// Rows between two looks at whether they are still wanted.
 const ROWS_PER_LOOK: usize = 256;
 
@@ -56,26 +64,21 @@ pub(crate) struct Turning {
     start: Position,
     /// All that the log has up to here has been given out.
     at: Position,
+    /// And a part of the transaction behind.
+    is_within: bool,
     /// The mirror has to have come so far.
     needs: Position,
     /// What is in the way, and until when that is put up with.
     hindered: Option<(&'static str, Instant)>,
+    /// How often there was no room.
+    no_room: u32,
     /// At most one. It outlives a `next` that is dropped.
     reading: JoinSet<Read>,
-    difference: Option<Difference>,
-    /// Of it, what has not been given out.
-    parts: VecDeque<Arc<Note>>,
+    difference: Option<Held>,
+    /// It is being given out, or has been.
     has_turned: bool,
     /// What the log has right behind it.
     rest: Option<Block>,
-}
-
-/// What the mirror had at some place.
-struct Difference {
-    at: Position,
-    parts: Vec<Arc<Note>>,
-    /// Held until it has been given out.
-    _permits: Option<OwnedSemaphorePermit>,
 }
 
 /// What reading has brought.
@@ -101,8 +104,13 @@ struct Reading {
 }
 
 impl Turning {
-    /// Of a subscription that has all up to a position, and has stated it. None where the source has no mirror.
-    pub(crate) fn new(to: Arc<Redefinition>, source: &Arc<Source>, start: Position) -> Option<Self> {
+    /// Of a subscription that has all up to a position, and has stated it, or is within the transaction behind it. None where the source
+    /// has no mirror.
+    pub(crate) fn new(
+        to: Arc<Redefinition>,
+        source: &Arc<Source>,
+        (start, is_within): (Position, bool),
+    ) -> Option<Self> {
         let mirror = source.handle.mirror.clone()?;
         let head = source.handle.store.head().borrow().complete;
         let at = log_position(start);
@@ -113,12 +121,13 @@ impl Turning {
             mirror,
             start,
             at,
+            is_within,
             // The subscription may be within a transaction, which the log shows only as a whole.
             needs: at.max(log_position(head)),
             hindered: None,
+            no_room: 0,
             reading: JoinSet::new(),
             difference: None,
-            parts: VecDeque::new(),
             has_turned: false,
             rest: None,
         })
@@ -127,16 +136,16 @@ impl Turning {
     /// What comes next; None when the log goes on as it is. Cancel safe.
     pub(crate) async fn next(&mut self, reader: &mut Reader) -> Result<Option<Given>, Interrupted> {
         loop {
-            if let Some(note) = self.parts.pop_front() {
-                return Ok(Some(Given::Turned(Turned { note, to: Arc::clone(&self.to) })));
-            }
             if self.has_turned {
-                self.difference = None;
-                return Ok(self.rest.take().map(Given::Block));
+                return match self.difference.as_mut().map_or(Part::None, Held::part) {
+                    Part::Note(note) => Ok(Some(Given::Turned(Turned { note, to: Arc::clone(&self.to) }))),
+                    Part::None => Ok(self.rest.take().map(Given::Block)),
+                    Part::LetGo => Err(self.given_up("it was not received in time")),
+                };
             }
-            let block = match &mut self.difference {
-                Some(difference) if difference.at <= self.at => {
-                    self.parts = std::mem::take(&mut difference.parts).into();
+            self.difference.take_if(|held| held.is_let_go());
+            let block = match &self.difference {
+                Some(held) if held.at() <= self.at => {
                     self.has_turned = true;
                     None
                 }
@@ -149,9 +158,14 @@ impl Turning {
         }
     }
 
+    /// Has all been given out?
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_turned && self.rest.is_none() && self.difference.as_ref().is_none_or(Held::is_given_out)
+    }
+
     /// The next block of the log, as far as it belongs before the difference.
     fn log(&mut self, block: Block) -> Option<Block> {
-        let difference = self.difference.as_ref().map(|difference| difference.at);
+        let difference = self.difference.as_ref().map(Held::at);
         let is_behind = |kind: Kind, position: Position| match kind {
             Kind::Begin | Kind::Progress | Kind::SnapshotBegin | Kind::SnapshotEnd => {
                 difference.is_some_and(|at| log_position(position) > at)
@@ -161,12 +175,14 @@ impl Turning {
         let entries = block.entries();
         if let Some(cut) = entries.iter().position(|entry| is_behind(entry.kind, entry.position())) {
             self.at = self.at.max(difference.unwrap_or(self.at));
+            self.has_turned = true;
             let rest = part(&block, cut..entries.len());
             self.rest = Some(rest);
             return (cut > 0).then(|| part(&block, 0..cut));
         }
         if let Some(complete) = block.complete_through() {
             self.at = self.at.max(log_position(complete));
+            self.is_within = false;
         }
         // The transaction that it may end within has to have been seen.
         self.needs = self.needs.max(log_position(block.last()));
@@ -178,9 +194,15 @@ impl Turning {
         self.source.handle.store.head().borrow().epoch == Some(self.to.prefix.epoch)
     }
 
+    /// Is the log's end far, or a transaction to be completed? Then the log goes on first.
+    fn is_early(&self) -> bool {
+        let head = self.source.handle.store.head().borrow().complete;
+        self.is_within || head.lsn.0.saturating_sub(self.at.lsn.0) > NEAR_BYTES
+    }
+
     /// Reads the difference, and lets the log go on meanwhile where the mirror is not there.
     async fn read(&mut self, reader: &mut Reader) -> Result<Option<Block>, Interrupted> {
-        if !self.is_current() {
+        if !self.is_current() || self.reading.is_empty() && self.is_early() {
             return Ok(Some(reader.next().await?));
         }
         if self.reading.is_empty() {
@@ -212,7 +234,7 @@ impl Turning {
             mirror: self.mirror.clone(),
             start: self.start,
         };
-        let reads = Arc::clone(&self.source.mirror_reads);
+        let reads = Arc::clone(&self.source.difference_reads);
         self.reading.spawn(async move {
             let permit = reads.acquire_owned().await;
             let read = move || {
@@ -230,7 +252,7 @@ impl Turning {
         match read {
             // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.
             Read::Difference(difference) if self.is_current() && difference.at >= self.needs => {
-                self.difference = Some(difference);
+                self.difference = Some(Held::new(difference, HELD_FOR));
             }
             Read::Difference(_) | Read::Again => {}
             Read::NoPlace(at) => {
@@ -239,9 +261,9 @@ impl Turning {
                 self.needs = self.needs.max(Position::new(Lsn(at.lsn.0.saturating_add(1)), 0));
             }
             Read::NoRoom => {
-                let (why, until) = self.is_hindered("too much of other subscriptions is changed at the same time");
-                if Instant::now() >= until {
-                    return Err(self.given_up(why));
+                self.no_room += 1;
+                if self.no_room > NO_ROOM_MAX {
+                    return Err(self.given_up("too much of other subscriptions is changed at the same time"));
                 }
                 sleep(PAUSE).await;
             }
@@ -261,8 +283,8 @@ impl Turning {
     }
 
     /// Gives what is in the way some time.
-    fn is_hindered(&mut self, why: &'static str) -> (&'static str, Instant) {
-        *self.hindered.get_or_insert((why, Instant::now() + PATIENCE))
+    fn is_hindered(&mut self, why: &'static str) {
+        self.hindered.get_or_insert((why, Instant::now() + PATIENCE));
     }
 
     fn given_up(&self, why: &str) -> Interrupted {
@@ -324,7 +346,7 @@ impl Reading {
                 taken_bytes += STEP_BYTES;
             }
         }
-        Ok(Read::Difference(Difference { at, parts: judging.finish(), _permits: permits }))
+        Ok(Read::Difference(Difference { at, parts: judging.finish().into(), permits }))
     }
 
     fn failed(&self, error: MirrorError) -> Read {

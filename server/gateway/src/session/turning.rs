@@ -31,7 +31,7 @@ impl Session {
             self.enqueue(subscription);
         }
         for (subscription, deleted) in gone {
-            self.close(subscription, deleted.into());
+            self.close(subscription, deleted);
         }
     }
 
@@ -64,14 +64,14 @@ impl Open {
         if let Some(passed) = incoming.advance() {
             self.delivery.advance(&passed);
         }
-        let position = self.delivery.position();
+        let (position, is_within) = (self.delivery.position(), self.delivery.is_within());
         let incoming = match prepared? {
             Prepared::Same(named) => {
                 self.named = named;
                 incoming
             }
             Prepared::Later => incoming,
-            Prepared::Difference(to) => match Turning::new(to, &self.source, position) {
+            Prepared::Difference(to) => match Turning::new(to, &self.source, (position, is_within)) {
                 None => incoming,
                 Some(turning) => {
                     incoming.turning(turning).map_err(|error| refusal(error.into(), position, &self.source))?
