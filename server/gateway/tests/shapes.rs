@@ -4,12 +4,12 @@ mod fixture;
 
 use std::time::{Duration, Instant};
 
-use fixture::Fixture;
+use fixture::{Fixture, now, subscribe};
 use prost::Message as _;
 use tidegate_gateway::Described;
 use tidegate_proto::{
     rpc,
-    v1::{self, shapes_client::ShapesClient},
+    v1::{self, session_response::Event, shapes_client::ShapesClient},
 };
 use tidegate_views::{CollationFacts, ColumnFacts, TableFacts};
 use tonic::{Code, Status, transport::Channel};
@@ -171,6 +171,29 @@ async fn a_name_is_defined_described_listed_and_deleted() {
     let status = client.delete(gone()).await.expect_err("gone");
     let (code, reason, field, _) = refused(&status);
     assert_eq!((code, reason.as_str(), field.as_deref()), (Code::NotFound, "UNKNOWN_SHAPE", Some("shape.name")));
+}
+
+#[tokio::test]
+async fn who_does_not_ask_for_differences_is_reset_by_an_edit() {
+    let (fixture, mut client) = served().await;
+    client.define(define(shape("mine", "tenant = 1", vec![]))).await.expect("defined");
+    let by_name = v1::ShapeSelection { name: "mine".to_owned(), ..v1::ShapeSelection::default() };
+    let selections = vec![v1::Selection { what: Some(v1::selection::What::Shape(by_name)) }];
+    let mut session = fixture.session().await;
+    session.subscribe(v1::Subscribe { selections, ..subscribe(&[], now()) }).await;
+    let (1, Event::Opened(_)) = session.event().await else { panic!("not opened") };
+    client.define(define(shape("mine", "tenant = 2", vec![]))).await.expect("defined anew");
+    loop {
+        match session.event().await {
+            (1, Event::Progress(_)) => {}
+            (1, Event::Reset(reset)) => {
+                assert_eq!(reset.reason(), v1::reset::Reason::DefinitionChanged);
+                assert!(reset.detail.contains("does not ask for differences"), "{}", reset.detail);
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
 
 #[tokio::test]
