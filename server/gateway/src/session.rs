@@ -33,7 +33,6 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 use open::Open;
-use places::Places;
 
 use crate::{
     delivery::Step,
@@ -216,19 +215,6 @@ impl Session {
             self.look_at_names();
             self.tell_all();
         }
-    }
-
-    /// Sends everyone's progress.
-    fn tell_all(&mut self) {
-        let mut places = Places::default();
-        for (&subscription, found) in &mut self.subscriptions {
-            let State::Open(open) = &mut found.state else { continue };
-            open.told_caught_up = false;
-            let shares_progress = open.shares_progress;
-            let at = open.place(&*self.shared.clock, &mut places);
-            if shares_progress { at.join(subscription) } else { at.tell(subscription, &mut self.outbox) }
-        }
-        places.tell(&mut self.outbox);
     }
 
     fn take_requests(&mut self) {
@@ -545,20 +531,6 @@ impl Session {
             self.not_open(ack.subscription);
         }
         Ok(())
-    }
-
-    /// Says that a subscription has all, where that is new since the clock's last turn.
-    fn tell_caught_up(&mut self, subscription: u32) {
-        let Some(open) = open_of(&mut self.subscriptions, subscription) else { return };
-        if open.told_caught_up || !open.is_waiting() {
-            return;
-        }
-        let mut places = Places::default();
-        let at = open.place(&*self.shared.clock, &mut places);
-        if at.is_caught_up() {
-            at.tell(subscription, &mut self.outbox);
-            open.told_caught_up = true;
-        }
     }
 
     fn send(&mut self, subscription: u32, event: Event) {

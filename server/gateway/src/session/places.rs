@@ -6,6 +6,7 @@ use prost::Message as _;
 use tidegate_model::Position;
 use tidegate_proto::v1;
 
+use super::{Session, State, open_of};
 use crate::frame::{Addressee, Event, Outbox};
 
 /// Places that are compared with: subscriptions are mostly at the last few.
@@ -25,6 +26,35 @@ pub(super) struct At {
     encoded: Bytes,
     /// Who is told together with others.
     together: Vec<u32>,
+}
+
+impl Session {
+    /// Sends everyone's progress.
+    pub(super) fn tell_all(&mut self) {
+        let mut places = Places::default();
+        for (&subscription, found) in &mut self.subscriptions {
+            let State::Open(open) = &mut found.state else { continue };
+            open.told_caught_up = false;
+            let shares_progress = open.shares_progress;
+            let at = open.place(&*self.shared.clock, &mut places);
+            if shares_progress { at.join(subscription) } else { at.tell(subscription, &mut self.outbox) }
+        }
+        places.tell(&mut self.outbox);
+    }
+
+    /// Says that a subscription has all, where that is new since the clock's last turn.
+    pub(super) fn tell_caught_up(&mut self, subscription: u32) {
+        let Some(open) = open_of(&mut self.subscriptions, subscription) else { return };
+        if open.told_caught_up || !open.is_waiting() {
+            return;
+        }
+        let mut places = Places::default();
+        let at = open.place(&*self.shared.clock, &mut places);
+        if at.is_caught_up() {
+            at.tell(subscription, &mut self.outbox);
+            open.told_caught_up = true;
+        }
+    }
 }
 
 impl Places {
