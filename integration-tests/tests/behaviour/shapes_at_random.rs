@@ -187,20 +187,26 @@ fn is_complete(status: &SourceStatus) -> bool {
         && status.mirror.iter().all(|table| table.state() == MirrorState::Complete)
 }
 
+/// A server that has the keyed tables in its mirror, and little memory.
+pub(crate) async fn mirroring(database: &Database) -> Result<Server> {
+    let (tables, rows) = keyed_tables();
+    database.execute(tables).await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("mirror: [account, pair, thing]".to_owned());
+    config.source_lines.push("memory: {transactions: 256KiB, feed: 256KiB, tail: 1MiB, mirror: 1MiB}".to_owned());
+    let server = Server::start(config).await?;
+    database.execute(&rows).await?;
+    server.until("shop", "a complete mirror", is_complete).await?;
+    Ok(server)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
     let seed = Seed::from_environment();
     let mut random = seed.generator(0);
     let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s"), ("logical_decoding_work_mem", "64kB")]).await?;
     let database = cluster.database("shapes").await?;
-    let (tables, rows) = keyed_tables();
-    database.execute(tables).await?;
-    let mut config = ServerConfig::of(database.url());
-    config.source_lines.push("mirror: [account, pair, thing]".to_owned());
-    config.source_lines.push("memory: {transactions: 256KiB, feed: 256KiB, tail: 1MiB, mirror: 1MiB}".to_owned());
-    let mut server = Server::start(config).await?;
-    database.execute(&rows).await?;
-    server.until("shop", "a complete mirror", is_complete).await?;
+    let mut server = mirroring(&database).await?;
     let writers = Writers::start(WRITERS, (database.url(), seed), keyed_transaction);
     let endpoint = server.endpoint();
     let mut next = 100;

@@ -5,14 +5,14 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use anyhow::{Context, Result, bail};
 use rand::{RngExt, rngs::StdRng};
-use tidegate_client::{Client, MirrorState, Parameter, Shape, SourceStatus, Start, Subscription, Updates};
+use tidegate_client::{Client, Parameter, Shape, Start, Subscription, Updates};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Writers, asked_for,
-    disturb, held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Writers, asked_for, disturb, held_by_postgres,
+    keyed_transaction, must_equal, selected, within,
 };
 use tokio::task::JoinSet;
 
-use crate::shapes_at_random::{COLUMNS, condition};
+use crate::shapes_at_random::{COLUMNS, condition, mirroring};
 
 const WRITERS: u64 = 3;
 const SUBSCRIBERS: u64 = 5;
@@ -171,25 +171,13 @@ impl Subscriber {
     }
 }
 
-fn is_complete(status: &SourceStatus) -> bool {
-    status.mirror.len() == KEYED_TABLES.len()
-        && status.mirror.iter().all(|table| table.state() == MirrorState::Complete)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn edited_shapes_hold_what_postgres_selects_and_nobody_is_reset() -> Result<()> {
     let seed = Seed::from_environment();
     let mut random = seed.generator(0);
     let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s"), ("logical_decoding_work_mem", "64kB")]).await?;
     let database = cluster.database("edited").await?;
-    let (tables, rows) = keyed_tables();
-    database.execute(tables).await?;
-    let mut config = ServerConfig::of(database.url());
-    config.source_lines.push("mirror: [account, pair, thing]".to_owned());
-    config.source_lines.push("memory: {transactions: 256KiB, feed: 256KiB, tail: 1MiB, mirror: 1MiB}".to_owned());
-    let mut server = Server::start(config).await?;
-    database.execute(&rows).await?;
-    server.until("shop", "a complete mirror", is_complete).await?;
+    let mut server = mirroring(&database).await?;
     let endpoint = server.endpoint();
     let definitions = Definitions::default();
     let client = Client::connect(endpoint.clone()).await?;
