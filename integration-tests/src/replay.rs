@@ -1,13 +1,21 @@
 //! Every state of every row, from a replay of the whole stream: what a subscriber's copy must be at any position.
+//!
+//! A long run has more states than fit into memory. Those who compare say how far they are: what only came before is forgotten.
 
-use std::{collections::BTreeMap, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard},
+};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use tidegate_client::{Position, Start};
 use tidegate_model::SNAPSHOT_ORDINAL;
 use tokio::sync::watch;
 
 use crate::{Arrival, Copier, DEADLINE, HeldRow, HeldTable, Replica, Touched, must_equal};
+
+/// After so many states it is looked which may be forgotten.
+const STATES: usize = 50_000;
 
 /// What became of a row, and where: None when it was gone.
 type States = Vec<(Position, Option<HeldRow>)>;
@@ -15,14 +23,49 @@ type States = Vec<(Position, Option<HeldRow>)>;
 /// A replay of the whole stream.
 #[derive(Debug)]
 pub struct Replay {
-    /// By table and key.
-    rows: Mutex<BTreeMap<String, BTreeMap<Vec<String>, States>>>,
+    kept: Mutex<Kept>,
     replayed: watch::Sender<Position>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// By table and key.
+    rows: BTreeMap<String, BTreeMap<Vec<String>, States>>,
+    /// What was before is not known any more.
+    from: Position,
+    /// Where those who compare are.
+    comparing: BTreeMap<u64, Position>,
+    /// The least of these when it was looked last. Only the next time it is made use of: a snapshot that is being joined may end
+    /// somewhat before.
+    least: Position,
+    /// Since it was looked last.
+    state_count: usize,
+    comparer_count: u64,
+}
+
+/// Someone who compares copies, from where it is on.
+#[derive(Debug)]
+pub struct Comparing<'a> {
+    replay: &'a Replay,
+    number: u64,
+}
+
+impl Comparing<'_> {
+    /// Nothing before this position will be asked for.
+    pub fn is_at(&self, position: Position) {
+        self.replay.kept().comparing.insert(self.number, position);
+    }
+}
+
+impl Drop for Comparing<'_> {
+    fn drop(&mut self) {
+        self.replay.kept().comparing.remove(&self.number);
+    }
 }
 
 impl Default for Replay {
     fn default() -> Self {
-        Replay { rows: Mutex::default(), replayed: watch::Sender::new(Position::ZERO) }
+        Replay { kept: Mutex::default(), replayed: watch::Sender::new(Position::ZERO) }
     }
 }
 
@@ -41,6 +84,20 @@ impl Replay {
             }
             self.replayed.send_replace(copier.position);
         }
+    }
+
+    /// Someone is to compare copies with what comes from now on. As long as nobody does so, nothing is forgotten.
+    #[must_use]
+    pub fn comparing(&self) -> Comparing<'_> {
+        let mut kept = self.kept();
+        kept.comparer_count += 1;
+        let (number, from) = (kept.comparer_count, kept.from);
+        kept.comparing.insert(number, from);
+        Comparing { replay: self, number }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().expect("no panic holds it")
     }
 
     /// Is a copy what the replay says of its position?
@@ -64,15 +121,17 @@ impl Replay {
         let is_own = position.ordinal >= SNAPSHOT_ORDINAL;
         let there = replayed.wait_for(|at| *at >= position || (is_own && at.lsn == position.lsn));
         tokio::time::timeout(DEADLINE, there).await.context("the replay is stuck")??;
-        Ok(self.at(name, position))
+        self.kept().at(name, position)
     }
 
     fn committed(&self, copier: &Copier) {
-        let mut rows = self.rows.lock().expect("no panic holds it");
+        let mut kept = self.kept();
+        let Kept { rows, state_count, .. } = &mut *kept;
         for touched in &copier.touched {
             match touched {
                 Touched::Row(name, key) => {
                     let row = copier.replica.table_row(name, key);
+                    *state_count += 1;
                     rows.entry(name.clone()).or_default().entry(key.clone()).or_default().push((copier.position, row));
                 }
                 Touched::Counted(..) => {}
@@ -82,19 +141,43 @@ impl Replay {
                     let of_table = rows.entry(name.clone()).or_default().iter_mut();
                     for (key, states) in of_table.filter(|(_, states)| is_held(states)) {
                         states.push((copier.position, copier.replica.table_row(name, key)));
+                        *state_count += 1;
                     }
                 }
             }
         }
+        if kept.state_count >= STATES {
+            kept.forget();
+        }
+    }
+}
+
+impl Kept {
+    /// What nobody will ask for.
+    fn forget(&mut self) {
+        let Some(least) = self.comparing.values().min().copied() else { return };
+        let from = std::mem::replace(&mut self.least, least).min(least);
+        self.state_count = 0;
+        if from <= self.from {
+            return;
+        }
+        self.from = from;
+        for of_table in self.rows.values_mut() {
+            of_table.retain(|_, states| {
+                let known = states.partition_point(|(at, _)| *at <= from);
+                states.drain(..known.saturating_sub(1));
+                states.len() > 1 || states.last().is_some_and(|(at, row)| *at > from || row.is_some())
+            });
+        }
     }
 
-    fn at(&self, name: &str, position: Position) -> HeldTable {
-        let rows = self.rows.lock().expect("no panic holds it");
+    fn at(&self, name: &str, position: Position) -> Result<HeldTable> {
+        ensure!(position >= self.from, "{position} is asked for, and nothing is known before {}", self.from);
         let state = |states: &Vec<(Position, Option<HeldRow>)>| {
             let known = states.partition_point(|(at, _)| *at <= position);
             states[..known].last().and_then(|(_, row)| row.clone())
         };
-        let keys = rows.get(name).into_iter().flatten();
-        keys.filter_map(|(key, states)| Some((key.clone(), state(states)?))).collect()
+        let keys = self.rows.get(name).into_iter().flatten();
+        Ok(keys.filter_map(|(key, states)| Some((key.clone(), state(states)?))).collect())
     }
 }

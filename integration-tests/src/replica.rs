@@ -404,7 +404,7 @@ impl Copier {
                         return Ok(Arrival::Progress);
                     }
                 }
-                Event::SnapshotBegin { snapshot, mut tables, partial, token } => {
+                Event::SnapshotBegin { snapshot, mut tables, partial, token, .. } => {
                     tables.retain(|table| !partial.contains(table));
                     self.replica.starts_afresh(&tables);
                     self.is_at(token);
@@ -428,22 +428,43 @@ impl Copier {
         }
     }
 
-    /// Up to the snapshot's end.
+    /// Up to what is wanted.
     ///
     /// # Errors
-    /// It does not come within the deadline, or not at all.
-    pub async fn until_snapshot_end(&mut self) -> Result<u32> {
+    /// It does not come within the deadline, which says what was waited for; or continuity is lost.
+    pub async fn until(&mut self, what: &str, is_it: impl Fn(&Arrival, &Replica) -> bool) -> Result<Arrival> {
         let receiving = async {
             loop {
                 match self.next().await? {
-                    Arrival::Ended(snapshot) => return Ok(snapshot),
+                    arrival if is_it(&arrival, &self.replica) => return Ok(arrival),
                     Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
-                    Arrival::Abandoned(_, detail) => bail!("abandoned: {detail}"),
-                    Arrival::Begun(_) | Arrival::Committed(_) | Arrival::Progress => {}
+                    Arrival::Begun(_) | Arrival::Ended(_) | Arrival::Abandoned(..) => {}
+                    Arrival::Committed(_) | Arrival::Progress => {}
                 }
             }
         };
-        tokio::time::timeout(crate::DEADLINE, receiving).await.context("the snapshot does not end")?
+        let waited = tokio::time::timeout(crate::DEADLINE, receiving).await;
+        waited.with_context(|| format!("{what}: not within {} s", crate::DEADLINE.as_secs()))?
+    }
+
+    /// Until the subscription is open: all that happens from now on arrives.
+    ///
+    /// # Errors
+    /// As of `until`.
+    pub async fn until_open(&mut self) -> Result<()> {
+        self.until("an open subscription", |arrival, _| *arrival == Arrival::Progress).await.map(drop)
+    }
+
+    /// Up to the snapshot's end.
+    ///
+    /// # Errors
+    /// As of `until`, or it is given up.
+    pub async fn until_snapshot_end(&mut self) -> Result<u32> {
+        let is_end = |arrival: &Arrival, _: &Replica| matches!(arrival, Arrival::Ended(_) | Arrival::Abandoned(..));
+        match self.until("the snapshot's end", is_end).await? {
+            Arrival::Ended(snapshot) => Ok(snapshot),
+            other => bail!("abandoned: {other:?}"),
+        }
     }
 
     /// Up to all that has been committed by now, asynchronous commits included.

@@ -123,7 +123,9 @@ impl Server {
         unconfigured(&mut command).args(["serve", "--config", &self.config_file()]);
         command.envs(self.config.environment.iter().map(|(name, value)| (name, value)));
         let mut process = Process::start(command, self.scratch.path(), "tidegate")?;
+        let start = std::time::Instant::now();
         loop {
+            ensure!(start.elapsed() < crate::DEADLINE, "it accepts no calls; it printed:\n{}", process.log_tail());
             if let Some(status) = process.ended()? {
                 bail!("tidegate ended with {status}; it printed:\n{}", process.log_tail());
             }

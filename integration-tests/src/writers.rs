@@ -4,11 +4,12 @@
 
 use std::sync::Arc;
 
+use anyhow::{Context, Result};
 use rand::rngs::StdRng;
 use tokio::{sync::RwLock, task::JoinSet, time::Duration};
 use tokio_util::sync::CancellationToken;
 
-use crate::{Database, Seed};
+use crate::{DEADLINE, Database, Seed};
 
 /// Before a writer connects again.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -41,8 +42,12 @@ impl Writers {
     }
 
     /// Nobody writes while this is held.
-    pub async fn pause(&self) -> impl Drop + use<'_> {
-        self.shared.writing.write().await
+    ///
+    /// # Errors
+    /// A writer does not end its transaction within the deadline.
+    pub async fn pause(&self) -> Result<impl Drop + use<'_>> {
+        let paused = tokio::time::timeout(DEADLINE, self.shared.writing.write()).await;
+        paused.context("a writer does not end its transaction")
     }
 
     /// Lets each finish its transaction.

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use tidegate_integration_tests::{Cluster, DEADLINE, Database, Ended, Recorder, Server, ServerConfig};
 use tidegate_proto::v1::{
-    Cancel, Grant, Selection, SessionRequest, Start, Subscribe, TableSelection, WatchRequest,
+    Cancel, Grant, Holds, Selection, SessionRequest, Start, Subscribe, TableSelection, WatchRequest,
     changes_client::ChangesClient, selection::What, session_request::Request, session_response::Event, start,
 };
 use tokio::{io::AsyncWriteExt, net::TcpStream};
@@ -102,7 +102,21 @@ async fn wrong_subscriptions_are_refused_with_what_to_do() -> Result<()> {
         ..TableSelection::default()
     };
     let damaged = "1-00000000000000000000000000000001-0-00000000.0/1:1";
+    let holds = |salt, byte_count, start| Subscribe {
+        start: Some(Start { from: Some(start::From::At(i32::from(start))) }),
+        holds: vec![Holds { selection: 0, salt: vec![7; salt].into(), digests: vec![0; byte_count].into() }],
+        ..subscribe()
+    };
+    let snapshot = start::Point::Snapshot;
+    let twice = holds(16, 8, snapshot);
+    let twice = Subscribe { holds: [&twice.holds[..], &twice.holds[..]].concat(), ..twice };
     let cases: Vec<(&str, Subscribe, &[&str])> = vec![
+        ("holds with a short salt", holds(15, 8, snapshot), &["salt", "16"]),
+        ("holds of three buckets", holds(16, 24, snapshot), &["digests", "power of two"]),
+        ("holds with half a digest", holds(16, 12, snapshot), &["digests", "8 for each"]),
+        ("holds of no buckets", holds(16, 0, snapshot), &["digests"]),
+        ("holds with another start", holds(16, 8, start::Point::Earliest), &["SNAPSHOT"]),
+        ("holds twice", twice, &["twice"]),
         ("a malformed token", token("nonsense"), &["token"]),
         ("a damaged token", token(damaged), &["token"]),
         ("a token of another version", token("9-0-0-0.0/1:1"), &["version"]),

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
-use tidegate_client::{MirrorState, SourceStatus, Start};
+use tidegate_client::{Change, MirrorState, SourceStatus, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, Oracle, Seed, Server, ServerConfig, asked_for, held_by_postgres,
-    must_equal, tidegate, within,
+    Arrival, Change as Told, Cluster, Copier, DEADLINE, Database, Oracle, Row, Seed, Server, ServerConfig, Value,
+    asked_for, held_by_postgres, must_equal, tidegate, within,
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
@@ -389,10 +389,40 @@ impl Run {
         converges(&self.database, &publication, &mut self.copier).await?;
         self.database.mark("end").await?;
         let tables = ["public.t*", "public.marker"];
-        let received = transactions_until_marker(&self.server, &tables, "end").await?;
+        let mut received = transactions_until_marker(&self.server, &tables, "end").await?;
         let told = self.oracle.read(&self.database).await?;
-        let told: Vec<_> = told.transactions().iter().flat_map(|of| &of.changes).collect();
-        must_be_as_told(&received, told.into_iter().filter(|change| change.what.contains(" public.t")))
+        let mut told: Vec<_> = told.transactions().iter().flat_map(|of| &of.changes).collect();
+        told.retain(|change| change.what.contains(" public.t"));
+        // On 14, a connection goes on to send a partition as what it was when it was first sent there: what is attached or detached later
+        // does not count (rel_sync_cache_relation_cb of pgoutput leaves publish_as_relid as it is). Ours may have begun between.
+        if self.database.server_version().await? == 14 {
+            received.retain(|change| !is_of_spare(received_id(change)));
+            told.retain(|change| !is_of_spare(told_id(change)));
+        }
+        must_be_as_told(&received, told.into_iter())
+    }
+}
+
+/// Is it the id of a row that `spare` has, as a partition or as itself?
+fn is_of_spare(id: Option<String>) -> bool {
+    id.and_then(|id| id.parse().ok()).is_some_and(|id: u64| (20_000_000..20_001_000).contains(&id))
+}
+
+fn received_id(change: &Change) -> Option<String> {
+    let rows = [change.row_json().ok()?, change.old_json().ok()?];
+    let id = rows.into_iter().flatten().find_map(|row| row.get("id").cloned())?;
+    Some(id.as_str().map_or_else(|| id.to_string(), str::to_owned))
+}
+
+fn told_id(change: &Told) -> Option<String> {
+    let columns = [&change.row, &change.old].into_iter().find_map(|row| match row {
+        Row::Full(columns) | Row::Key(columns) => Some(columns),
+        Row::None => None,
+    })?;
+    let id = columns.iter().find(|(name, _)| name == "id")?;
+    match &id.1 {
+        Value::Text(id) => Some(id.clone()),
+        Value::Null | Value::Unchanged => None,
     }
 }
 

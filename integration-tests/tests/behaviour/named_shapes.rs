@@ -121,6 +121,43 @@ async fn names_are_known_to_every_server_and_while_the_control_database_is_away(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn definitions_have_room_together_and_what_is_deleted_makes_room() -> Result<()> {
+    const BYTES: usize = 16 << 20;
+    let (_database, control, server) = served("shape_bytes").await?;
+    // As many as there is room for, written beside the server, which finds them at its next look.
+    let condition = format!("note = '{}'", "x".repeat(60_000));
+    let count = BYTES / (condition.len() + 1);
+    let fill = format!(
+        "insert into tidegate.source (name) values ('shop') on conflict do nothing;
+         insert into tidegate.shape (source, name, version, schema_name, table_name, condition, parameter_types, columns, updates)
+         select 'shop', 'shape_' || n, n, 'public', 'orders', $c${condition}$c$, '{{}}', '{{}}', 'full_row' from generate_series(1, {count}) n;
+         update tidegate.source set shapes_version = {count} where name = 'shop'"
+    );
+    control.execute(&fill).await?;
+    let client = Client::connect(server.endpoint()).await?;
+    let known = async || anyhow::Ok(client.shapes("shop").await?.iter().filter(|shape| !shape.declared).count());
+    within("all to be known", || async { Ok((known().await? == count).then_some(())) }).await?;
+    let define = async |name: &str, condition: &str| {
+        client.define_shape("shop", name, Shape::of("orders").matching(condition)).await.map(|shape| shape.version)
+    };
+    let refused = define("one_more", &condition).await.err().context("there is no room")?.to_string();
+    ensure!(refused.contains("more than 16777216 bytes together; delete those"), "{refused}");
+    let version = define("shape_1", "tenant = 1").await?;
+    client.delete_shape("shop", "shape_2").await?;
+    ensure!(define("one_more", &condition).await? > version, "there is room");
+    ensure!(known().await? == count);
+    let described = client.describe_shape("shop", "shape_1").await?.shape.context("a shape")?;
+    ensure!(described.former.len() == 1 && described.former[0].version == 1, "what it was is not remembered");
+    // Where there is too much already, what shrinks is not refused.
+    control.execute("update tidegate.shape set condition = repeat(' ', 1000000) where name = 'shape_4'").await?;
+    let smaller = format!("note = '{}'", "x".repeat(50_000));
+    define("shape_3", &smaller).await?;
+    let refused = define("shape_3", &condition).await.err().context("it is larger again")?.to_string();
+    ensure!(refused.contains("more than 16777216 bytes together"), "{refused}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_shape_was_is_remembered_and_its_subscribers_end_when_it_is_deleted() -> Result<()> {
     let (_database, _control, server) = served("shape_edited").await?;
     let client = Client::connect(server.endpoint()).await?;

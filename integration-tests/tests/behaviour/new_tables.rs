@@ -34,12 +34,6 @@ async fn said(server: &Server, table: &str, what: &str) -> Result<String> {
     Ok(said.context("it was there")?.detail)
 }
 
-/// Opens the subscription: all that is written from now on arrives.
-async fn open(copier: &mut Copier) -> Result<()> {
-    while copier.next().await? != Arrival::Progress {}
-    Ok(())
-}
-
 /// Receives up to what is wanted.
 async fn receive(copier: &mut Copier, is_there: impl Fn(&Arrival, &Copier) -> bool) -> Result<()> {
     let receiving = async {
@@ -89,8 +83,8 @@ async fn a_table_that_appears_is_published_and_read_by_everyone() -> Result<()> 
     let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
     let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
     let mut other = Copier::new(&server.endpoint(), &["old", "marker"], Start::Now);
-    open(&mut now).await?;
-    open(&mut other).await?;
+    now.until_open().await?;
+    other.until_open().await?;
     from_snapshot.until_snapshot_end().await?;
 
     database
@@ -151,7 +145,7 @@ async fn rows_of_transactions_from_before_the_table_was_published_arrive() -> Re
     database.create_marker().await?;
     let mut server = Server::start(ServerConfig::of(database.url())).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut copier).await?;
+    copier.until_open().await?;
     server.terminate().await?;
 
     // While the server is away, tables appear, and transactions are left open that have written to them.
@@ -219,7 +213,7 @@ async fn a_table_without_a_replica_identity_is_named_and_harms_nobody() -> Resul
     database.create_marker().await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut copier).await?;
+    copier.until_open().await?;
     database.execute("create table keyless (id int, v int); insert into keyless values (1, 1)").await?;
     let detail = said(&server, "keyless", "replica identity").await?;
     ensure!(detail.contains("primary key"), "{detail}");
@@ -246,7 +240,7 @@ async fn a_table_without_a_key_is_read_once_by_everyone() -> Result<()> {
     config.source_lines.push("snapshots: {readers: 1, rows_per_second: 12000}".to_owned());
     let server = Server::start(config).await?;
     let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut now).await?;
+    now.until_open().await?;
     database
         .execute(
             "create table log (a int, b text); alter table log replica identity full; \
@@ -293,7 +287,7 @@ async fn a_new_table_that_cannot_be_read_is_read_as_soon_as_it_can() -> Result<(
     role(&database, "refusing").await?;
     let mut server = Server::start(ServerConfig::of(&database.url().replace("postgres@", "reader@"))).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut copier).await?;
+    copier.until_open().await?;
     database
         .execute(
             "set role reader; create table secret (id int primary key); alter table secret enable row level security; \
@@ -332,7 +326,7 @@ async fn a_new_table_that_is_altered_while_it_is_read_is_read_again_until_it_is_
     config.source_lines.push("snapshots: {readers: 1, rows_per_second: 4000}".to_owned());
     let server = Server::start(config).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut copier).await?;
+    copier.until_open().await?;
     let changes = [
         ("renamed", "alter table early rename to renamed", &["id"][..]),
         ("early", "alter table early drop constraint early_pkey, replica identity full", &[]),
@@ -373,7 +367,7 @@ async fn a_publication_of_someone_else_is_left_alone() -> Result<()> {
     database.execute("create publication tidegate_others for table marker").await?;
     let server = Server::start(ServerConfig::of(database.url())).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut copier).await?;
+    copier.until_open().await?;
     database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
     let advice = said(&server, "mine", "leaves it alone").await?;
     // A snapshot of all tables is one of those that are published.
@@ -399,7 +393,7 @@ async fn what_is_only_to_be_followed_is_not_read() -> Result<()> {
     config.source_lines.push("new_tables: follow".to_owned());
     let server = Server::start(config).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut copier).await?;
+    copier.until_open().await?;
     database.execute("create table mine (id int primary key); insert into mine values (1)").await?;
     said(&server, "mine", "`new_tables`").await?;
     database.execute("alter publication tidegate_followed add table mine; insert into mine values (2)").await?;
@@ -426,7 +420,7 @@ async fn kills_between_the_steps_lose_nothing() -> Result<()> {
     let mut server = Server::start(ServerConfig::of(database.url())).await?;
     let mut random = Seed::from_environment().generator(1);
     let mut now = Copier::new(&server.endpoint(), &[], Start::Now);
-    open(&mut now).await?;
+    now.until_open().await?;
     let mut from_snapshot = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
     from_snapshot.until_snapshot_end().await?;
     let mut names: Vec<String> = Vec::new();

@@ -455,6 +455,20 @@ async fn a_shape_ends_when_a_column_that_it_reads_is_gone_or_another() -> Result
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_shape_ends_when_a_column_that_it_reads_has_an_earlier_type_again() -> Result<()> {
+    let (database, server) = served("shape_column_again", ORDERS, &["orders"]).await?;
+    database.execute("alter table orders alter tenant type text; update orders set total = 1").await?;
+    let shape = || Subscription::shape(Shape::of("orders").matching("tenant = '7'"));
+    let mut watcher = Watcher::open(&server, shape().from(Start::Snapshot)).await?;
+    let read = watcher.read().await?;
+    ensure!(read.len() == 2, "{read:?}");
+    database.execute("alter table orders alter tenant type int using tenant::int; update orders set total = 2").await?;
+    let why = watcher.end().await?;
+    ensure!(why.starts_with("DefinitionChanged: ") && why.contains("has another type now"), "{why}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn watch_and_tail_print_a_shape() -> Result<()> {
     let (database, server) = served("shape_watch", ORDERS, &["orders"]).await?;
     let mut client = v1::changes_client::ChangesClient::connect(server.endpoint()).await?;

@@ -229,7 +229,7 @@ async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
         while let Some(received) = receiving.join_next().await {
             subscribers.push(received??);
         }
-        let paused = writers.pause().await;
+        let paused = writers.pause().await?;
         let database = Database::connect(&cluster.url("shapes")).await?;
         for subscriber in &mut subscribers {
             subscriber.must_equal_postgres(&database).await?;

@@ -205,7 +205,7 @@ async fn edited_shapes_hold_what_postgres_selects_and_nobody_is_reset() -> Resul
         while let Some(edited) = editing.join_next().await {
             edited??;
         }
-        let paused = writers.pause().await;
+        let paused = writers.pause().await?;
         let database = Database::connect(&cluster.url("edited")).await?;
         for subscriber in &mut subscribers {
             subscriber.must_equal_postgres(&database, &definitions).await?;
@@ -219,6 +219,6 @@ async fn edited_shapes_hold_what_postgres_selects_and_nobody_is_reset() -> Resul
     writers.stop().await;
     differences += subscribers.iter().map(|subscriber| subscriber.differences).sum::<u64>();
     println!("{compared} comparisons, {differences} differences");
-    anyhow::ensure!(differences > u64::from(rounds) / 2, "{differences} differences");
+    anyhow::ensure!(differences > 0, "no edit was told as a difference");
     Ok(())
 }

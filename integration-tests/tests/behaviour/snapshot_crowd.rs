@@ -14,7 +14,7 @@ use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Replay, Seed, Server, Stop, Writers, asked_for,
-    held_by_postgres, must_equal,
+    held_by_postgres, must_equal, tidegate,
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -153,13 +153,17 @@ impl SnapshotCrowd {
     /// While nobody writes, a snapshot of all tables is what PostgreSQL says.
     pub(crate) async fn must_equal_postgres(&self, scene: &Scene<'_>) -> Result<()> {
         let shared = &self.shared;
-        let _nobody_writes = scene.writers.pause().await;
+        let _comparing = shared.replay.comparing();
+        let _nobody_writes = scene.writers.pause().await?;
         let mut copier = loop {
             let mut copier = Copier::new(&shared.endpoint, &[], Start::Snapshot);
             match copier.until_snapshot_end().await {
                 Ok(_) => break copier,
                 Err(error) if shared.origin == Origin::Postgres && error.to_string().contains("cancelled") => {}
-                Err(error) => return Err(error),
+                Err(error) => {
+                    let under_way = tidegate(&["snapshot", "list", "--server", &shared.endpoint]).await?.stdout;
+                    return Err(error.context(String::from_utf8(under_way)?));
+                }
             }
         };
         let database = Database::connect(&scene.cluster.url(scene.database)).await?;
@@ -224,8 +228,11 @@ async fn subscribe(shared: Arc<Shared>, mut random: StdRng) -> Result<()> {
 /// From a snapshot's begin to somewhat after its end, over lost connections, or until it is cancelled.
 async fn one_snapshot(shared: &Shared, random: &mut StdRng, copier: &mut Copier, tables: &[&str]) -> Result<()> {
     let (mut begun, mut after_end) = (None, None);
+    let comparing = shared.replay.comparing();
     loop {
-        match (copier.next().await?, shared.origin) {
+        let arrival = copier.next().await?;
+        comparing.is_at(copier.position);
+        match (arrival, shared.origin) {
             (Arrival::Begun(snapshot), Origin::Mirror) => {
                 ensure!(snapshot >= OF_MIRROR, "snapshot {snapshot} was read from PostgreSQL");
                 ensure!(begun.replace(snapshot).is_none(), "it begins twice");

@@ -198,7 +198,7 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, tables: &[&str]) -> Re
 
 /// While nobody writes, a snapshot is what PostgreSQL says.
 async fn quiet(cluster: &Cluster, stage: &Stage, writers: &Writers) -> Result<()> {
-    let _nobody_writes = writers.pause().await;
+    let _nobody_writes = writers.pause().await?;
     let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
     copier.until_snapshot_end().await?;
     let database = Database::connect(&cluster.url("keyless")).await?;
@@ -385,10 +385,7 @@ async fn slow(name: &str) -> Result<(Database, Database, Server)> {
 /// Until rows of a snapshot have come.
 async fn until_read(copier: &mut Copier) -> Result<()> {
     let before = copier.replica.read_count;
-    while copier.replica.read_count == before {
-        copier.next().await?;
-    }
-    Ok(())
+    copier.until("rows of a snapshot", |_, held| held.read_count != before).await.map(drop)
 }
 
 /// Nothing holds VACUUM back.
@@ -444,7 +441,7 @@ async fn who_has_a_part_only_of_what_was_given_up_is_reset() -> Result<()> {
         copier
     });
     for copier in &mut copiers {
-        while copier.next().await? != Arrival::Progress {}
+        copier.until_open().await?;
     }
     let [mut asks, mut other] = copiers;
     let client = server.client().await?;
@@ -462,7 +459,7 @@ async fn who_has_a_part_only_of_what_was_given_up_is_reset() -> Result<()> {
     };
     let detail = tokio::time::timeout(DEADLINE, reset).await.context("no reset")??;
     ensure!(detail.contains("public.t") && detail.contains("without the token"), "{detail}");
-    while other.next().await? != Arrival::Progress {}
+    other.until_open().await?;
     Ok(())
 }
 
@@ -494,6 +491,21 @@ async fn who_waits_for_a_paused_snapshot_is_told() -> Result<()> {
     client.resume_snapshot("", first).await?;
     copier.until_snapshot_end().await?;
     must_count_equal("t", &copier.replica.counts("public.t"), &counted_by_postgres(&database, "t").await?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_starts_another_beside_one_that_runs_is_told_which() -> Result<()> {
+    let (database, _control, server) = slow("beside").await?;
+    database.execute("insert into t select n % 100, repeat('c', 200) from generate_series(1, 96000) n").await?;
+    let mut asks = Copier::new(&server.endpoint(), &["t"], Start::Now).with_snapshots();
+    asks.until_open().await?;
+    let client = server.client().await?;
+    let first = client.start_snapshot("", vec!["t".to_owned()]).await?.snapshot;
+    until_read(&mut asks).await?;
+    let refused = tokio::time::timeout(DEADLINE, client.start_snapshot("", vec!["t".to_owned()])).await;
+    let refused = refused.context("no answer")?.err().context("it is read twice at once")?.to_string();
+    ensure!(refused.contains(&format!("read by snapshot {first}")) && refused.contains("by itself"), "{refused}");
+    Ok(())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -23,10 +23,9 @@ async fn outcome(copier: &mut Copier) -> Result<Option<String>> {
 }
 
 async fn begun(copier: &mut Copier) -> Result<u32> {
-    loop {
-        if let Arrival::Begun(snapshot) = copier.next().await? {
-            return Ok(snapshot);
-        }
+    match copier.until("a snapshot's begin", |arrival, _| matches!(arrival, Arrival::Begun(_))).await? {
+        Arrival::Begun(snapshot) => Ok(snapshot),
+        other => bail!("{other:?} is no begin"),
     }
 }
 

@@ -10,8 +10,8 @@ use tidegate_client::{
     MirrorState, SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SourceStatus, Start,
 };
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Replay, Seed, Server, ServerConfig, Writers,
-    held_by_postgres, keyed_tables, keyed_transaction, must_equal, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Replay, Replica, Seed, Server, ServerConfig,
+    Writers, held_by_postgres, keyed_tables, keyed_transaction, must_equal, within,
 };
 use tokio::task::JoinSet;
 
@@ -57,7 +57,7 @@ fn by_keys(table: &str, columns: &[&str], keys: &[Vec<String>]) -> SnapshotPart 
 /// A subscriber without a copy, whose subscription is open.
 async fn open(endpoint: &str, tables: &[&str]) -> Result<Copier> {
     let mut copier = Copier::new(endpoint, tables, Start::Now).with_snapshots();
-    while copier.next().await? != Arrival::Progress {}
+    copier.until_open().await?;
     Ok(copier)
 }
 
@@ -126,7 +126,7 @@ async fn a_part_is_exact_for_a_running_subscriber() -> Result<()> {
     let (mut killed, mut quiet) = (0, 0);
     for round in 0..ROUNDS {
         let asked = asked(&mut random);
-        let pause = if random.random_bool(0.25) { Some(writers.pause().await) } else { None };
+        let pause = if random.random_bool(0.25) { Some(writers.pause().await?) } else { None };
         let kills = random.random_bool(0.4);
         let what = format!("round {round}: {} where {}", asked.table, asked.sql);
         let mut copier = one_part(&mut server, &replay, &asked, kills).await.with_context(|| what.clone())?;
@@ -150,9 +150,9 @@ async fn one_part(server: &mut Server, replay: &Replay, asked: &Asked, kills: bo
     let started = server.client().await?.start_snapshot_of_parts("", vec![asked.part.clone()]).await?;
     let mut has_ended = false;
     if kills {
-        while copier.replica.read_count == 0 && !has_ended {
-            has_ended = copier.next().await? == Arrival::Ended(started.snapshot);
-        }
+        let end = Arrival::Ended(started.snapshot);
+        let is_there = |arrival: &Arrival, held: &Replica| held.read_count > 0 || *arrival == end;
+        has_ended = copier.until("a row of the part, or its end", is_there).await? == end;
         server.kill().await?;
         server.launch().await?;
     }
@@ -308,7 +308,7 @@ async fn only_who_asks_for_snapshots_receives_one_and_nobody_loses_a_row() -> Re
     whole.until_snapshot_end().await?;
     let mut asking = open(&server.endpoint(), &["m", "marker"]).await?;
     let mut other = Copier::new(&server.endpoint(), &["m", "marker"], Start::Now);
-    while other.next().await? != Arrival::Progress {}
+    other.until_open().await?;
     let client = server.client().await?;
     let started = client.start_snapshot_of_parts("", vec![by_condition("m", "v <= 20")]).await?;
     until_ended(&mut asking, started.snapshot).await?;

@@ -299,7 +299,7 @@ async fn subqueries_select_what_postgres_selects_at_every_commit_whatever_happen
         while let Some(received) = receiving.join_next().await {
             subscribers.push(received??);
         }
-        let paused = writers.pause().await;
+        let paused = writers.pause().await?;
         let database = Database::connect(&cluster.url("subqueries")).await?;
         for subscriber in &mut subscribers {
             subscriber.must_equal_postgres(&database).await?;
@@ -349,4 +349,79 @@ async fn a_start_amid_corrections_of_a_quiet_database_is_exact() -> Result<()> {
         must_equal(&format!("round {round}"), &late.replica.table("public.item"), &theirs)?;
     }
     Ok(())
+}
+
+/// What becomes of an open subscription.
+enum Fate {
+    /// It has what PostgreSQL selects.
+    GoesOn,
+    /// It is told, with these words among others, and what it has been given is not to be used on.
+    Ends(&'static str),
+}
+
+/// Schema changes of the table `inner_N` that a subquery of an open shape reads.
+const CHANGES: [(&str, Fate); 7] = [
+    ("alter table inner_N add column extra int default 3", Fate::GoesOn),
+    ("alter table inner_N rename column note to remark", Fate::GoesOn),
+    ("alter table inner_N alter state type varchar(9)", Fate::Ends("state")),
+    ("alter table inner_N rename column state to status", Fate::Ends("state")),
+    ("alter table inner_N drop column state", Fate::Ends("state")),
+    ("alter table inner_N rename to other_N", Fate::Ends("inner_N")),
+    ("drop table inner_N", Fate::Ends("inner_N")),
+];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn schema_changes_of_what_a_subquery_reads_are_exact_or_told() -> Result<()> {
+    let database = Cluster::shared().await?.database("subqueries_altered").await?;
+    let tables = |number: usize| {
+        format!(
+            "create table outer_{number} (id int primary key, of int);
+             create table inner_{number} (id int primary key, state text, note text);
+             insert into inner_{number} select n, case when n % 2 = 0 then 'on' else 'off' end from generate_series(1, 10) n;
+             insert into outer_{number} select n, n % 12 from generate_series(1, 40) n"
+        )
+    };
+    for number in 0..CHANGES.len() {
+        database.execute(&tables(number)).await?;
+    }
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut failures = Vec::new();
+    for (number, (change, fate)) in CHANGES.iter().enumerate() {
+        let named = |text: &str| text.replace("_N", &format!("_{number}"));
+        let condition = named("of in (select id from inner_N where state = 'on')");
+        let shape = Shape::of(named("outer_N")).matching(&condition);
+        let mut copier = Copier::of(&server.endpoint(), Subscription::shape(shape), Start::Snapshot);
+        tokio::time::timeout(DEADLINE, copier.until_snapshot_end()).await.context("a snapshot")??;
+        database.execute(&named(change)).await?;
+        database.execute(&named("insert into outer_N select n, 2 from generate_series(41, 45) n")).await?;
+        // Where it is there still, something of it moves.
+        database.execute(&named("update inner_N set id = 20 where id = 4")).await.ok();
+        let outcome =
+            tokio::time::timeout(DEADLINE, fate_of(&mut copier, &database, (&named("outer_N"), &condition))).await;
+        let wrong = match (fate, outcome) {
+            (Fate::GoesOn, Ok(Ok(None))) => None,
+            (Fate::Ends(words), Ok(Ok(Some(told)))) if told.contains(&named(words)) => None,
+            (_, outcome) => Some(format!("{change}: {outcome:?}")),
+        };
+        failures.extend(wrong);
+    }
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    Ok(())
+}
+
+/// How the subscription is ended; None where it comes to have what PostgreSQL selects.
+async fn fate_of(copier: &mut Copier, database: &Database, (table, condition): (&str, &str)) -> Result<Option<String>> {
+    let query = format!("(select * from {table} where {condition}) shape");
+    loop {
+        if let Ok(theirs) = held_by_postgres(database, &query, &["id"]).await
+            && copier.replica.table(&format!("public.{table}")) == theirs
+        {
+            return Ok(None);
+        }
+        match copier.next().await {
+            Ok(Arrival::Reset(_, detail)) => return Ok(Some(detail)),
+            Ok(_) => {}
+            Err(error) => return Ok(Some(format!("{error:#}"))),
+        }
+    }
 }

@@ -16,6 +16,7 @@ pub(crate) const EXAMPLES: &[&str] = &[
     "round(n, 1) = 0.1 or trunc(m, 1) = 0.1 or trunc(d) = 0 or mod(i, 2) = 1 or mod(n, 0.5) = 0.1",
     "ia = '{1,2,3}' or ta < array['b'] or ia @> '{1}' or ta <@ array['a', 'ab', ''] or ia && array[42, 1]",
     "1 = any (ia) or 'a' <> all (ta) or ia[1] = 1 or (ia)[2] = 2 or ta[1] = 'a' or dt = any (da) or 0 < all ('{1,2}'::int[])",
+    "ia[1:2] = '{1,2}' or ta[:1] = '{a}' or cardinality(ia[2:]) = 1 or ia[:] = ia or (ia[1:1])[1] = 42 or ia[1][1:2] = '{}' or 1 = any (ia[0:i])",
     "cardinality(ia) = 3 or array_length(ta, 1) = 2 or array_lower(ia, 1) = 0 or array_upper(ia, 1) = 1 or array_ndims(ia) = 2",
     "j -> 'a' = '1' or j ->> 'a' = '42' or j #> '{b,a,0}' = '1' or j #>> '{a,1}' = 'ab' or j -> 0 = '1' or j ->> -1 = 'x'",
     "j @> '{\"a\": 1}' or j <@ '[1, \"a\", null]' or j ? 'bb' or j ?| array['x', 'b'] or j ?& '{a,b}' or j = '[]'",

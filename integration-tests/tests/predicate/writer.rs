@@ -84,7 +84,17 @@ impl<'r> Writer<'r> {
         }
     }
 
+    /// An array, or a slice of one.
     fn array(&mut self) -> String {
+        if self.random.random_ratio(1, 5) {
+            let array =
+                self.pick(&["ia", "ta", "da", "('{1,2,NULL}'::int[])", "('[0:2][3:4]={{1,2},{3,4},{5,6}}'::int[])"]);
+            let slices = [
+                "[1:2]", "[:2]", "[2:]", "[:]", "[0:1]", "[s:2]", "[1:i]", "[2:1]", "[null:2]", "[1:1][:]", "[1][1:4]",
+                "[:1][1]",
+            ];
+            return format!("{array}{}", self.pick(&slices));
+        }
         self.pick(&[
             "ia",
             "ia",

@@ -10,6 +10,8 @@ use prost_types::Timestamp;
 use serde_json::{Map, Value};
 use tidegate_proto::v1;
 
+pub use tidegate_proto::v1::Difference;
+
 use crate::{ClientError, Position, RowError, RowType, Token};
 
 /// One thing that happened, in order.
@@ -71,6 +73,9 @@ pub enum Event {
         tables: Vec<String>,
         /// Those of them of which only a part is read: what is held of them and is neither read nor changed until the end stays.
         partial: Vec<String>,
+        /// Empty unless the subscription is a [`ShapeHandle`](crate::ShapeHandle)'s own, which says what rows it has: of these selections
+        /// only what differs comes.
+        differences: Vec<Difference>,
         /// Resume here.
         token: Token,
     },

@@ -96,6 +96,7 @@ mod continuity;
 mod credit;
 mod error;
 mod event;
+mod held;
 mod json;
 mod mirror;
 mod position;
@@ -113,7 +114,7 @@ pub use catalog::{MirrorState, MirroredTable, NewTable, SourceState, SourceStatu
 pub use changes::{Changes, EventBatch};
 pub use client::{Client, ClientBuilder};
 pub use error::{ClientError, Retry, RowError, Violation};
-pub use event::{Change, Event, LogicalMessage, Move, OldKind, Op, ResetReason, Truncate, UnknownOp};
+pub use event::{Change, Difference, Event, LogicalMessage, Move, OldKind, Op, ResetReason, Truncate, UnknownOp};
 pub use mirror::{MirrorComparison, MirrorDifference, MirrorDifferenceKind};
 pub use position::{Position, PositionError, Token, TokenError};
 pub use query::{OrderBy, Query, QueryRows};

@@ -15,6 +15,7 @@ use std::{
 };
 
 use futures_util::{Stream, StreamExt as _, stream};
+use tidegate_proto::v1::Holds;
 use tokio::{
     sync::{broadcast, watch},
     task::JoinSet,
@@ -24,11 +25,14 @@ use tokio::{
 use crate::{
     Client, ClientError, Event, Position, Retry, RowChange, Shape, ShapeRows, Start, Subscription,
     backoff::Backoff,
+    held::Buckets,
     shape_rows::{ShapeCopy, Step},
 };
 
 /// Updates that a subscriber may be behind before it is told the rows anew.
 const UPDATES_MAX: usize = 256;
+/// Times in a row that the difference is asked for without coming to its end. A snapshot of everything can go on in the middle.
+const DIFFERENCES_MAX: u32 = 3;
 
 impl Client {
     /// Holds the rows of a shape in memory, and keeps them current until the handle is dropped. The source may be empty where the
@@ -75,8 +79,8 @@ impl Client {
 /// ```
 ///
 /// Lost connections and servers that restart are survived with the rows in place; when a named shape is defined anew, the rows change as
-/// in a transaction; after a Reset, everything is read anew, and the rows are replaced at once. Only an error that trying again does
-/// not mend ends it.
+/// in a transaction; after a Reset, the server is told a digest of the rows and sends what differs from them where its mirror has the table, or
+/// else everything, and the rows are replaced at once. Only an error that trying again does not mend ends it.
 pub struct ShapeHandle {
     shared: Arc<Shared>,
     /// Ends with the handle.
@@ -244,8 +248,12 @@ struct Follower {
 impl Follower {
     async fn run(self) {
         let mut backoff = Backoff::default();
+        // Of those that have not come to an end.
+        let mut differences = 0;
         loop {
-            let ended = self.read(&mut backoff).await;
+            let held = if differences < DIFFERENCES_MAX { self.held().await } else { None };
+            differences += 1;
+            let ended = self.read(held, &mut backoff, &mut differences).await;
             // What follows a Reset may be another history, whose positions say nothing of those before.
             let is_reset = ended.is_ok();
             self.shared.status.send_modify(|status| {
@@ -263,10 +271,25 @@ impl Follower {
         }
     }
 
+    /// What is held, as a server can compare it. None where it is nothing, or cannot be compared.
+    async fn held(&self) -> Option<(Buckets, Holds)> {
+        let rows = Arc::clone(&self.shared.state().rows);
+        let buckets = Buckets::new(&rows, rand::random())?;
+        // Millions of rows take seconds.
+        let holds = tokio::task::spawn_blocking(move || buckets.holds(&rows)).await.ok()?;
+        Some((buckets, holds.ok()?))
+    }
+
     /// Reads it, and follows it until what follows does not join up.
-    async fn read(&self, backoff: &mut Backoff) -> Result<(), ClientError> {
-        let mut changes = self.client.subscribe(self.subscription.clone());
-        let mut copy = ShapeCopy::default();
+    async fn read(
+        &self,
+        held: Option<(Buckets, Holds)>,
+        backoff: &mut Backoff,
+        differences: &mut u32,
+    ) -> Result<(), ClientError> {
+        let (buckets, holds) = held.unzip();
+        let mut changes = self.client.subscribe(self.subscription.clone().holding(holds));
+        let mut copy = ShapeCopy::holding(buckets);
         loop {
             let Some(batch) = changes.next_batch().await? else { return Ok(()) };
             for event in batch {
@@ -275,6 +298,9 @@ impl Follower {
                     return Ok(());
                 }
                 self.tell(moment, &copy, backoff);
+            }
+            if copy.is_whole() {
+                *differences = 0;
             }
         }
     }

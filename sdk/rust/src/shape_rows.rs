@@ -5,6 +5,9 @@
 //! Begin, Change… ─▶ open ── Commit ──▶ all at once: into what is being read, or else into the rows
 //! ```
 //!
+//! Rows that are held from before are in their place meanwhile. A snapshot that brings what differs from them begins to be read with those of
+//! them that it does not replace, so that from there on it is one like any other.
+//!
 //! Invariant: what is seen is the state at a commit, or at a snapshot's end. Pure: no I/O, no clock.
 
 use std::{collections::BTreeMap, mem, sync::Arc};
@@ -13,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 use serde_json::{Map, Value};
 
-use crate::{Change, Event, OldKind, Op, RowError, RowType};
+use crate::{Change, Difference, Event, OldKind, Op, RowError, RowType, held::Buckets};
 
 /// Changes that are listed one by one; of more at once, the rows are told anew.
 const LISTED_MAX: usize = 10_000;
@@ -40,6 +43,17 @@ impl ShapeRows {
     /// All of them.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &ShapeRow> {
         self.rows.values()
+    }
+
+    /// With their keys.
+    pub(crate) fn by_key(&self) -> impl Iterator<Item = (&Bytes, &ShapeRow)> {
+        self.rows.iter()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn of(rows: impl Iterator<Item = ShapeRow>) -> Result<Self, RowError> {
+        let rows = rows.map(|row| Ok((key(&row.row_type, &row.bytes)?, row)));
+        Ok(ShapeRows { rows: rows.collect::<Result<_, RowError>>()? })
     }
 }
 
@@ -114,6 +128,9 @@ pub(crate) struct ShapeCopy {
     open: Vec<Change>,
     /// Numbers of the key's fields.
     key: Vec<u32>,
+    /// How the server was told what is held; None where it was not, and once it has begun with everything.
+    held: Option<Buckets>,
+    is_open: bool,
 }
 
 #[derive(Debug, Default)]
@@ -128,6 +145,11 @@ enum Phase {
 }
 
 impl ShapeCopy {
+    /// Of a subscription that says what is held.
+    pub(crate) fn holding(held: Option<Buckets>) -> Self {
+        ShapeCopy { held, ..ShapeCopy::default() }
+    }
+
     /// Are the rows of the moment, with all that has come?
     pub(crate) fn is_whole(&self) -> bool {
         matches!(self.phase, Phase::Whole) && self.open.is_empty()
@@ -140,21 +162,23 @@ impl ShapeCopy {
             Event::Change(change) => self.open.push(change),
             Event::Commit { .. } => return self.commit(rows),
             // A shape has one table.
-            Event::SnapshotBegin { snapshot, partial, .. } if partial.is_empty() => {
-                self.phase = Phase::Reading(snapshot, ShapeRows::default());
+            Event::SnapshotBegin { snapshot, partial, differences, .. } if partial.is_empty() => {
+                self.phase = Phase::Reading(snapshot, self.kept(&differences, rows));
             }
             Event::SnapshotEnd { snapshot, .. } => {
                 if let Phase::Reading(number, read) = &mut self.phase
                     && *number == snapshot
                 {
                     *rows = Arc::new(mem::take(read));
-                    self.phase = Phase::Whole;
+                    (self.phase, self.held) = (Phase::Whole, None);
                     return Ok(Step::Replaced);
                 }
             }
             Event::SnapshotAbandoned { .. } | Event::Reset { .. } => return Ok(Step::StartOver),
+            // By token all rows would come.
+            Event::Interrupted { .. } if self.held.is_some() && self.is_open => return Ok(Step::StartOver),
+            Event::Opened { .. } => self.is_open = true,
             Event::SnapshotBegin { .. }
-            | Event::Opened { .. }
             | Event::Preparing { .. }
             | Event::RowType(_)
             | Event::Progress { .. }
@@ -164,11 +188,20 @@ impl ShapeCopy {
         Ok(Step::Nothing)
     }
 
+    /// What a snapshot that begins leaves in place.
+    fn kept(&mut self, differences: &[Difference], rows: &ShapeRows) -> ShapeRows {
+        // A shape's subscription has one selection.
+        let kept = self.held.zip(differences.first()).map(|(held, difference)| held.kept(rows, difference));
+        self.held = self.held.filter(|_| kept.is_some());
+        let rows = kept.unwrap_or_default();
+        if let Some(row) = rows.values().next() {
+            self.key = key_fields(&row.row_type);
+        }
+        ShapeRows { rows }
+    }
+
     fn commit(&mut self, seen: &mut Arc<ShapeRows>) -> Result<Step, RowError> {
         let changes = mem::take(&mut self.open);
-        let key_fields = |row_type: &RowType| {
-            row_type.columns().iter().filter(|column| column.key).map(|column| column.field).collect::<Vec<_>>()
-        };
         for row_type in changes.iter().filter_map(|change| change.row_type.as_deref()) {
             let key = key_fields(row_type);
             if !self.key.is_empty() && self.key != key {
@@ -200,6 +233,10 @@ impl ShapeCopy {
             (true, false) => Step::Replaced,
         })
     }
+}
+
+fn key_fields(row_type: &RowType) -> Vec<u32> {
+    row_type.columns().iter().filter(|column| column.key).map(|column| column.field).collect()
 }
 
 /// What a change does to rows by key.
@@ -250,12 +287,12 @@ fn key(row_type: &RowType, row: &Bytes) -> Result<Bytes, RowError> {
     let is_key = |field: u32| row_type.columns().iter().any(|column| column.field == field && column.key);
     let mut found: Vec<(u32, &[u8])> = fields(row_type, row)?;
     found.retain(|(field, _)| row_type.is_keyless() || is_key(*field));
-    found.sort_unstable_by_key(|(field, _)| *field);
+    found.sort_by_key(|(field, _)| *field);
     Ok(found.into_iter().flat_map(|(_, bytes)| bytes.iter().copied()).collect())
 }
 
 /// Each field's number with its bytes, tag included.
-fn fields<'r>(row_type: &RowType, row: &'r Bytes) -> Result<Vec<(u32, &'r [u8])>, RowError> {
+pub(crate) fn fields<'r>(row_type: &RowType, row: &'r Bytes) -> Result<Vec<(u32, &'r [u8])>, RowError> {
     let mut rest: &[u8] = row;
     let mut found = Vec::new();
     while !rest.is_empty() {
@@ -309,7 +346,13 @@ mod tests {
     impl Scene {
         fn new() -> Self {
             let mut scene = Scene { copy: ShapeCopy::default(), rows: Arc::default() };
-            scene.take(Event::SnapshotBegin { snapshot: 3, tables: vec![], partial: vec![], token: token() });
+            scene.take(Event::SnapshotBegin {
+                snapshot: 3,
+                tables: vec![],
+                partial: vec![],
+                differences: vec![],
+                token: token(),
+            });
             scene
         }
 

@@ -15,8 +15,8 @@ pub use tidegate_proto::v1::{
 };
 
 impl Client {
-    /// Starts a snapshot of the tables that any of the names or patterns means, or joins the one that runs over just the
-    /// same. The source may be empty where the server has one. Subscriptions with
+    /// Starts a snapshot of the tables that any of the names or patterns means, or joins the one of just the same that has not
+    /// begun yet. The source may be empty where the server has one. Subscriptions with
     /// [`snapshots`](crate::Subscription::snapshots) receive it.
     ///
     /// # Errors

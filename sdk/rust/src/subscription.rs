@@ -48,6 +48,7 @@ pub struct Subscription {
     source: String,
     selections: Vec<What>,
     start: Start,
+    holds: Option<v1::Holds>,
     snapshots: bool,
     credit_bytes: u64,
     row_bytes_max: usize,
@@ -71,6 +72,7 @@ impl Subscription {
             source: String::new(),
             selections: vec![selection],
             start: Start::Now,
+            holds: None,
             snapshots: false,
             credit_bytes: CREDIT_BYTES,
             row_bytes_max: ROW_BYTES_MAX,
@@ -151,6 +153,12 @@ impl Subscription {
         self
     }
 
+    /// What is held of it already, of its first selection and for a start at a snapshot.
+    pub(crate) fn holding(mut self, holds: Option<v1::Holds>) -> Self {
+        self.holds = holds;
+        self
+    }
+
     pub(crate) fn credit(&self) -> u64 {
         self.credit_bytes
     }
@@ -183,6 +191,7 @@ impl Subscription {
             // It is alone on its stream.
             shared_progress: false,
             differences: true,
+            holds: if *start == Start::Snapshot { self.holds.iter().cloned().collect() } else { Vec::new() },
         }
     }
 

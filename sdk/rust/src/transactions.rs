@@ -243,7 +243,13 @@ mod tests {
     fn it_tells_whether_a_snapshot_goes_on() {
         let mut assembly = opened();
         assembly
-            .take(Event::SnapshotBegin { snapshot: 3, tables: vec![], partial: vec![], token: token(1) })
+            .take(Event::SnapshotBegin {
+                snapshot: 3,
+                tables: vec![],
+                partial: vec![],
+                differences: vec![],
+                token: token(1),
+            })
             .expect("begins");
         assert_eq!((assembly.snapshots.first(), assembly.token.clone()), (Some(&3), Some(token(1))));
         assembly.take(Event::SnapshotEnd { snapshot: 3, token: token(2) }).expect("ends");

@@ -10,7 +10,6 @@
 
 use std::{
     path::PathBuf,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -27,13 +26,18 @@ use tidegate_gateway::{SourceState, SourceStatus};
 use tidegate_model::{Clock, Retry};
 use tidegate_proto::v1;
 use tidegate_store::{Recovered, SnapshotProgress, Store};
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::config;
 
 /// Between attempts to reach the control database, where its error names no time.
 const CONTROL_RETRY: Duration = Duration::from_secs(5);
+/// Between two reports of how far capture is: it moves with each transaction, and whoever is told is woken.
+const REPORT_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Counters since the start.
 #[derive(Debug, Default)]
@@ -88,13 +92,15 @@ pub(crate) fn capture_config(source: &config::Source, spool_dir: PathBuf, instan
 /// Where the store left off.
 pub(crate) fn resume(recovered: Recovered, store: &Store) -> Resume {
     let Recovered { epoch, durable, delivered, last_transaction } = recovered;
-    let row_types = store.row_types().iter().map(|row_type| row_type.proto().clone()).collect();
+    let known = store.row_types();
+    let row_types = known.iter().chain(known.unannounced()).map(|row_type| row_type.proto().clone()).collect();
     let stored = |(snapshot, progress): (&u32, &SnapshotProgress)| {
         let cursors = progress.cursors.values().cloned().collect();
         (*snapshot, StoredSnapshot { begin: progress.begin, cursors })
     };
     let snapshots = store.snapshots().iter().map(stored).collect();
-    Resume { epoch, durable, delivered, last_transaction, row_types, snapshots }
+    let ended_snapshots = store.ended_before().clone();
+    Resume { epoch, durable, delivered, last_transaction, row_types, snapshots, ended_snapshots }
 }
 
 impl CaptureTask {
@@ -106,14 +112,18 @@ impl CaptureTask {
         let capture = Capture::new(config, control, publisher, resume, clock);
         requests.send_replace(Some(capture.snapshots()));
         let mut progress = capture.status();
-        let mut run = pin!(capture.run(stop));
-        let mut watched = true;
+        let mut run = Box::pin(capture.run(stop));
+        let (mut watched, mut report_from) = (true, Instant::now());
         let result = loop {
             tokio::select! {
                 result = &mut run => break result,
-                changed = progress.changed(), if watched => {
+                changed = async {
+                    sleep_until(report_from).await;
+                    progress.changed().await
+                }, if watched => {
                     watched = changed.is_ok();
                     report(&progress.borrow_and_update(), &status, &counters);
+                    report_from = Instant::now() + REPORT_INTERVAL;
                 }
             }
         };

@@ -38,6 +38,7 @@ mod source;
 mod status;
 mod tail;
 mod telemetry;
+mod tls;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};

@@ -14,7 +14,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tidegate_gateway::{GatewayMetrics, SourceStatus};
+use tidegate_gateway::{GatewayMetrics, RouterMetrics, SourceStatus};
 use tidegate_model::{Clock, SourceName};
 use tidegate_store::Head;
 use tokio::sync::watch;
@@ -62,6 +62,7 @@ impl Metrics {
         observe_state(&meter, &sources, clock);
         observe_counters(&meter, &sources);
         observe_gateway(&meter, &gateway);
+        observe_router(&meter, &gateway);
         Ok(Metrics { registry, provider })
     }
 
@@ -231,6 +232,44 @@ fn observe_gateway(meter: &Meter, gateway: &Arc<GatewayMetrics>) {
             }
         })
         .build();
+}
+
+fn observe_router(meter: &Meter, gateway: &Arc<GatewayMetrics>) {
+    let gauges: [(&'static str, &'static str, Read<RouterMetrics>); 3] = [
+        ("tidegate.shapes", "Shapes that changes are routed to; equal ones are one.", RouterMetrics::shapes),
+        ("tidegate.shape_conditions", "Different conditions in the indexes of shapes.", RouterMetrics::conditions),
+        ("tidegate.shape_indexes", "Indexes of shapes, by table and row type.", RouterMetrics::indexes),
+    ];
+    let counters: [(&'static str, &'static str, Read<RouterMetrics>); 4] = [
+        ("tidegate.shape_lookups", "Changes that an index of shapes was asked about.", RouterMetrics::changes),
+        ("tidegate.shape_candidates", "Conditions that indexes have found for changes.", RouterMetrics::candidates),
+        (
+            "tidegate.shape_evaluations",
+            "Conditions that were evaluated for a change, since no lookup proves them.",
+            RouterMetrics::evaluations,
+        ),
+        ("tidegate.shape_verdicts", "How often a change concerned a shape.", RouterMetrics::verdicts),
+    ];
+    for (name, about, read) in gauges {
+        let gateway = Arc::clone(gateway);
+        let gauge = meter.u64_observable_gauge(name).with_description(about);
+        gauge
+            .with_callback(move |observer| each_router(&gateway, read, &mut |value, of| observer.observe(value, of)))
+            .build();
+    }
+    for (name, about, read) in counters {
+        let gateway = Arc::clone(gateway);
+        let counter = meter.u64_observable_counter(name).with_description(about);
+        counter
+            .with_callback(move |observer| each_router(&gateway, read, &mut |value, of| observer.observe(value, of)))
+            .build();
+    }
+}
+
+fn each_router(gateway: &GatewayMetrics, read: Read<RouterMetrics>, observe: &mut dyn FnMut(u64, &[KeyValue])) {
+    for (name, source) in gateway.sources() {
+        observe(read(source.router()), &[label(name)]);
+    }
 }
 
 fn label(source: &SourceName) -> KeyValue {

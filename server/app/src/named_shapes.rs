@@ -13,12 +13,15 @@ use std::{
     collections::BTreeMap,
     io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use prost::Message as _;
-use tidegate_control::{Connector, Control, ControlError, ShapeRecord, ShapeVersions, StoredShape};
+use tidegate_control::{Connector, Control, ControlError, ShapeCopy, ShapeLimits, ShapeRecord, StoredShape};
 use tidegate_gateway::{FormerShape, KnownShapes, NamedShape, NamedShapeError, NamedShapes, ShapeAnswer};
 use tidegate_model::{Retry, ShapeName, SourceName, TableName};
 use tidegate_proto::v1;
@@ -30,10 +33,16 @@ use tokio_util::sync::CancellationToken;
 
 /// How often the control database is asked: after so long at most, every node knows a shape that another one has defined.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Between two questions at least, however many want to know: clients decide how often a server does.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The same while the control database does not answer.
+const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(1);
 /// Named shapes of one source, besides those that the configuration declares.
-const SHAPES_MAX: usize = 10_000;
+const LIMITS: ShapeLimits = ShapeLimits { count_max: 10_000, bytes_max: 16 << 20 };
 /// How long a definition that is stored may take to become known.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may take to ask whether anything has changed.
+const ASKED_WITHIN: Duration = Duration::from_secs(2);
 /// Until what could not be asked is worth asking again.
 const RETRY: Duration = Duration::from_secs(2);
 
@@ -54,6 +63,17 @@ struct Stored {
     connector: Connector,
     control: OnceCell<Control>,
     changed: Notify,
+    /// Rounds of asking that have begun.
+    begun: AtomicU64,
+    /// The last that has ended.
+    ended: watch::Sender<Round>,
+}
+
+/// A round of asking that has ended.
+#[derive(Clone, Copy, Default)]
+struct Round {
+    number: u64,
+    is_answered: bool,
 }
 
 impl Stored {
@@ -66,7 +86,8 @@ impl Stored {
 impl ShapeKeeper {
     /// With what the configuration declares, and what the file remembers.
     pub(crate) fn new(connector: Connector, data_dir: &Path, declared: BTreeMap<SourceName, KnownShapes>) -> Self {
-        let store = Stored { connector, control: OnceCell::new(), changed: Notify::new() };
+        let (control, changed, begun, ended) = Default::default();
+        let store = Stored { connector, control, changed, begun, ended };
         let of_source = |declared| OfSource { declared, known: watch::channel(Arc::default()).0 };
         let sources = declared.into_iter().map(|(name, declared)| (name, of_source(declared))).collect();
         let keeper = ShapeKeeper { store: Arc::new(store), sources, file: data_dir.join("shapes") };
@@ -88,30 +109,36 @@ impl ShapeKeeper {
 
     /// Keeps them current until `stop`.
     pub(crate) async fn run(&self, stop: CancellationToken) {
-        let mut versions: Option<ShapeVersions> = None;
+        let mut copy = ShapeCopy::default();
         while !stop.is_cancelled() {
-            let asked = async { self.store.control().await?.changed_shapes(versions.as_ref()).await };
+            let number = self.store.begun.fetch_add(1, Relaxed) + 1;
+            let asked = async { self.store.control().await?.refresh_shapes(&mut copy).await };
             let answer = tokio::select! {
                 answer = asked => answer,
                 () = stop.cancelled() => return,
             };
+            let is_answered = answer.is_ok();
             match answer {
-                Ok(Some((now, shapes))) => {
-                    let shapes: Vec<(SourceName, NamedShape)> = shapes.into_iter().map(named).collect();
+                Ok(true) => {
+                    let shapes: Vec<(SourceName, NamedShape)> = copy.shapes().cloned().map(named).collect();
                     if let Err(error) = remember(&self.file, &shapes) {
                         let file = self.file.display();
                         tracing::warn!(%file, %error, "named shapes cannot be remembered; a start needs the control database");
                     }
                     self.publish(shapes);
-                    versions = Some(now);
                 }
-                Ok(None) => {}
+                Ok(false) => {}
                 // Capture meets the same outage, and says so.
                 Err(error) => tracing::debug!(%error, "the control database cannot be asked for named shapes"),
             }
+            self.store.ended.send_replace(Round { number, is_answered });
+            let wanted = async {
+                sleep(if is_answered { PAUSE } else { PAUSE_AFTER_ERROR }).await;
+                self.store.changed.notified().await;
+            };
             tokio::select! {
                 () = sleep(INTERVAL) => {}
-                () = self.store.changed.notified() => {}
+                () = wanted => {}
                 () = stop.cancelled() => {}
             }
         }
@@ -175,11 +202,28 @@ impl NamedShapes for SourceShapes {
             self.not_declared(&name)?;
             let record = record(definition)?;
             let control = self.store.control().await.map_err(refusal)?;
-            let stored = control.define_shape(&self.source, (&name, &record), SHAPES_MAX).await.map_err(refusal)?;
+            let stored = control.define_shape(&self.source, (&name, &record), LIMITS).await.map_err(refusal)?;
             let (_, shape) = named(stored);
             // Someone may have deleted it meanwhile, and defined it again.
             self.until_known(|known| known.get(&name).is_some_and(|known| known.version >= shape.version)).await?;
             Ok(shape)
+        })
+    }
+
+    fn refresh(&self) -> ShapeAnswer<'_, ()> {
+        Box::pin(async move {
+            // One that is under way may have asked before.
+            let number = self.store.begun.load(Relaxed) + 1;
+            self.store.changed.notify_one();
+            let mut ended = self.store.ended.subscribe();
+            match timeout(ASKED_WITHIN, ended.wait_for(|ended| ended.number >= number)).await {
+                Ok(Ok(ended)) if ended.is_answered => Ok(()),
+                Ok(Ok(_) | Err(_)) | Err(_) => {
+                    let detail = "what is selected is not what this server knows; another one may have defined it, and the control \
+                                  database, which has that, does not answer";
+                    Err(NamedShapeError::Later { detail: detail.to_owned(), retry_in: RETRY })
+                }
+            }
         })
     }
 
@@ -325,6 +369,38 @@ mod tests {
         let known = Arc::clone(&keeper.of(&source()).known().borrow());
         assert_eq!(known.len(), 2);
         assert!(known[&name].is_declared() && known[&name].definition.r#where == "true");
+    }
+
+    #[tokio::test]
+    async fn without_a_control_database_it_is_not_known_whether_anything_has_changed() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let keeper = keeper(dir.path(), KnownShapes::new());
+        let shapes = keeper.of(&source());
+        let asked = tokio::select! {
+            asked = shapes.refresh() => asked,
+            () = keeper.run(CancellationToken::new()) => panic!("it runs until it is stopped"),
+        };
+        assert!(matches!(asked, Err(NamedShapeError::Later { .. })), "{asked:?}");
+    }
+
+    #[tokio::test]
+    async fn clients_do_not_set_the_rate_at_which_the_control_database_is_asked() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let keeper = keeper(dir.path(), KnownShapes::new());
+        let shapes = keeper.of(&source());
+        let begin = tokio::time::Instant::now();
+        let asking = async {
+            for _ in 0..2 {
+                let asked = shapes.refresh().await;
+                assert!(matches!(asked, Err(NamedShapeError::Later { .. })), "{asked:?}");
+            }
+        };
+        tokio::select! {
+            () = asking => {}
+            () = keeper.run(CancellationToken::new()) => panic!("it runs until it is stopped"),
+        };
+        let round_count = keeper.store.begun.load(Relaxed);
+        assert!(begin.elapsed() >= PAUSE_AFTER_ERROR, "{round_count} questions in {:?}", begin.elapsed());
     }
 
     #[tokio::test]

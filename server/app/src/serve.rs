@@ -31,12 +31,11 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Identity, ServerTlsConfig};
 
 use crate::{
     capture_task::{CaptureCounters, CaptureTask, capture_config, resume},
     captured_snapshots::CapturedSnapshots,
-    config::{Config, Listen, Source, Tls},
+    config::{Config, Listen, Source},
     control_connector::ControlConnector,
     http::{self, Observed},
     known_tables,
@@ -44,6 +43,7 @@ use crate::{
     mirror_definitions::{DefinitionWatch, Definitions, Tables},
     mirror_keeper::MirrorKeeper,
     named_shapes::ShapeKeeper,
+    tls,
 };
 
 /// What a source's keeper of its mirror follows.
@@ -250,6 +250,9 @@ impl Server {
         let mut store_config = StoreConfig::new(config.data_dir.join(source.name.as_str()));
         store_config.tail_bytes = source.memory.tail_bytes;
         store_config.retention = Retention { size_bytes: config.retention.size_bytes, age: config.retention.age };
+        // Only whole segments are removed, so a small changelog has small ones.
+        let eighth = (config.retention.size_bytes / 8).max(1 << 20);
+        store_config.segment_bytes = store_config.segment_bytes.min(eighth);
         let (store, mut writer) = Store::open(store_config, Arc::clone(&self.clock)).await?;
         let mirror = match mirror_of(config, source)? {
             Some(mirror) => Some(writer.keep_mirror(mirror)?),
@@ -309,7 +312,7 @@ impl Server {
 
     /// Serves what the stores hold, before any database has been reached.
     fn open_ports(&mut self, config: &Config, listeners: Listeners) -> anyhow::Result<()> {
-        let tls = config.tls.as_ref().map(server_tls).transpose()?;
+        let tls = config.tls.as_ref().map(tls::server).transpose()?;
         let gateway_config =
             GatewayConfig { drain_deadline: drain_time(config.shutdown_deadline), ..GatewayConfig::default() };
         let clock = Arc::clone(&self.clock);
@@ -417,18 +420,6 @@ fn remove_dir(dir: &Path) -> std::io::Result<()> {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         Ok(()) | Err(_) => Ok(()),
     }
-}
-
-fn server_tls(tls: &Tls) -> anyhow::Result<ServerTlsConfig> {
-    let read = |option: &str, file: &Path| {
-        std::fs::read(file).with_context(|| format!("{option}: cannot read {}", file.display()))
-    };
-    let identity = Identity::from_pem(read("tls.certificate", &tls.certificate)?, read("tls.key", &tls.key)?);
-    let config = ServerTlsConfig::new().identity(identity);
-    Ok(match &tls.client_ca {
-        Some(file) => config.client_ca_root(Certificate::from_pem(read("tls.client_ca", file)?)),
-        None => config,
-    })
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Run snapshots of tables.
 #[derive(Subcommand)]
 pub(crate) enum SnapshotCommand {
-    /// Start a snapshot, or join the one that runs over the same, and show how it goes. Subscriptions that ask for snapshots receive
-    /// its rows (`tidegate tail --snapshots` does).
+    /// Start a snapshot, or join the one of the same that has not begun yet, and show how it goes. Subscriptions that ask for snapshots
+    /// receive its rows (`tidegate tail --snapshots` does).
     Start {
         /// Tables or patterns, such as orders or 'public.*'; without any, every table.
         #[arg(value_name = "TABLE")]

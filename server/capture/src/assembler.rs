@@ -168,7 +168,7 @@ impl Assembler {
     /// Says how a relation is treated from here on.
     pub(crate) fn set_relation(&mut self, oid: u32, followed: Followed) {
         if let Followed::Yes(table) = &followed {
-            self.emitter.describe(table.row_type, table.announcement.clone());
+            self.describe(table);
         }
         self.relations.insert(oid, followed);
     }
@@ -307,7 +307,7 @@ impl Assembler {
 
     /// Makes a row type known that was not announced by the stream.
     pub(crate) fn describe(&mut self, table: &TableCodec) {
-        self.emitter.describe(table.row_type, table.announcement.clone());
+        self.emitter.describe(table.table_oid, table.row_type, table.announcement.clone());
     }
 
     /// Has the server sent all of what it has begun to send, as far as transactions that have committed go?

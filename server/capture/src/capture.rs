@@ -3,7 +3,11 @@
 //! Invariant: an epoch is published before its first block; within an epoch, what one connection received is where the next
 //! one goes on.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use tidegate_control::Control;
 use tidegate_feed::{FeedItem, Publish};
@@ -94,6 +98,7 @@ impl<P: Publish> Capture<P> {
         let status = watch::Sender::new(CaptureStatus::default());
         let past = resume.as_ref();
         let interrupted = past.map(|resume| interrupted(&resume.snapshots)).unwrap_or_default();
+        let over = past.map(|resume| resume.ended_snapshots.clone()).unwrap_or_default();
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let current_epoch = watch::Sender::new(past.map(|resume| resume.epoch.epoch));
         let promised = watch::Sender::new(Promised::default());
@@ -110,13 +115,14 @@ impl<P: Publish> Capture<P> {
         };
         let connected = watch::Sender::new(false);
         let stream = StreamSide { orders, epoch: current_epoch.subscribe(), connected: connected.subscribe() };
-        let (requests, coordinator) = coordinator(context, stream, interrupted.clone());
+        let (requests, coordinator) = coordinator(context, stream, (interrupted.clone(), over));
         Capture {
             resolver: Resolver {
                 source: config.source.clone(),
                 tables: config.tables.clone(),
                 control: control.clone(),
                 numbers: Numbers::new(row_types),
+                asked: HashMap::new(),
             },
             link: Arc::new(Link::new(status)),
             assembler: Assembler::new(past.map_or(Position::ZERO, |resume| resume.durable), spool),
@@ -250,6 +256,7 @@ impl<P: Publish> Capture<P> {
         self.promises.connected(&published, self.slot_is_new).await?;
         self.slot_is_new = false;
         self.restore_snapshots(&session).await?;
+        self.resolver.connected();
         self.snapshots.connected(identity.flush_lsn);
         let known_end_lsn = match (self.last_transaction, self.epoch) {
             (Some(last), _) => last.commit_end_lsn,

@@ -87,6 +87,8 @@ pub struct Resume {
     pub row_types: Vec<v1::RowType>,
     /// Snapshots that have begun and not ended, by number.
     pub snapshots: BTreeMap<u32, StoredSnapshot>,
+    /// Snapshots that have ended of late, by number, and why they were given up; empty where they are complete.
+    pub ended_snapshots: BTreeMap<u32, String>,
 }
 
 /// What the store has of a snapshot.

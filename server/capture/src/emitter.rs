@@ -1,9 +1,9 @@
 //! Turns ended transactions, messages and progress into blocks, in position order.
 //!
-//! Invariant: positions increase; a row type is announced before its first use; what a transaction contributes stands
-//! between its Begin and its Commit; a transaction without a followed change leaves nothing.
+//! Invariant: positions increase; a row type is announced before its first use, and where a table comes back to it; what a
+//! transaction contributes stands between its Begin and its Commit; a transaction without a followed change leaves nothing.
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -26,8 +26,10 @@ pub(crate) struct Emitter {
     builder: BlockBuilder,
     /// Blocks that were finished while a part was being written: many announcements can make it large.
     full: VecDeque<Block>,
-    announcements: HashMap<u32, Bytes>,
-    announced: HashSet<u32>,
+    /// By row type, with the table's OID.
+    announcements: HashMap<u32, (u32, Bytes)>,
+    /// The row type that was announced last, by table.
+    announced: HashMap<u32, u32>,
     /// The announced row type that was used last: neighbouring changes mostly share it.
     recent: u32,
     /// Snapshots that have not ended.
@@ -55,9 +57,9 @@ pub(crate) struct Ended {
 }
 
 impl Emitter {
-    /// Makes a row type known, to be announced when it is used.
-    pub(crate) fn describe(&mut self, row_type: u32, announcement: Bytes) {
-        self.announcements.insert(row_type, announcement);
+    /// Makes a row type of a table known, to be announced when it is used.
+    pub(crate) fn describe(&mut self, table_oid: u32, row_type: u32, announcement: Bytes) {
+        self.announcements.insert(row_type, (table_oid, announcement));
     }
 
     /// A new epoch starts an empty log; what has not been taken belongs to the old one.
@@ -155,10 +157,11 @@ impl Emitter {
             return;
         }
         self.recent = row_type;
-        if !self.announced.insert(row_type) {
+        let described = self.announcements.get(&row_type);
+        let (table_oid, announcement) = described.expect("a row type is described before rows are encoded");
+        if self.announced.insert(*table_oid, row_type) == Some(row_type) {
             return;
         }
-        let announcement = self.announcements.get(&row_type).expect("a row type is described before rows are encoded");
         let entry = Entry { row_type, ..mark(Kind::RowType, position) };
         self.builder.push(entry, announcement);
     }
@@ -215,7 +218,15 @@ impl Emitter {
         label.begin = Some(position);
         let Label { new_tables, ad_hoc, partial, .. } = label.clone();
         let position_text = position.to_string();
-        let begin = v1::SnapshotBegin { snapshot, position: position_text, tables, new_tables, ad_hoc, partial };
+        let begin = v1::SnapshotBegin {
+            snapshot,
+            position: position_text,
+            tables,
+            new_tables,
+            ad_hoc,
+            partial,
+            ..v1::SnapshotBegin::default()
+        };
         self.push_snapshot_mark(Kind::SnapshotBegin, position, snapshot, &begin.encode_to_vec());
     }
 
@@ -297,8 +308,22 @@ mod tests {
 
     fn emitter() -> Emitter {
         let mut emitter = Emitter::default();
-        emitter.describe(9, Bytes::from_static(b"announcement"));
+        emitter.describe(16_400, 9, Bytes::from_static(b"announcement"));
         emitter
+    }
+
+    #[test]
+    fn a_row_type_is_announced_again_where_its_table_comes_back_to_it() {
+        let mut emitter = Emitter::default();
+        for (table_oid, row_type) in [(100, 1), (100, 2), (200, 3)] {
+            emitter.describe(table_oid, row_type, Bytes::from_static(b"announcement"));
+        }
+        for (row_type, lsn) in [1, 3, 1, 2, 3, 1, 1].into_iter().zip(1..) {
+            emitter.announce(row_type, Position::new(Lsn(lsn), 0));
+        }
+        let block = emitter.take().expect("announcements");
+        let announced: Vec<u32> = block.entries().iter().map(|entry| entry.row_type).collect();
+        assert_eq!(announced, [1, 3, 2, 1]);
     }
 
     #[test]

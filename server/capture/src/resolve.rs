@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message as _;
-use tidegate_control::{ColumnRequest, Control, RowTypeRequest};
+use tidegate_control::{ColumnRequest, Control, RowTypeNumbers, RowTypeRequest};
 use tidegate_model::{Relation, RelationColumn, ReplicaIdentity, SourceName, TableName, TablePatterns};
 use tidegate_postgres::{
     CatalogColumn, OldRows, Session, TypeInfo, old_rows_of_full, relation_columns, type_info, visibility,
@@ -41,9 +41,17 @@ pub(crate) struct Resolver {
     pub(crate) tables: TablePatterns,
     pub(crate) control: Control,
     pub(crate) numbers: Numbers,
+    /// What was last asked of the control database for each table over this connection, and its answer: PostgreSQL describes a table
+    /// again in each transaction that it sends in progress, and asking is a transaction that is written to a disk.
+    pub(crate) asked: HashMap<u32, (RowTypeRequest, RowTypeNumbers)>,
 }
 
 impl Resolver {
+    /// A connection begins: another server may have asked since.
+    pub(crate) fn connected(&mut self) {
+        self.asked.clear();
+    }
+
     /// How the relation is treated, whose rows a transaction has written that was sent whole, if any.
     ///
     /// # Errors
@@ -73,7 +81,7 @@ impl Resolver {
             type_info(session, &type_oids).await?.into_iter().map(|info| (info.oid, info)).collect();
         let mut columns = describe_columns(relation, &catalog, &types);
         let request = self.row_type_request(&name, relation, &columns);
-        let numbers = self.control.row_type(&self.source, &request).await?;
+        let numbers = self.row_type_numbers(relation.oid, request).await?;
         for (column, field) in columns.iter_mut().zip(&numbers.fields) {
             column.field = *field;
         }
@@ -98,6 +106,19 @@ impl Resolver {
             fields: numbers.fields,
             announcement,
         })))
+    }
+
+    async fn row_type_numbers(
+        &mut self,
+        table_oid: u32,
+        request: RowTypeRequest,
+    ) -> Result<RowTypeNumbers, CaptureError> {
+        if let Some((_, numbers)) = self.asked.get(&table_oid).filter(|(asked, _)| request.is_of(asked)) {
+            return Ok(numbers.clone());
+        }
+        let numbers = self.control.row_type(&self.source, &request).await?;
+        self.asked.insert(table_oid, (request, numbers.clone()));
+        Ok(numbers)
     }
 
     fn row_type_request(&self, name: &TableName, relation: &Relation, columns: &[ColumnSpec]) -> RowTypeRequest {

@@ -13,7 +13,7 @@ use crate::{
     ControlError, RowTypeNumbers, RowTypeRequest,
     migrate::migrate,
     row_types,
-    shapes::{self, ShapeRecord, ShapeVersions, StoredShape},
+    shapes::{self, ShapeCopy, ShapeLimits, ShapeRecord, StoredShape},
     snapshots::{self, JobState, SnapshotJob},
 };
 
@@ -149,17 +149,17 @@ impl Control {
         self.ask(async |client| snapshots::set_state(client, source, (snapshot, state), detail).await).await
     }
 
-    /// Defines a named shape, of which the source may have so many, or defines it anew.
+    /// Defines a named shape, or defines it anew. The source's shapes may be so much.
     ///
     /// # Errors
-    /// The database cannot be reached, or there are too many.
+    /// The database cannot be reached, or it would be too much.
     pub async fn define_shape(
         &self,
         source: &SourceName,
         (name, shape): (&ShapeName, &ShapeRecord),
-        count_max: usize,
+        limits: ShapeLimits,
     ) -> Result<StoredShape, ControlError> {
-        self.ask(async |client| shapes::define(client, source, (name, shape), count_max).await).await
+        self.ask(async |client| shapes::define(client, source, (name, shape), limits).await).await
     }
 
     /// Removes a named shape; false where there is none.
@@ -170,15 +170,12 @@ impl Control {
         self.ask(async |client| shapes::delete(client, source, name).await).await
     }
 
-    /// The named shapes of all sources, by source and name, and their versions; None where these are the known ones.
+    /// Brings a copy of the named shapes of all sources up to date; false where it is.
     ///
     /// # Errors
-    /// The database cannot be reached.
-    pub async fn changed_shapes(
-        &self,
-        known: Option<&ShapeVersions>,
-    ) -> Result<Option<(ShapeVersions, Vec<StoredShape>)>, ControlError> {
-        self.ask(async |client| shapes::changed(client, known).await).await
+    /// The database cannot be reached; the copy is then what it was.
+    pub async fn refresh_shapes(&self, copy: &mut ShapeCopy) -> Result<bool, ControlError> {
+        self.ask(async |client| shapes::refresh(client, copy).await).await
     }
 
     /// Forgets a source that is dropped for good, its numbers included.

@@ -27,6 +27,17 @@ pub enum ControlError {
         /// The number of fields.
         limit: i32,
     },
+    /// The definitions of a source's named shapes have as many bytes as they may have.
+    #[error(
+        "the named shapes of source {source_name} would have more than {limit} bytes together; delete those that are not used any more, or make \
+         conditions shorter, with parameters for what subscribers give"
+    )]
+    TooLargeShapes {
+        /// The source's name.
+        source_name: String,
+        /// How many bytes there may be.
+        limit: usize,
+    },
     /// A source has as many named shapes as it may have.
     #[error("source {source_name} has {limit} named shapes, the most allowed; delete one that is not used any more")]
     TooManyShapes {
@@ -46,7 +57,9 @@ impl ControlError {
             | ControlError::Silent(_)
             | ControlError::Database(_)
             | ControlError::Migration(_) => Retry::After(Duration::from_secs(2)),
-            ControlError::FieldsExhausted { .. } | ControlError::TooManyShapes { .. } => Retry::Never,
+            ControlError::FieldsExhausted { .. }
+            | ControlError::TooManyShapes { .. }
+            | ControlError::TooLargeShapes { .. } => Retry::Never,
         }
     }
 }

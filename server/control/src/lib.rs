@@ -19,5 +19,5 @@ mod snapshots;
 pub use control::{Connector, Control, KnownPublication};
 pub use error::ControlError;
 pub use row_types::{ColumnRequest, FieldName, RowTypeNumbers, RowTypeRequest, UsedNumbers};
-pub use shapes::{FormerShape, ShapeRecord, ShapeVersions, StoredShape};
+pub use shapes::{FormerShape, ShapeCopy, ShapeLimits, ShapeRecord, StoredShape};
 pub use snapshots::{JobState, SnapshotJob};

@@ -37,7 +37,7 @@ pub struct UsedNumbers {
 }
 
 /// A column that needs a field number.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ColumnRequest {
     /// Exact name.
     pub name: String,
@@ -45,6 +45,14 @@ pub struct ColumnRequest {
     pub type_key: String,
     /// The number that this very column is proven to have; None: the number goes by name and type.
     pub field: Option<u32>,
+}
+
+impl RowTypeRequest {
+    /// Does it ask for the numbers that the other one has been given?
+    #[must_use]
+    pub fn is_of(&self, other: &Self) -> bool {
+        (&self.name, &self.fingerprint, &self.columns) == (&other.name, &other.fingerprint, &other.columns)
+    }
 }
 
 /// The answer.

@@ -31,6 +31,8 @@ pub struct GatewayConfig {
     pub query_bytes_max: usize,
     /// Filtered blocks that are kept for other subscriptions with the same selections, in bytes.
     pub share_bytes_max: usize,
+    /// Time that a connection has for TLS, and to show that it speaks HTTP/2.
+    pub handshake_max: Duration,
     /// Time that clients have to leave when the server stops.
     pub drain_deadline: Duration,
 }
@@ -51,6 +53,7 @@ impl Default for GatewayConfig {
             query_rows_max: 10_000,
             query_bytes_max: 32 << 20,
             share_bytes_max: 32 << 20,
+            handshake_max: Duration::from_secs(20),
             drain_deadline: Duration::from_secs(10),
         }
     }

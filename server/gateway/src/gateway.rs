@@ -8,11 +8,9 @@ use std::{sync::Arc, time::Duration};
 use tidegate_model::{Clock, Retry};
 use tidegate_proto::v1::catalog_server::CatalogServer;
 use tokio::{net::TcpListener, sync::Semaphore};
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
-use tonic::{
-    service::Routes,
-    transport::{Server, ServerTlsConfig, server::TcpIncoming},
-};
+use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tonic_reflection::pb::{
     v1::server_reflection_server::ServerReflectionServer,
@@ -22,8 +20,10 @@ use tonic_reflection::pb::{
 use crate::{
     catalog::CatalogService,
     config::GatewayConfig,
+    connections,
     drain::Drain,
     health::HealthService,
+    held,
     metrics::GatewayMetrics,
     mirror_service::MirrorService,
     reflection::ReflectionService,
@@ -34,13 +34,6 @@ use crate::{
     source::{Source, SourceHandle, Sources},
 };
 
-/// Windows of requests, in bytes. Responses have the client's windows.
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-const FRAME_BYTES_MAX: u32 = 64 << 10;
-/// A connection that does not answer a ping for this long is gone, and its subscriptions with it.
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Time for streams to write their end after the drain's deadline.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
@@ -59,20 +52,16 @@ pub(crate) struct Shared {
     pub(crate) share: ShareCache,
     /// A permit for each query that runs.
     pub(crate) queries: Arc<Semaphore>,
+    /// A permit for each KiB of digests of what clients hold.
+    pub(crate) held_room: Arc<Semaphore>,
 }
 
 /// The services cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// Certificate and key do not make a TLS server.
-    #[error("the server's TLS certificate or key cannot be used: {0}")]
-    Tls(String),
     /// What reflection is to serve cannot be read.
     #[error("the API's descriptors cannot be read: {0}")]
     Descriptors(String),
-    /// The listener failed.
-    #[error("serving gRPC failed: {0}")]
-    Transport(String),
 }
 
 impl ServeError {
@@ -80,8 +69,7 @@ impl ServeError {
     #[must_use]
     pub fn retry(&self) -> Retry {
         match self {
-            ServeError::Tls(_) | ServeError::Descriptors(_) => Retry::Never,
-            ServeError::Transport(_) => Retry::After(Duration::from_secs(1)),
+            ServeError::Descriptors(_) => Retry::Never,
         }
     }
 }
@@ -106,6 +94,7 @@ impl Gateway {
             share: ShareCache::new(config.share_bytes_max, Arc::clone(&metrics)),
             metrics: Arc::clone(&metrics),
             queries: Arc::new(Semaphore::new(config.queries_max)),
+            held_room: Arc::new(Semaphore::new(held::ROOM_KIB)),
             config,
             clock,
         };
@@ -144,40 +133,18 @@ impl Gateway {
     ///
     /// # Errors
     /// See [`ServeError`].
-    pub async fn serve(self, listener: TcpListener, tls: Option<ServerTlsConfig>) -> Result<(), ServeError> {
-        let mut server = Server::builder()
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES_MAX)
-            .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT));
-        if let Some(tls) = tls {
-            server = server.tls_config(tls).map_err(|error| ServeError::Tls(describe(&error)))?;
-        }
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    pub async fn serve(self, listener: TcpListener, tls: Option<Arc<ServerConfig>>) -> Result<(), ServeError> {
         let drain = self.shared.drain.clone();
-        let signal = drain.clone();
-        let serving = server
-            .add_routes(self.routes()?)
-            .serve_with_incoming_shutdown(incoming, async move { signal.wait().await });
+        let serving =
+            connections::serve((listener, tls), self.routes()?, (drain.clone(), self.shared.config.handshake_max));
         let cut_off = async {
             drain.wait().await;
             tokio::time::sleep_until(drain.deadline() + LAST_WORDS).await;
         };
         tokio::select! {
-            served = serving => served.map_err(|error| ServeError::Transport(describe(&error))),
-            () = cut_off => Ok(()),
+            () = serving => {}
+            () = cut_off => {}
         }
+        Ok(())
     }
-}
-
-/// An error with its causes, which tonic does not print.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

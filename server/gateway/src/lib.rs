@@ -21,10 +21,15 @@
 //! beyond its position and the block it is in, and no task runs for one: the connection pulls, the router runs for all of a source's, and a
 //! task for each shape that has subqueries, for all who have that open.
 //!
+//! `gateway` puts the services together, `connections` accepts who wants them, and `in_place` runs what a connection starts.
+//!
 //! It deliberately does not know PostgreSQL, and it does not write anything.
 
 mod config;
+mod connections;
 mod gateway;
+mod in_place;
+mod preface;
 mod source;
 
 mod service;
@@ -39,7 +44,9 @@ mod snapshot_parts;
 mod snapshot_service;
 mod snapshots;
 
+mod by_row_type;
 mod facts;
+mod held;
 mod incoming;
 mod mirror_snapshot;
 mod opening;
@@ -68,12 +75,14 @@ mod health;
 mod metrics;
 mod progress;
 mod reflection;
+#[cfg(test)]
+mod refusals;
 mod status;
 mod time;
 
 pub use config::GatewayConfig;
 pub use gateway::{Gateway, ServeError};
-pub use metrics::{GatewayMetrics, SourceMetrics};
+pub use metrics::{GatewayMetrics, RouterMetrics, SourceMetrics};
 pub use named_shapes::{
     FormerShape, KnownShapes, NamedShape, NamedShapeError, NamedShapes, NoNamedShapes, ShapeAnswer,
 };

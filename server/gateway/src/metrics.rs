@@ -30,9 +30,77 @@ pub struct SourceMetrics {
     subscribers: AtomicU64,
     changes: AtomicU64,
     bytes: AtomicU64,
+    pub(crate) router: RouterMetrics,
+}
+
+/// Of the router of a source's shapes.
+#[derive(Debug, Default)]
+pub struct RouterMetrics {
+    has: [AtomicU64; 3],
+    done: [AtomicU64; 4],
+}
+
+impl RouterMetrics {
+    /// Shapes that changes are routed to: equal ones of several subscriptions are one. Those with subqueries are not among them.
+    #[must_use]
+    pub fn shapes(&self) -> u64 {
+        self.has[0].load(Relaxed)
+    }
+
+    /// Different conditions in the indexes.
+    #[must_use]
+    pub fn conditions(&self) -> u64 {
+        self.has[1].load(Relaxed)
+    }
+
+    /// Indexes: one for each table with shapes and each of its newest row types.
+    #[must_use]
+    pub fn indexes(&self) -> u64 {
+        self.has[2].load(Relaxed)
+    }
+
+    /// Changes that an index was asked about.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.done[0].load(Relaxed)
+    }
+
+    /// Conditions that indexes have found for changes.
+    #[must_use]
+    pub fn candidates(&self) -> u64 {
+        self.done[1].load(Relaxed)
+    }
+
+    /// Those of them that were evaluated, since no lookup proves them.
+    #[must_use]
+    pub fn evaluations(&self) -> u64 {
+        self.done[2].load(Relaxed)
+    }
+
+    /// How often a change concerned a shape.
+    #[must_use]
+    pub fn verdicts(&self) -> u64 {
+        self.done[3].load(Relaxed)
+    }
+
+    pub(crate) fn has(&self, counts: [u64; 3]) {
+        self.has.iter().zip(counts).for_each(|(has, count)| has.store(count, Relaxed));
+    }
+
+    pub(crate) fn did(&self, more: [u64; 4]) {
+        for (done, more) in self.done.iter().zip(more) {
+            done.fetch_add(more, Relaxed);
+        }
+    }
 }
 
 impl SourceMetrics {
+    /// What the router of shapes has, and what it has done.
+    #[must_use]
+    pub fn router(&self) -> &RouterMetrics {
+        &self.router
+    }
+
     /// Subscriptions that are open now.
     #[must_use]
     pub fn subscribers(&self) -> u64 {

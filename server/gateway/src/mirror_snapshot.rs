@@ -22,7 +22,10 @@
 //! **Corrected.** What another snapshot finds to be otherwise than the mirror has it concerns rows that have been given out, and is passed on. Several
 //! such records may share an LSN, so places in the log are compared as whole positions.
 //!
-//! It deliberately does not look at rows.
+//! **Of a client that holds rows.** What it holds is compared first, chunk by chunk and of all tables, and then no rows are put in but those
+//! that it has to be sent ([`crate::held`]).
+//!
+//! It deliberately does not look at rows itself.
 
 mod marks;
 mod restated;
@@ -36,7 +39,13 @@ use tidegate_model::{Block, Epoch, Position, TableName};
 use tidegate_store::{MirrorError, MirrorReader, Reader, RowChunk};
 use tokio::{sync::watch, task::JoinSet, time::timeout};
 
-use crate::{config::GatewayConfig, incoming::Interrupted, source::Source, status::GatewayError};
+use crate::{
+    config::GatewayConfig,
+    held::{Comparing, Differing, Incomparable},
+    incoming::Interrupted,
+    source::Source,
+    status::GatewayError,
+};
 
 pub(crate) use marks::{first_chunk, has_room, is_of_mirror, is_within, log_position, number, opened, read_from, turn};
 pub(crate) use restated::{LogPlace, Restated};
@@ -86,6 +95,8 @@ pub(crate) struct MirrorStart {
     pub(crate) first_chunk: u32,
     /// Where to say what stands elsewhere in the log.
     pub(crate) restated: Restated,
+    /// What the client holds, where it says so.
+    pub(crate) comparing: Option<Comparing>,
 }
 
 /// One that has not ended.
@@ -101,6 +112,10 @@ pub(crate) struct MirrorSnapshot {
     behind: Option<Bytes>,
     /// The chunk that is being read, at most one. It outlives a `next` that is dropped.
     reading: JoinSet<Result<RowChunk, MirrorError>>,
+    /// What is done before the snapshot begins, and the tables that are read then.
+    comparing: Option<(Box<Comparing>, VecDeque<Wanted>)>,
+    /// What of them is put in; None for all.
+    differing: Option<Box<Differing>>,
     weaving: Weaving,
     restated: Restated,
     /// Woven, and not handed out.
@@ -111,22 +126,35 @@ impl MirrorSnapshot {
     /// None where the source has no mirror.
     pub(crate) fn new(source: &Arc<Source>, start: MirrorStart) -> Option<Self> {
         let mirror = source.handle.mirror.clone()?;
-        let MirrorStart { epoch, snapshot, after, head, tables, first_chunk, restated } = start;
-        let names = tables.iter().map(|table| table.name.to_string()).collect();
-        let mut weaving = Weaving::new(snapshot, (after, head), first_chunk, restated.clone());
-        Some(MirrorSnapshot {
+        let MirrorStart { epoch, snapshot, after, head, tables, first_chunk, restated, comparing } = start;
+        let tables: VecDeque<Wanted> = tables.into();
+        let weaving = Weaving::new(snapshot, (after, head), first_chunk, restated.clone());
+        let comparing = comparing.map(|comparing| (Box::new(comparing), tables.clone()));
+        let mut starting = MirrorSnapshot {
             source: Arc::clone(source),
             positions: mirror.positions(),
             mirror,
             epoch,
             snapshot,
-            tables: tables.into(),
+            tables,
             behind: None,
             reading: JoinSet::new(),
-            woven: weaving.begin(names).into_iter().collect(),
+            comparing,
+            differing: None,
+            woven: VecDeque::new(),
             weaving,
             restated,
-        })
+        };
+        if starting.comparing.is_none() {
+            starting.begin();
+        }
+        Some(starting)
+    }
+
+    fn begin(&mut self) {
+        let names = self.tables.iter().map(|table| table.name.to_string()).collect();
+        let differences = self.differing.as_ref().map(|differing| differing.to_proto());
+        self.woven.extend(self.weaving.begin(names, differences.unwrap_or_default()));
     }
 
     /// Has all of it been handed out?
@@ -146,7 +174,9 @@ impl MirrorSnapshot {
             if self.weaving.has_ended() {
                 return Ok(None);
             }
-            if self.weaving.needs_log() || !self.is_current() {
+            if self.comparing.is_some() {
+                self.compare().await?;
+            } else if self.weaving.needs_log() || !self.is_current() {
                 self.weave(&reader.next().await?);
             } else if !self.reading.is_empty() || self.mirror_has_come(reader).await? {
                 self.read_chunk().await?;
@@ -179,8 +209,79 @@ impl MirrorSnapshot {
         Ok(block.is_none())
     }
 
+    /// Goes on to compare what the client holds, and begins when it is known what of the tables is to be put in.
+    async fn compare(&mut self) -> Result<(), Interrupted> {
+        let (weaving, epoch) = (&self.weaving, self.epoch);
+        let mut head = self.source.handle.store.head();
+        let is_another = tokio::select! {
+            biased;
+            // Asked first: where the mirror has come to may be of another epoch.
+            _another = head.wait_for(|head| head.epoch != Some(epoch)) => true,
+            _there = self.positions.wait_for(|position| !weaving.is_past(*position)) => false,
+        };
+        if is_another {
+            // Whoever reads on is told.
+            self.begin_behind(false);
+            return Ok(());
+        }
+        let Some(chunk) = self.next_chunk().await? else { return Ok(()) };
+        let Some((comparing, _)) = &mut self.comparing else { return Ok(()) };
+        match comparing.chunk(&chunk.rows, chunk.position) {
+            Ok(()) if !self.tables.is_empty() => {}
+            Ok(()) => self.begin_behind(true),
+            Err(error) => {
+                tracing::debug!(%error, "what a client holds is not compared");
+                self.begin_behind(false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins, with what differs where all has been compared, or else with everything.
+    fn begin_behind(&mut self, all_compared: bool) {
+        let Some((comparing, tables)) = self.comparing.take() else { return };
+        (self.tables, self.behind, self.reading) = (tables, None, JoinSet::new());
+        if !all_compared {
+            return self.begin();
+        }
+        let (differing, reached) = comparing.finish();
+        self.weaving.has_seen(reached);
+        self.differing = Some(Box::new(differing));
+        self.begin();
+        if let Some(differing) = &self.differing {
+            self.tables.retain(|table| differing.concerns(table));
+        }
+        if self.tables.is_empty() {
+            let chunk = Chunk { position: reached, rows: Vec::new(), is_last: true };
+            self.woven.extend(self.weaving.chunk(chunk));
+        }
+    }
+
     async fn read_chunk(&mut self) -> Result<(), Interrupted> {
-        let Some(table) = self.tables.front() else { return Ok(()) };
+        let Some(RowChunk { position, mut rows, .. }) = self.next_chunk().await? else { return Ok(()) };
+        if let Some(differing) = &mut self.differing {
+            let wanted = rows.iter().map(|row| differing.wants(row)).collect::<Result<Vec<bool>, _>>();
+            match wanted {
+                Ok(wanted) => {
+                    let mut wanted = wanted.into_iter();
+                    rows.retain(|_| wanted.next().unwrap_or(true));
+                }
+                Err(Incomparable::Key { table_oid }) => {
+                    let (snapshot, error) = (self.snapshot, MirrorError::NotComplete(table_oid));
+                    return Err(Interrupted::Mirror { snapshot, error });
+                }
+                // Whoever filters the rows says what is wrong with them.
+                Err(_) => {}
+            }
+        }
+        let chunk = Chunk { position, rows, is_last: self.tables.is_empty() };
+        self.woven.extend(self.weaving.chunk(chunk));
+        Ok(())
+    }
+
+    /// The next chunk of the tables; None where it has to be asked for again.
+    async fn next_chunk(&mut self) -> Result<Option<RowChunk>, Interrupted> {
+        let Some(table) = self.tables.front() else { return Ok(None) };
         if self.reading.is_empty() {
             let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
             let reads = Arc::clone(&self.source.mirror_reads);
@@ -196,23 +297,21 @@ impl MirrorSnapshot {
                     .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
             });
         }
-        let Some(read) = self.reading.join_next().await else { return Ok(()) };
+        let Some(read) = self.reading.join_next().await else { return Ok(None) };
         let chunk = match read.expect("reading neither panics nor is aborted") {
             Ok(chunk) => chunk,
             // It is being opened again, and awaited.
-            Err(MirrorError::Closed) => return Ok(()),
+            Err(MirrorError::Closed) => return Ok(None),
             Err(error) => return Err(Interrupted::Mirror { snapshot: self.snapshot, error }),
         };
         // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.
         if !self.is_current() || self.weaving.is_past(chunk.position) {
-            return Ok(());
+            return Ok(None);
         }
-        self.behind = chunk.next;
+        self.behind.clone_from(&chunk.next);
         if self.behind.is_none() {
             self.tables.pop_front();
         }
-        let chunk = Chunk { position: chunk.position, rows: chunk.rows, is_last: self.tables.is_empty() };
-        self.woven.extend(self.weaving.chunk(chunk));
-        Ok(())
+        Ok(Some(chunk))
     }
 }

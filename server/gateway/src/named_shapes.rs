@@ -1,6 +1,7 @@
 //! Shapes that have a name: a seam, behind which the application keeps them; and what a name in a selection means.
 //!
-//! Invariant: selecting one asks nobody. What is known is what this node has heard last, also while the control database is down.
+//! Invariant: selecting one that is known asks nobody. What is known is what this node has heard last, also while the control database
+//! is down.
 
 mod in_use;
 
@@ -26,6 +27,12 @@ pub trait NamedShapes: Send + Sync {
 
     /// Defines one, or defines it anew. It is known before this answers. The definition has been checked.
     fn define(&self, name: ShapeName, definition: v1::ShapeSelection) -> ShapeAnswer<'_, NamedShape>;
+
+    /// Asks whether they are what is known. What another server has defined before this was called is known when it answers; where nobody
+    /// can be asked, it says so soon.
+    fn refresh(&self) -> ShapeAnswer<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
 
     /// Takes a name away. It is known no more before this answers.
     fn delete(&self, name: ShapeName) -> ShapeAnswer<'_, ()>;
@@ -137,7 +144,7 @@ fn meant(near: &[String]) -> String {
 pub(crate) enum NamingError {
     #[error("shape {0} has a definition already; leave out table, where, columns and updates, or the name")]
     DefinedTwice(ShapeName),
-    #[error("shape {name} has {expected} parameters ({}), and {given} are given", list(types))]
+    #[error("shape {name} has {expected} parameters ({}), and {given} are given; give a value for each", list(types))]
     ParameterCount { name: ShapeName, types: Vec<String>, expected: usize, given: usize },
     #[error("a shape that is defined needs a name; give one, made of a-z, 0-9 and _")]
     Nameless,
@@ -249,6 +256,31 @@ pub(crate) fn resolved(
     Ok((definition, name, version))
 }
 
+/// The selections with what their names mean, and the names that they have. Another server may have defined a moment ago what is not known
+/// here, or has other parameters: that is asked, once.
+pub(crate) async fn looked_up_now(
+    selections: &[What],
+    shapes: &dyn NamedShapes,
+) -> Result<(Vec<What>, NamedInUse), GatewayError> {
+    let known = shapes.known();
+    match looked_up(selections.to_vec(), known.clone(), NOW) {
+        Err(error) if may_be_outdated(&error, &known.borrow()) => {}
+        found => return found,
+    }
+    shapes.refresh().await?;
+    looked_up(selections.to_vec(), known, NOW)
+}
+
+/// May it fit what another server has defined?
+fn may_be_outdated(error: &GatewayError, known: &KnownShapes) -> bool {
+    let (GatewayError::NamedShape(NamedShapeError::Unknown { name, .. })
+    | GatewayError::Naming(NamingError::ParameterCount { name, .. })) = error
+    else {
+        return false;
+    };
+    !known.get(name).is_some_and(NamedShape::is_declared)
+}
+
 /// The selections with what their names mean, or meant at an earlier version, and the names that they have.
 pub(crate) fn looked_up(
     selections: Vec<What>,
@@ -324,7 +356,7 @@ mod tests {
         );
         assert_eq!(
             refused(selection("open_orders", &[])),
-            "shape open_orders has 1 parameters ($1: int8), and 0 are given"
+            "shape open_orders has 1 parameters ($1: int8), and 0 are given; give a value for each"
         );
         let twice = v1::ShapeSelection { r#where: "true".to_owned(), ..selection("open_orders", &["7"]) };
         assert!(refused(twice).contains("has a definition already"));

@@ -7,10 +7,12 @@
 //! A start that cannot be continued is a Reset with its reason, never a silent gap. A token ahead of the head waits: after
 //! a crash the changes between come again.
 
+mod belonging;
+
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
-use tidegate_model::{AdHoc, Epoch, Position, Retry, SnapshotSpec, TableName, Token, TokenError, TokenPrefix};
+use tidegate_model::{AdHoc, Epoch, Position, SnapshotSpec, TableName, Token, TokenError, TokenPrefix};
 use tidegate_proto::v1;
 use tidegate_store::{MirrorError, ReadError, Reader, Snapshots};
 use tidegate_views::ShapeDefinition;
@@ -18,16 +20,18 @@ use tidegate_views::ShapeDefinition;
 use crate::{
     config::GatewayConfig,
     gateway::Shared,
+    held::{Comparing, Held},
     incoming::{Incoming, Interrupted},
     metrics::OpenSubscription,
     mirror_snapshot::{self, MirrorSnapshot, MirrorStart, Wanted, mirrored, narrowed},
-    named_shapes::{NOW, NamedInUse, looked_up},
+    named_shapes::{NamedInUse, looked_up, looked_up_now},
     selection::{Filter, Plan, PlanKey, TableFilter, Tables},
     sets::{self, Kept},
     shape::{self, ShapeFilter},
     source::Source,
     status::GatewayError,
 };
+use belonging::Looked;
 
 /// How often a start is tried again when retention or a new epoch overtakes it.
 pub(crate) const TRIES: u32 = 5;
@@ -45,6 +49,8 @@ pub(crate) struct Opening {
     pub(crate) shares_progress: bool,
     /// It can be brought to other definitions of its shapes.
     pub(crate) takes_differences: bool,
+    /// What the client has already, of a start at a snapshot.
+    pub(crate) held: Option<Arc<Held>>,
 }
 
 /// An open subscription.
@@ -83,7 +89,8 @@ impl From<GatewayError> for Refusal {
 
 impl Opening {
     /// Reads a Subscribe.
-    pub(crate) fn of_subscribe(subscribe: v1::Subscribe, config: &GatewayConfig) -> Result<Self, GatewayError> {
+    pub(crate) fn of_subscribe(subscribe: v1::Subscribe, shared: &Shared) -> Result<Self, GatewayError> {
+        let config = &shared.config;
         if !subscribe.group.is_empty() {
             return Err(GatewayError::Group);
         }
@@ -101,9 +108,10 @@ impl Opening {
         let what =
             |(index, selection): (usize, v1::Selection)| selection.what.ok_or(GatewayError::EmptySelection { index });
         let selections = subscribe.selections.into_iter().enumerate().map(what).collect::<Result<_, _>>()?;
-        let v1::Subscribe { source, start, snapshots, shared_progress, differences, .. } = subscribe;
+        let v1::Subscribe { source, start, snapshots, shared_progress, differences, holds, .. } = subscribe;
+        let held = Held::parse(&holds, count, start.as_ref(), &shared.held_room)?;
         let (shares_progress, takes_differences) = (shared_progress, differences);
-        Ok(Opening { source, selections, start, snapshots, shares_progress, takes_differences })
+        Ok(Opening { source, selections, start, snapshots, shares_progress, takes_differences, held })
     }
 
     /// Opens it. Waits some seconds for a source that has never been connected.
@@ -111,7 +119,8 @@ impl Opening {
     pub(crate) async fn open(self, shared: Arc<Shared>) -> Result<Opened, Refusal> {
         let start = Start::parse(self.start.clone())?;
         let source = shared.sources.get(&self.source)?;
-        let (selected, named) = Selected::all(&self.selections, NOW, (&source, &shared.config))?;
+        let (selected, named) = looked_up_now(&self.selections, &*source.handle.named_shapes).await?;
+        let selected = Selected::parsed(selected, &shared.config)?;
         let first_epoch = async {
             let mut head = source.handle.store.head();
             head.wait_for(|head| head.epoch.is_some()).await.is_ok()
@@ -145,19 +154,15 @@ impl Opening {
         let counted = OpenSubscription::new(&source.metrics);
         let prefix = plan.key.prefix(epoch);
         let first_chunk = mirror_snapshot::first_chunk(&*shared.clock);
-        let of_mirror = match of_mirror {
-            Some(tables) => Some(narrowed(tables, &plan, &source).await),
+        let start = match of_mirror {
+            Some(tables) => {
+                let tables = narrowed(tables, &plan, &source).await;
+                let comparing = self.held.and_then(|held| Comparing::new(held, &plan, &source));
+                let restated = kept.restated();
+                Some(MirrorStart { epoch, snapshot, after, head, tables, first_chunk, restated, comparing })
+            }
             None => None,
         };
-        let start = of_mirror.map(|tables| MirrorStart {
-            epoch,
-            snapshot,
-            after,
-            head,
-            tables,
-            first_chunk,
-            restated: kept.restated(),
-        });
         let incoming = match start.and_then(|start| MirrorSnapshot::new(&source, start)) {
             Some(snapshot) => Incoming::with_snapshot(reader, snapshot),
             None => Incoming::log(reader),
@@ -165,39 +170,6 @@ impl Opening {
         let incoming = incoming.with_sets(kept.clone());
         let (named, shares_progress) = (named.of(epoch, self.takes_differences), self.shares_progress);
         Ok(Opened { source, plan, incoming, prefix, after, head, kept, named, counted, shares_progress })
-    }
-
-    /// The selections that the start belongs to: where it is a token, as they were when that was issued. What has become of named shapes
-    /// since is told once the subscription is open.
-    async fn as_of(
-        &self,
-        start: Start,
-        (filters, named): (Vec<Filter>, NamedInUse),
-        (source, config): (&Source, &GatewayConfig),
-    ) -> Result<(Vec<Filter>, NamedInUse), Refusal> {
-        let definitions = |filters: &[Filter]| shape::definitions(filters.iter().filter_map(Filter::shape));
-        let Start::Token(token) = start else { return Ok((filters, named)) };
-        if token.prefix.definitions == definitions(&filters) {
-            return Ok((filters, named));
-        }
-        if !self.takes_differences {
-            return Err(Refusal::Reset(definition_changed()));
-        }
-        let table = |filter: &Filter| filter.shape().map(|shape| shape.table().clone());
-        for version in named.all() {
-            let selected = Selected::all(&self.selections, version, (source, config));
-            let Ok((selected, named)) = selected else { continue };
-            let then = match checked(selected, source).await {
-                Err(error) if matches!(error.retry(), Retry::After(_)) => return Err(error.into()),
-                Err(_) => continue,
-                Ok(then) => then,
-            };
-            let same_tables = filters.iter().map(table).eq(then.iter().map(table));
-            if same_tables && token.prefix.definitions == definitions(&then) {
-                return Ok((then, named));
-            }
-        }
-        Err(Refusal::Reset(definition_changed()))
     }
 }
 
@@ -215,8 +187,11 @@ impl Selected {
         (source, config): (&Source, &GatewayConfig),
     ) -> Result<(Vec<Self>, NamedInUse), GatewayError> {
         let (selections, named) = looked_up(selections.to_vec(), source.handle.named_shapes.known(), version)?;
-        let parse = |selection| Selected::parse(selection, config);
-        Ok((selections.into_iter().map(parse).collect::<Result<_, _>>()?, named))
+        Ok((Selected::parsed(selections, config)?, named))
+    }
+
+    fn parsed(selections: Vec<v1::selection::What>, config: &GatewayConfig) -> Result<Vec<Self>, GatewayError> {
+        selections.into_iter().map(|selection| Selected::parse(selection, config)).collect()
     }
 
     fn parse(selection: v1::selection::What, config: &GatewayConfig) -> Result<Self, GatewayError> {
@@ -240,10 +215,7 @@ async fn checked(selected: Vec<Selected>, source: &Source) -> Result<Vec<Filter>
     let mut filters = Vec::with_capacity(selected.len());
     for selected in selected {
         filters.push(match selected {
-            Selected::Tables(filter) => {
-                filter.validate(&tables)?;
-                Filter::Tables(Box::new(filter))
-            }
+            Selected::Tables(filter) => tables_filter(filter, &tables)?,
             Selected::Shape(definition) => {
                 tables.check_exists(&definition.table)?;
                 Filter::Shape(ShapeFilter::new(definition, source).await?)
@@ -251,6 +223,31 @@ async fn checked(selected: Vec<Selected>, source: &Source) -> Result<Vec<Filter>
         });
     }
     Ok(filters)
+}
+
+/// The same where some may have been looked at. None where one does not fit.
+async fn checked_with(
+    selected: Vec<Selected>,
+    source: &Source,
+    looked: &mut Looked,
+) -> Result<Option<Vec<Filter>>, GatewayError> {
+    let tables = Tables::of(&source.handle);
+    let mut filters = Vec::with_capacity(selected.len());
+    for selected in selected {
+        filters.push(match selected {
+            Selected::Tables(filter) => tables_filter(filter, &tables)?,
+            Selected::Shape(definition) => match looked.shape(definition, source).await? {
+                Some(shape) => Filter::Shape(shape),
+                None => return Ok(None),
+            },
+        });
+    }
+    Ok(Some(filters))
+}
+
+fn tables_filter(filter: TableFilter, tables: &Tables) -> Result<Filter, GatewayError> {
+    filter.validate(tables)?;
+    Ok(Filter::Tables(Box::new(filter)))
 }
 
 /// The plan with its shapes made of what the catalog says now; None where that says what they were made of.
@@ -262,8 +259,7 @@ pub(crate) async fn renewed(source: &Source, plan: &Plan) -> Result<Option<Arc<P
             && let Some(renewed) = shape.renewed(source).await?
         {
             if !shape.subqueries().is_empty() {
-                let detail =
-                    "what the catalog says of the tables of a shape with subqueries has changed; subscribe again";
+                let detail = "what the catalog says of the tables of a shape with subqueries has changed; subscribe, or ask, again";
                 return Err(GatewayError::Subqueries { detail: detail.to_owned() });
             }
             *filter = Filter::Shape(renewed);

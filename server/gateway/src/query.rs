@@ -6,7 +6,8 @@
 //!                                     └──────────────────────────────────────────▶ token, behind the last row
 //! ```
 //!
-//! **Exact.** All rows are read from one cut, which never changes. The token behind them is of the same position and of the epoch whose
+//! **Exact.** All rows are read from one cut, which never changes; so are those of the tables that subqueries read, whose sets are made
+//! before the first row is looked at. The token behind them is of the same position and of the epoch whose
 //! mirror that was, so a subscription that goes on there receives each later change, and no earlier one.
 //!
 //! **Bounded.** Rows are handed on as they are read: a client that does not read has one batch waiting, and its thread stops. What it
@@ -30,7 +31,7 @@ use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 use crate::{
     gateway::Shared,
     mirror_snapshot::{Wanted, mirrored, narrowed},
-    named_shapes::{NOW, looked_up},
+    named_shapes::looked_up_now,
     selection::{Filter, Plan, PlanKey, Tables},
     shape::{self, ShapeFilter, ShapeRefusal},
     source::Source,
@@ -81,6 +82,8 @@ struct Query {
     /// Of the shape alone.
     plan: Arc<Plan>,
     wanted: Wanted,
+    /// The tables that its subqueries read.
+    inner: Vec<Wanted>,
     order: Vec<OrderBy>,
     /// None for all rows.
     limit: Option<usize>,
@@ -98,26 +101,24 @@ impl Query {
             return Err(QueryError::Limit { max }.into());
         }
         let filter = selected(shape.unwrap_or_default(), &source, shared).await?;
-        if !filter.subqueries().is_empty() {
-            return Err(shape::refused(filter.table(), ShapeRefusal::QueriedSubquery));
-        }
         filter.check_order(&order)?;
         shape::have_mirrored([&filter].into_iter(), &source, &shared.config).await?;
-        let tables = mirrored(&source, std::slice::from_ref(filter.table()), &shared.config).await?;
-        let Some(tables) = tables else {
+        let tables: Vec<_> = filter.tables().cloned().collect();
+        let Some(mut inner) = mirrored(&source, &tables, &shared.config).await? else {
             let mirror = source.handle.mirror.as_ref();
             let is_followed = mirror.is_some_and(|mirror| mirror.request(filter.table()));
             let refusal = if is_followed { ShapeRefusal::Building } else { ShapeRefusal::Unmirrored };
             return Err(shape::refused(filter.table(), refusal));
         };
         let plan = source.plan(PlanKey::new(vec![Filter::Shape(filter)], 0, AdHoc::default()));
-        let wanted = narrowed(tables, &plan, &source).await.pop().expect("one table was asked for");
-        Ok(Query { source, plan, wanted, order, limit, row_types })
+        let own = vec![inner.remove(0)];
+        let wanted = narrowed(own, &plan, &source).await.pop().expect("one table was given");
+        Ok(Query { source, plan, wanted, inner, order, limit, row_types })
     }
 }
 
 async fn selected(shape: v1::ShapeSelection, source: &Source, shared: &Shared) -> Result<ShapeFilter, GatewayError> {
-    let (mut selections, _) = looked_up(vec![What::Shape(shape)], source.handle.named_shapes.known(), NOW)?;
+    let (mut selections, _) = looked_up_now(&[What::Shape(shape)], &*source.handle.named_shapes).await?;
     let Some(What::Shape(shape)) = selections.pop() else { unreachable!("a shape is looked up as a shape") };
     let definition = shape::definition(shape, &shared.config)?;
     Tables::of(&source.handle).check_exists(&definition.table)?;

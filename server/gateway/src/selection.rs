@@ -11,9 +11,9 @@
 //! delivered with those that it has.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
 };
@@ -25,6 +25,7 @@ use tidegate_proto::v1;
 use tidegate_schema::{FieldSet, RowType};
 
 use crate::{
+    by_row_type::ByRowType,
     config::GatewayConfig,
     mirror_snapshot,
     shape::{self, ShapeFilter, route::ShapeRoute},
@@ -38,6 +39,12 @@ pub(crate) trait RowTypeLookup {
 
     /// All of a table, in no order.
     fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>>;
+
+    /// The one that the table's newest rows have. Numbers say nothing of that: a table comes back to one that it had.
+    fn newest(&self, table: &TableName) -> Option<Arc<RowType>>;
+
+    /// Another whenever a table has come to a row type.
+    fn version(&self) -> u64;
 }
 
 impl RowTypeLookup for tidegate_store::Store {
@@ -47,6 +54,14 @@ impl RowTypeLookup for tidegate_store::Store {
 
     fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>> {
         self.row_types().iter().filter(|row_type| row_type.name() == table).cloned().collect()
+    }
+
+    fn newest(&self, table: &TableName) -> Option<Arc<RowType>> {
+        self.row_types().newest(table).cloned()
+    }
+
+    fn version(&self) -> u64 {
+        self.row_types_version()
     }
 }
 
@@ -287,6 +302,13 @@ impl Deliver {
             Deliver::Shape(route) => route.fields(),
         }
     }
+
+    fn is_provisional(&self) -> bool {
+        match self {
+            Deliver::Skip | Deliver::Whole | Deliver::Columns(_) => false,
+            Deliver::Shape(route) => route.is_provisional(),
+        }
+    }
 }
 
 /// What happens to the changes of a row type.
@@ -360,18 +382,71 @@ impl PlanKey {
     }
 }
 
-/// Selections, and what they mean for the row types met so far. Row types never change, so neither does what is cached.
+/// Selections, and what they mean for the row types met so far.
 pub(crate) struct Plan {
     /// Unique while the server runs.
     pub(crate) id: u64,
     pub(crate) key: PlanKey,
-    routings: RwLock<BTreeMap<u32, Arc<Routing>>>,
+    routings: RwLock<ByRowType<Arc<Routing>>>,
+    /// Where it is found by others.
+    plans: Weak<Plans>,
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        if let Some(plans) = self.plans.upgrade() {
+            plans.leave(&self.key);
+        }
+    }
+}
+
+/// Plans in use, so that equal selections share one.
+///
+/// Invariant: a plan that nobody uses any more is not here, nor is what it has selected.
+#[derive(Default)]
+pub(crate) struct Plans(Mutex<HashMap<PlanKey, Weak<Plan>>>);
+
+impl Plans {
+    /// The plan of a key.
+    pub(crate) fn plan(self: &Arc<Self>, key: PlanKey) -> Arc<Plan> {
+        let mut plans = self.locked();
+        if let Some(plan) = plans.get(&key).and_then(Weak::upgrade) {
+            return plan;
+        }
+        let plan = Arc::new(Plan::among(Arc::downgrade(self), key.clone()));
+        plans.insert(key, Arc::downgrade(&plan));
+        plan
+    }
+
+    /// Its plan has just been let go of; there may be another one already.
+    fn leave(&self, key: &PlanKey) {
+        let mut plans = self.locked();
+        let is_gone = plans.get(key).is_some_and(|plan| plan.strong_count() == 0);
+        let gone = if is_gone { plans.remove_entry(key) } else { None };
+        if plans.len() < plans.capacity() / 4 {
+            let len = plans.len();
+            plans.shrink_to(2 * len);
+        }
+        drop(plans);
+        // Not under the lock: what it has selected goes with it.
+        drop(gone);
+    }
+
+    fn locked(&self) -> MutexGuard<'_, HashMap<PlanKey, Weak<Plan>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Plan {
+    /// One that nobody else finds.
+    #[cfg(test)]
     pub(crate) fn new(key: PlanKey) -> Self {
+        Plan::among(Weak::new(), key)
+    }
+
+    fn among(plans: Weak<Plans>, key: PlanKey) -> Self {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Plan { id: NEXT_ID.fetch_add(1, Relaxed), key, routings: RwLock::default() }
+        Plan { id: NEXT_ID.fetch_add(1, Relaxed), key, routings: RwLock::default(), plans }
     }
 
     /// Is this the snapshot whose chunks and marks are wanted?
@@ -411,9 +486,10 @@ impl Plan {
 
     /// What happens to a row type's changes; row type 0 stands for logical messages.
     pub(crate) fn routing(&self, row_type: u32, lookup: &impl RowTypeLookup) -> Result<Arc<Routing>, GatewayError> {
-        if let Some(known) = self.routings.read().unwrap_or_else(PoisonError::into_inner).get(&row_type) {
+        if let Some(known) = self.routings.read().unwrap_or_else(PoisonError::into_inner).get(row_type, lookup) {
             return Ok(Arc::clone(known));
         }
+        let version = lookup.version();
         let routing = if row_type == 0 {
             let deliver = |filter: &Filter| if filter.messages() { Deliver::Whole } else { Deliver::Skip };
             Routing {
@@ -425,8 +501,10 @@ impl Plan {
             let found = lookup.row_type(row_type).ok_or(GatewayError::MissingRowType { row_type })?;
             self.route(found, lookup)?
         };
-        let mut routings = self.routings.write().unwrap_or_else(PoisonError::into_inner);
-        Ok(Arc::clone(routings.entry(row_type).or_insert_with(|| Arc::new(routing))))
+        let only = routing.deliver.iter().any(Deliver::is_provisional).then_some(version);
+        let routing = Arc::new(routing);
+        self.routings.write().unwrap_or_else(PoisonError::into_inner).insert(row_type, Arc::clone(&routing), only);
+        Ok(routing)
     }
 
     fn route(&self, row_type: Arc<RowType>, lookup: &impl RowTypeLookup) -> Result<Routing, GatewayError> {

@@ -472,7 +472,7 @@ impl Session {
         }
         let credit_bytes =
             if subscribe.credit_bytes == 0 { config.credit_bytes_default } else { subscribe.credit_bytes };
-        let opening = match Opening::of_subscribe(subscribe, config) {
+        let opening = match Opening::of_subscribe(subscribe, &self.shared) {
             Ok(opening) => opening,
             Err(error) => {
                 self.send_error(subscription, &error);

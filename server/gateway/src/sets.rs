@@ -27,6 +27,7 @@ mod given;
 mod keeper;
 mod keeping;
 mod node;
+mod once;
 mod run;
 mod set;
 mod versions;
@@ -44,8 +45,10 @@ use tidegate_views::Subquery;
 use tokio::{task::JoinSet, time::timeout};
 
 pub(crate) use keeper::Kept;
+pub(crate) use once::SetsOnce;
 
 use crate::{
+    by_row_type::ByRowType,
     facts::Known,
     opening::{self, Refusal},
     projection::MalformedChange,
@@ -66,6 +69,8 @@ use run::Concern;
 const SET_BYTES_MAX: usize = 256 << 20;
 /// Sets of all shapes of a source.
 const ALL_BYTES_MAX: usize = 1 << 30;
+/// Those of them that queries may have.
+const QUERY_BYTES_MAX: usize = ALL_BYTES_MAX / 2;
 /// Shapes of a source whose sets are kept, those of the last minutes with them.
 const KEEPERS_MAX: usize = 1_024;
 /// What has flipped and moved, of one shape, for those who have not passed it.
@@ -261,8 +266,9 @@ fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Po
     let concern = Concern::of(consumers.iter().map(|(subquery, _)| subquery.table().clone()));
     let published = Published::new(Sets::of(consumers.iter().map(|(subquery, _)| subquery)), behind);
     let shared = Arc::new(Shared::new(published));
-    let node =
-        |(of, known): (Arc<Subquery>, Arc<Known>)| Node::new(Consumer::Subquery { of, known, bound: HashMap::new() });
+    let node = |(of, known): (Arc<Subquery>, Arc<Known>)| {
+        Node::new(Consumer::Subquery { of, known, bound: ByRowType::default() })
+    };
     let keeping = Keeping {
         shared: Arc::clone(&shared),
         share: Arc::new(Share::of(&sets.budget)),
@@ -271,7 +277,7 @@ fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Po
         reads: Arc::clone(&source.mirror_reads),
         epoch,
         nodes: consumers.into_iter().map(node).collect(),
-        shape: Consumer::Shape { of: shape.clone(), routes: HashMap::new() },
+        shape: Consumer::Shape { of: shape.clone(), routes: ByRowType::default() },
         reader,
         concern,
         found_bytes: None,

@@ -37,7 +37,7 @@ use crate::{
     source::Source,
     status::GatewayError,
 };
-use binding::{UNBOUND, bound, lost};
+use binding::{bound, lacks};
 use route::{Lost, ShapeRoute};
 
 /// A definition of so few bytes is read where it is met: a thread for each of many, which come at once, costs far more.
@@ -56,7 +56,7 @@ pub(crate) enum ShapeRefusal {
     )]
     OldRows,
     #[error(
-        "a condition with a subquery is for mirrored tables: let the server mirror this one, the shape's and all that subqueries read \
+        "a condition with a subquery is for mirrored tables; let the server mirror this one, the shape's and all that subqueries read \
          (`mirror` or `mirror_on_demand` of the source)"
     )]
     NotMirrored,
@@ -70,10 +70,6 @@ pub(crate) enum ShapeRefusal {
          SNAPSHOT"
     )]
     Unmirrored,
-    #[error(
-        "a query is of one moment, and sets of subqueries are kept for subscriptions alone; subscribe from SNAPSHOT"
-    )]
-    QueriedSubquery,
     #[error("order_by, term {term}, {}", of_order(refusal))]
     Order {
         /// From 1.
@@ -96,7 +92,6 @@ impl ShapeRefusal {
             | ShapeRefusal::NotMirrored
             | ShapeRefusal::MirrorFailed { .. }
             | ShapeRefusal::Unmirrored
-            | ShapeRefusal::QueriedSubquery
             | ShapeRefusal::Order { .. }
             | ShapeRefusal::SetTooLarge { .. } => Retry::Never,
             ShapeRefusal::Building => Retry::After(std::time::Duration::from_secs(2)),
@@ -263,11 +258,6 @@ impl ShapeFilter {
         filter.map_err(|error| refused(&table, error.into()))
     }
 
-    #[cfg(test)]
-    pub(crate) fn with(definition: Arc<ShapeDefinition>, known: Arc<Known>) -> Result<Self, ShapeError> {
-        ShapeFilter::with_shape(definition, known, Inner::default()).map(|(filter, _)| filter)
-    }
-
     fn with_shape(
         definition: Arc<ShapeDefinition>,
         known: Arc<Known>,
@@ -309,7 +299,7 @@ impl ShapeFilter {
     }
 
     /// Its own, and those that subqueries read.
-    fn tables(&self) -> impl Iterator<Item = &TableName> {
+    pub(crate) fn tables(&self) -> impl Iterator<Item = &TableName> {
         [self.table()].into_iter().chain(self.0.inner.iter().map(|(table, _)| table))
     }
 
@@ -339,9 +329,7 @@ impl ShapeFilter {
 
     /// The columns that have one value in all of its rows, as the table is now.
     pub(crate) fn pinned(&self, lookup: &impl RowTypeLookup) -> Vec<Pinned> {
-        let row_types = lookup.of_table(self.table());
-        let newest = row_types.iter().max_by_key(|row_type| row_type.proto().row_type);
-        let route = newest.and_then(|newest| self.route(newest, lookup).ok());
+        let route = lookup.newest(self.table()).and_then(|newest| self.route(&newest, lookup).ok());
         route.map(|route| route.predicate().pinned()).unwrap_or_default()
     }
 
@@ -354,15 +342,13 @@ impl ShapeFilter {
         let facts = bound(&self.0.known, row_type);
         let shape = shape_of(&self.0.definition, &facts, &self.0.known.described.key, &self.0.inner);
         let shape = shape.map_err(|error| refused(self.table(), error.into()))?;
-        let is_unbound =
-            |name: &&str| facts.columns.iter().any(|column| column.name == *name && column.field == UNBOUND);
-        let unbound: Vec<&str> = shape.predicate().columns().filter(is_unbound).collect();
-        let lost = if row_type.key().is_empty() {
-            Some(Lost::Key)
-        } else {
-            unbound.iter().find_map(|&column| lost((&self.0.known, self.table()), column, row_type, lookup))
+        let lacks = lacks(&self.0.known, shape.predicate().columns(), row_type, lookup);
+        let (lost, is_provisional) = match lacks {
+            Ok(_) | Err(_) if row_type.key().is_empty() => (Some(Lost::Key), false),
+            Ok(lacks) => (None, lacks),
+            Err(lost) => (Some(lost), false),
         };
-        Ok(ShapeRoute::new(shape, Arc::clone(row_type), lost))
+        Ok(ShapeRoute::new(shape, Arc::clone(row_type), lost).provisional(is_provisional))
     }
 
     /// An order of the rows of a row type of its table.
@@ -424,4 +410,4 @@ pub(crate) fn refused(table: &TableName, error: ShapeRefusal) -> GatewayError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -16,7 +16,8 @@ pub type Statuses = Pin<Box<dyn Stream<Item = Vec<v1::SnapshotStatus>> + Send>>;
 
 /// Makes snapshots of one source.
 pub trait Snapshots: Send + Sync {
-    /// Starts a snapshot, or joins one that runs over just the same. It is among the statuses before this answers.
+    /// Starts a snapshot, or joins one of just the same, which where others are to receive it has not begun yet. It is among the
+    /// statuses before this answers.
     fn start(&self, spec: SnapshotSpec) -> Answer<'_, SnapshotStart>;
 
     /// What conditions on the table are about, as the catalog has it now.

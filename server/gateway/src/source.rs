@@ -2,10 +2,7 @@
 //!
 //! It deliberately does not know how a source is captured.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError, Weak},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use tidegate_model::{Clock, Epoch, Lsn, SourceName, TableName, near};
 use tidegate_proto::v1;
@@ -19,7 +16,7 @@ use crate::{
     named_shapes::NamedShapes,
     open_subscriptions::OpenSubscriptions,
     router::{Inflow, Router},
-    selection::{Filter, Plan, PlanKey},
+    selection::{Filter, Plan, PlanKey, Plans},
     sets::SetsOfSource,
     snapshots::Snapshots,
     status::GatewayError,
@@ -141,14 +138,13 @@ pub(crate) struct Source {
     pub(crate) difference_bytes: Arc<Semaphore>,
     /// Of the mirror, for what edits of named shapes are: a table, or a part, at a time, besides all other reads.
     pub(crate) difference_reads: Arc<Semaphore>,
-    /// Plans in use, so that equal selections share one.
-    plans: Mutex<HashMap<PlanKey, Weak<Plan>>>,
+    plans: Arc<Plans>,
 }
 
 impl Source {
     pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
         Source {
-            router: Arc::new(Router::new(handle.store.clone())),
+            router: Arc::new(Router::new(handle.store.clone(), Arc::clone(&metrics))),
             mirror_reads: Arc::new(Semaphore::new(MIRROR_READS)),
             handle,
             metrics,
@@ -157,7 +153,7 @@ impl Source {
             sets: SetsOfSource::default(),
             difference_bytes: Arc::new(Semaphore::new(DIFFERENCE_BYTES)),
             difference_reads: Arc::new(Semaphore::new(1)),
-            plans: Mutex::default(),
+            plans: Arc::default(),
         }
     }
 
@@ -176,17 +172,7 @@ impl Source {
 
     /// The plan of a key, shared with every subscription that has it open.
     pub(crate) fn plan(&self, key: PlanKey) -> Arc<Plan> {
-        let mut plans = self.plans.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(plan) = plans.get(&key).and_then(Weak::upgrade) {
-            return plan;
-        }
-        // Not each time: there may be many.
-        if plans.len() == plans.capacity() {
-            plans.retain(|_, plan| plan.strong_count() > 0);
-        }
-        let plan = Arc::new(Plan::new(key.clone()));
-        plans.insert(key, Arc::downgrade(&plan));
-        plan
+        self.plans.plan(key)
     }
 }
 

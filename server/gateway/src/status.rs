@@ -14,6 +14,7 @@ use tidegate_views::{Place, Refusal, ShapeError};
 use tonic::{Code, Status};
 
 use crate::{
+    held::HoldsError,
     named_shapes::{NamedShapeError, NamingError},
     query::QueryError,
     shape::{ShapeRefusal, route::ShapeFailure},
@@ -23,6 +24,9 @@ use crate::{
 
 /// `ErrorInfo.domain` of all errors.
 const DOMAIN: &str = "tidegate.dev";
+/// Of a message that is longer than both together, what is left of it.
+const HEAD_BYTES: usize = 1_200;
+const TAIL_BYTES: usize = 400;
 
 /// Why a request, subscription or stream failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,21 +35,24 @@ pub(crate) enum GatewayError {
     SourceRequired { names: Vec<String> },
     #[error("there is no source '{name}'{}", meant(near))]
     UnknownSource { name: String, near: Vec<String> },
-    #[error("a subscription needs at least one selection")]
+    #[error("a subscription needs at least one selection; give it tables, or a shape")]
     NoSelection,
     #[error("selection {index} is empty; set its tables (an empty TableSelection means every table), or its shape")]
     EmptySelection { index: usize },
     #[error("both tables and shape are set; set one of them, or use Session, which takes several selections")]
     TwoSelections,
-    #[error("{count} {what} are too many; the limit is {limit}")]
+    #[error("{count} {what} are too many; the limit is {limit}: give fewer")]
     TooMany { what: &'static str, count: usize, limit: usize, field: &'static str },
     #[error(transparent)]
     Pattern(#[from] PatternError),
     #[error(transparent)]
     Name(#[from] NameError),
-    #[error("there is no table {table} among those that the source follows{}", meant(near))]
+    #[error(
+        "there is no table {table} among those that the source follows{}; correct the name, or have the source follow it (`tables`)",
+        meant(near)
+    )]
     UnknownTable { table: TableName, near: Vec<String> },
-    #[error("table {table} has no column '{column}'{}", meant(near))]
+    #[error("table {table} has no column '{column}'{}; leave it out, or correct its name", meant(near))]
     UnknownColumn { table: TableName, column: String, near: Vec<String> },
     #[error("{value} is not an operation that tables have; use READ, INSERT, UPDATE, DELETE, TRUNCATE or MESSAGE")]
     Operation { value: i32 },
@@ -69,6 +76,8 @@ pub(crate) enum GatewayError {
     #[error(transparent)]
     Query(#[from] QueryError),
     #[error(transparent)]
+    Holds(#[from] HoldsError),
+    #[error(transparent)]
     ShapeFailed(Arc<ShapeFailure>),
     #[error("{detail}")]
     Subqueries { detail: String },
@@ -81,9 +90,9 @@ pub(crate) enum GatewayError {
     TooManySets { what: &'static str, limit: usize },
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
-    #[error("group is reserved and must be empty")]
+    #[error("group is reserved and must be empty; leave it out")]
     Group,
-    #[error("credit_bytes is {credit_bytes}; the limit is {limit}")]
+    #[error("credit_bytes is {credit_bytes}; the limit is {limit}: give less, and grant what is used")]
     Credit { credit_bytes: u64, limit: u64 },
     #[error("source '{source_name}' has not been connected yet: {detail}")]
     SourceNotReady { source_name: String, detail: String },
@@ -140,6 +149,7 @@ pub(crate) enum Reason {
     UnknownColumn,
     InvalidStart,
     InvalidToken,
+    InvalidHolds,
     LimitExceeded,
     SourceNotReady,
     SnapshotsUnavailable,
@@ -157,7 +167,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    pub(crate) const ALL: [Reason; 27] = [
+    pub(crate) const ALL: [Reason; 28] = [
         Reason::SourceRequired,
         Reason::UnknownSource,
         Reason::InvalidSelection,
@@ -171,6 +181,7 @@ impl Reason {
         Reason::UnknownColumn,
         Reason::InvalidStart,
         Reason::InvalidToken,
+        Reason::InvalidHolds,
         Reason::LimitExceeded,
         Reason::SourceNotReady,
         Reason::SnapshotsUnavailable,
@@ -202,6 +213,7 @@ impl Reason {
             Reason::UnknownColumn => "UNKNOWN_COLUMN",
             Reason::InvalidStart => "INVALID_START",
             Reason::InvalidToken => "INVALID_TOKEN",
+            Reason::InvalidHolds => "INVALID_HOLDS",
             Reason::LimitExceeded => "LIMIT_EXCEEDED",
             Reason::SourceNotReady => "SOURCE_NOT_READY",
             Reason::SnapshotsUnavailable => "SNAPSHOTS_UNAVAILABLE",
@@ -220,6 +232,17 @@ impl Reason {
     }
 }
 
+fn of_holds(error: &HoldsError) -> Reason {
+    match error {
+        HoldsError::TooMany { .. } => Reason::LimitExceeded,
+        HoldsError::Start
+        | HoldsError::Selection { .. }
+        | HoldsError::Twice { .. }
+        | HoldsError::Salt { .. }
+        | HoldsError::Digests { .. } => Reason::InvalidHolds,
+    }
+}
+
 impl GatewayError {
     /// Whether and when the same request may succeed.
     pub(crate) fn retry(&self) -> Retry {
@@ -235,6 +258,7 @@ impl GatewayError {
             GatewayError::Shape { error, .. } => error.retry(),
             GatewayError::NamedShape(error) => error.retry(),
             GatewayError::Query(error) => error.retry(),
+            GatewayError::Holds(error) => error.retry(),
             GatewayError::ShapeFailed(failure) => failure.retry(),
             GatewayError::Reset { .. } | GatewayError::SubqueriesTooOld { .. } => Retry::Reset,
             GatewayError::SourceRequired { .. }
@@ -290,7 +314,6 @@ impl GatewayError {
                 | ShapeRefusal::NotMirrored
                 | ShapeRefusal::MirrorFailed { .. }
                 | ShapeRefusal::Unmirrored
-                | ShapeRefusal::QueriedSubquery
                 | ShapeRefusal::SetTooLarge { .. } => Reason::ShapeRefused,
                 ShapeRefusal::Building => Reason::ShapeLater,
             },
@@ -307,6 +330,7 @@ impl GatewayError {
                 }
                 QueryError::Changed => Reason::ShapeLater,
             },
+            GatewayError::Holds(error) => of_holds(error),
             GatewayError::ShapeFailed(_) => Reason::ShapeFailed,
             GatewayError::Subqueries { .. } => Reason::ShapeLater,
             GatewayError::TooMany { .. }
@@ -347,6 +371,7 @@ impl GatewayError {
             | Reason::UnknownColumn
             | Reason::InvalidStart
             | Reason::InvalidToken
+            | Reason::InvalidHolds
             | Reason::ProtocolViolation => Code::InvalidArgument,
             Reason::UnknownSource | Reason::UnknownShape | Reason::UnknownTable | Reason::UnknownSnapshot => {
                 Code::NotFound
@@ -370,7 +395,7 @@ impl GatewayError {
     }
 
     /// The request's field that is wrong, where one is.
-    fn field(&self) -> Option<&'static str> {
+    pub(crate) fn field(&self) -> Option<&'static str> {
         match self {
             GatewayError::SourceRequired { .. } | GatewayError::UnknownSource { .. } => Some("source"),
             GatewayError::NoSelection | GatewayError::EmptySelection { .. } => Some("selections"),
@@ -393,9 +418,7 @@ impl GatewayError {
                 | ShapeRefusal::OldRows
                 | ShapeRefusal::Unmirrored
                 | ShapeRefusal::MirrorFailed { .. } => Some("shape.table"),
-                ShapeRefusal::NotMirrored | ShapeRefusal::QueriedSubquery | ShapeRefusal::SetTooLarge { .. } => {
-                    Some("shape.where")
-                }
+                ShapeRefusal::NotMirrored | ShapeRefusal::SetTooLarge { .. } => Some("shape.where"),
                 ShapeRefusal::Order { .. } => Some("order_by"),
                 ShapeRefusal::Updates { .. } => Some("shape.updates"),
                 ShapeRefusal::Building => None,
@@ -406,6 +429,7 @@ impl GatewayError {
             GatewayError::Operation { .. } => Some("operations"),
             GatewayError::Start { .. } => Some("start.at"),
             GatewayError::Token(_) => Some("start.token"),
+            GatewayError::Holds(_) => Some("holds"),
             GatewayError::Group => Some("group"),
             GatewayError::Credit { .. } | GatewayError::CreditOverflow { .. } => Some("credit_bytes"),
             GatewayError::SubscriptionZero
@@ -450,6 +474,7 @@ impl GatewayError {
 
     /// The form in which one subscription ends.
     pub(crate) fn to_rpc(&self) -> rpc::Status {
+        let message = shortened(self.to_string());
         let info = rpc::ErrorInfo {
             reason: self.reason().as_str().to_owned(),
             domain: DOMAIN.to_owned(),
@@ -461,10 +486,10 @@ impl GatewayError {
             details.push(any("google.rpc.RetryInfo", &rpc::RetryInfo { retry_delay }));
         }
         if let Some(field) = self.field() {
-            let violation = rpc::bad_request::FieldViolation { field: field.to_owned(), description: self.to_string() };
+            let violation = rpc::bad_request::FieldViolation { field: field.to_owned(), description: message.clone() };
             details.push(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }));
         }
-        rpc::Status { code: self.code() as i32, message: self.to_string(), details }
+        rpc::Status { code: self.code() as i32, message, details }
     }
 
     /// The form in which a call ends.
@@ -473,6 +498,17 @@ impl GatewayError {
         let details = status.encode_to_vec();
         Status::with_details(self.code(), status.message, details.into())
     }
+}
+
+/// Its beginning and its end, where the next step stands. A call ends with it in headers, which clients take up to 16 KiB of, and it is
+/// there three times, partly as base64.
+fn shortened(text: String) -> String {
+    if text.len() <= HEAD_BYTES + TAIL_BYTES {
+        return text;
+    }
+    let head = text.floor_char_boundary(HEAD_BYTES);
+    let tail = text.ceil_char_boundary(text.len() - TAIL_BYTES);
+    format!("{} … {}", &text[..head], &text[tail..])
 }
 
 fn any(name: &str, message: &impl prost::Message) -> prost_types::Any {
@@ -505,6 +541,14 @@ mod tests {
         assert_eq!(details, error.to_rpc());
         let types: Vec<&str> = details.details.iter().map(|any| any.type_url.as_str()).collect();
         assert_eq!(types, ["type.googleapis.com/google.rpc.ErrorInfo", "type.googleapis.com/google.rpc.BadRequest"]);
+    }
+
+    #[test]
+    fn what_a_client_has_written_is_not_told_back_at_any_length() {
+        let error = GatewayError::Name(NameError::Table("ä".repeat(40_000)));
+        let status = error.to_tonic();
+        assert!(status.message().len() < 1_700 && status.details().len() < 4_500, "{}", status.details().len());
+        assert!(status.message().ends_with("around parts that need them"), "{}", status.message());
     }
 
     #[test]

@@ -103,6 +103,7 @@ impl Watching {
             snapshots,
             shares_progress: false,
             takes_differences: true,
+            held: None,
         };
         let entered = Box::new(Entering::new(opening, Arc::clone(&shared))).next().await;
         let mut watching = Watching {

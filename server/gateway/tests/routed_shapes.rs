@@ -2,12 +2,12 @@
 
 mod fixture;
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use fixture::{Fixture, Session, changes, columns, now};
 use tidegate_gateway::Described;
 use tidegate_model::{Op, Position};
-use tidegate_proto::v1::{self, session_response::Event};
+use tidegate_proto::v1::{self, session_request::Request, session_response::Event};
 use tidegate_views::{CollationFacts, ColumnFacts, TableFacts};
 
 /// Orders as the catalog has them.
@@ -212,4 +212,50 @@ async fn any_number_may_be_concerned_at_once() {
         let received = until_all_at(&mut session, COUNT, end).await;
         assert!(received.len() == COUNT as usize && received.values().all(|changes| changes.len() == 2));
     }
+}
+
+/// Waits for what another task brings about.
+async fn until(what: &str, is_there: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_there() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await.expect(what);
+}
+
+#[tokio::test]
+async fn shapes_come_and_go_while_changes_flow_and_leave_nothing() {
+    const COUNT: u32 = 400;
+    let mut fixture = Fixture::start().await;
+    let metrics = Arc::clone(fixture.metrics.sources().next().expect("the source").1);
+    let router = metrics.router();
+    let has = |count: u32| {
+        let count = u64::from(count);
+        (router.shapes(), router.conditions(), router.indexes()) == (count, count, 1)
+    };
+    let condition = |id: u32| match id % 4 {
+        0 => format!("id = {id}"),
+        1 => format!("id between {id} and 500"),
+        2 => format!("note like 'n{id}%'"),
+        _ => format!("id + 1 = {id}"),
+    };
+    let mut staying = open(&fixture, ["note = 'stays'".to_owned()]).await;
+    for round in 0..3 {
+        let mut end = fixture.transaction(&[(1, Op::Insert, 7, "stays")]).await;
+        let session = open(&fixture, (1..=COUNT).map(condition)).await;
+        until("shapes to be routed", || has(COUNT + 1)).await;
+        for id in 1..=50 {
+            end = fixture.transaction(&[(1, Op::Insert, id, "n"), (1, Op::Insert, id, "stays")]).await;
+            session.send(Request::Cancel(v1::Cancel { subscription: id as u32 })).await;
+        }
+        let received = until_all_at(&mut staying, 1, end).await;
+        assert_eq!(received[&1].len(), 51, "round {round}");
+        drop(session);
+        until("shapes to be gone", || has(1)).await;
+    }
+    assert!(router.changes() >= 300 && router.candidates() >= router.verdicts() && router.verdicts() >= 153);
+    assert!(router.evaluations() >= 300, "what no lookup serves is evaluated for each change");
+    drop(staying);
+    until("nothing to be left", || router.shapes() + router.conditions() + router.indexes() == 0).await;
 }

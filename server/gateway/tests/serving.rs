@@ -15,6 +15,10 @@ use tidegate_proto::{
         watch_response::Mark,
     },
 };
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tonic::Code;
 
 /// The reason in an error's ErrorInfo.
@@ -258,6 +262,27 @@ async fn stopping_drains_and_then_ends_every_stream() {
     fixture.transaction(&[(1, Op::Insert, 1, "delivered to the end")]).await;
     session.commit().await;
     assert_eq!(session.end().await.code(), Code::Unavailable);
+    fixture.tasks.join_next().await.expect("the server has returned").expect("without a panic");
+}
+
+#[tokio::test]
+async fn who_connects_and_says_nothing_is_let_go() {
+    let config = GatewayConfig { handshake_max: Duration::from_millis(50), ..GatewayConfig::default() };
+    let fixture = Fixture::start_without_epoch(config).await;
+    let mut silent = TcpStream::connect(fixture.address).await.expect("the port is open");
+    let mut begins = TcpStream::connect(fixture.address).await.expect("the port is open");
+    begins.write_all(b"PRI * HTTP").await.expect("the server reads");
+    for socket in [&mut silent, &mut begins] {
+        assert_eq!(socket.read(&mut [0; 1]).await.expect("it is closed in order"), 0);
+    }
+}
+
+#[tokio::test]
+async fn stopping_waits_for_nobody_who_has_said_nothing() {
+    let mut fixture = Fixture::start().await;
+    let mut silent = TcpStream::connect(fixture.address).await.expect("the port is open");
+    fixture.stop.cancel();
+    assert_eq!(silent.read(&mut [0; 1]).await.expect("it is closed in order"), 0);
     fixture.tasks.join_next().await.expect("the server has returned").expect("without a panic");
 }
 

@@ -2,7 +2,10 @@
 
 mod fixture;
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::Ordering::Relaxed,
+    time::{Duration, Instant},
+};
 
 use fixture::{Fixture, now, subscribe};
 use prost::Message as _;
@@ -196,6 +199,103 @@ async fn who_does_not_ask_for_differences_is_reset_by_an_edit() {
     }
 }
 
+/// A shape by its name, from now on or from a token.
+fn by_name(name: &str, start: v1::start::From) -> v1::Subscribe {
+    let shape = v1::ShapeSelection { name: name.to_owned(), ..v1::ShapeSelection::default() };
+    let selections = vec![v1::Selection { what: Some(v1::selection::What::Shape(shape)) }];
+    v1::Subscribe { selections, differences: true, ..subscribe(&[], start) }
+}
+
+#[tokio::test]
+async fn a_token_of_a_definition_that_only_another_server_knows_is_asked_about_before_it_is_refused() {
+    let (fixture, mut client) = served().await;
+    client.define(define(shape("mine", "tenant = 1", vec![]))).await.expect("defined");
+    let before = fixture.named_shapes.all();
+    client.define(define(shape("mine", "tenant = 2", vec![]))).await.expect("defined anew");
+    let mut session = fixture.session().await;
+    session.subscribe(by_name("mine", now())).await;
+    let (1, Event::Opened(opened)) = session.event().await else { panic!("not opened") };
+    let token = format!("{}.{}", opened.token_prefix, opened.position);
+    drop(session);
+
+    fixture.named_shapes.forget(before);
+    fixture.named_shapes.is_silent.store(true, Relaxed);
+    let mut session = fixture.session().await;
+    session.subscribe(by_name("mine", v1::start::From::Token(token.clone()))).await;
+    let (1, Event::Error(later)) = session.event().await else { panic!("it is told what nobody knows") };
+    assert_eq!((later.code, later.message.as_str()), (Code::Unavailable as i32, "nobody answers"));
+    fixture.named_shapes.is_silent.store(false, Relaxed);
+    let mut session = fixture.session().await;
+    session.subscribe(by_name("mine", v1::start::From::Token(token.clone()))).await;
+    let (1, Event::Opened(again)) = session.event().await else { panic!("not opened") };
+    assert_eq!(again.token_prefix, opened.token_prefix);
+    // One that nobody knows is none.
+    client.define(define(shape("mine", "tenant = 3", vec![]))).await.expect("defined anew");
+    let mut session = fixture.session().await;
+    session.subscribe(by_name("mine", v1::start::From::Token(token))).await;
+    let (1, Event::Reset(reset)) = session.event().await else { panic!("it is opened") };
+    assert_eq!(reset.reason(), v1::reset::Reason::DefinitionChanged);
+}
+
+#[tokio::test]
+async fn a_name_or_parameters_that_only_another_server_knows_are_asked_about_before_they_are_refused() {
+    let (fixture, mut client) = served().await;
+    let without = fixture.named_shapes.all();
+    client.define(define(shape("mine", "tenant = 1", vec![]))).await.expect("defined");
+    let opened = async |subscribe: v1::Subscribe| {
+        let mut session = fixture.session().await;
+        session.subscribe(subscribe).await;
+        match session.event().await {
+            (1, Event::Opened(_)) => Ok(()),
+            (1, Event::Error(error)) => Err(error.message),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(opened(by_name("mine", now())).await, Ok(()));
+    assert_eq!(fixture.named_shapes.question_count.load(Relaxed), 0, "what is known is not asked");
+    fixture.named_shapes.forget(without);
+    assert_eq!(opened(by_name("mine", now())).await, Ok(()), "another name");
+
+    let parameter_less = fixture.named_shapes.all();
+    let typed = vec![parameter("int4", None)];
+    client.define(define(shape("mine", "tenant = $1", typed))).await.expect("defined anew");
+    fixture.named_shapes.forget(parameter_less);
+    let mut with_value = by_name("mine", now());
+    let Some(v1::selection::What::Shape(shape)) = &mut with_value.selections[0].what else { panic!("a shape") };
+    shape.parameters.push(parameter("", Some("7")));
+    assert_eq!(opened(with_value).await, Ok(()), "other parameters");
+
+    let asked = fixture.named_shapes.question_count.load(Relaxed);
+    let unknown = opened(by_name("other", now())).await.expect_err("nobody knows it");
+    assert!(unknown.contains("there is no shape other"), "{unknown}");
+    assert_eq!(fixture.named_shapes.question_count.load(Relaxed), asked + 1, "once");
+    fixture.named_shapes.is_silent.store(true, Relaxed);
+    assert_eq!(opened(by_name("other", now())).await, Err("nobody answers".to_owned()));
+}
+
+#[tokio::test]
+async fn what_the_configuration_declares_is_not_asked_about() {
+    let (fixture, _client) = served().await;
+    fixture.named_shapes.declare(shape("mine", "tenant = 1", vec![]));
+    let mut session = fixture.session().await;
+    session.subscribe(by_name("mine", now())).await;
+    let (1, Event::Opened(opened)) = session.event().await else { panic!("not opened") };
+    fixture.named_shapes.declare(shape("mine", "tenant = 2", vec![]));
+    let mut session = fixture.session().await;
+    let token = format!("{}.{}", opened.token_prefix, opened.position);
+    session.subscribe(by_name("mine", v1::start::From::Token(token))).await;
+    let (1, Event::Reset(reset)) = session.event().await else { panic!("it is opened") };
+    assert_eq!(reset.reason(), v1::reset::Reason::DefinitionChanged);
+    let mut with_value = by_name("mine", now());
+    let Some(v1::selection::What::Shape(shape)) = &mut with_value.selections[0].what else { panic!("a shape") };
+    shape.parameters.push(parameter("", Some("7")));
+    let mut session = fixture.session().await;
+    session.subscribe(with_value).await;
+    let (1, Event::Error(error)) = session.event().await else { panic!("it is opened") };
+    assert!(error.message.contains("has 0 parameters"), "{}", error.message);
+    assert_eq!(fixture.named_shapes.question_count.load(Relaxed), 0);
+}
+
 #[tokio::test]
 async fn what_is_no_named_shape_is_refused() {
     let (fixture, mut client) = served().await;
@@ -254,7 +354,7 @@ async fn a_list_comes_in_pages() {
 
 #[tokio::test]
 async fn hostile_definitions_are_refused_in_time() {
-    let (_fixture, mut client) = served().await;
+    let (fixture, mut client) = served().await;
     let terms = |count: usize| (0..count).map(|n| format!("tenant = {n}")).collect::<Vec<_>>().join(" or ");
     let values = |count: usize| format!("tenant in ({})", vec!["1"; count].join(","));
     let hostile = [
@@ -272,20 +372,56 @@ async fn hostile_definitions_are_refused_in_time() {
         ),
         ("columns", String::new()),
     ];
-    for (what, condition) in hostile {
+    let within = |condition: &str| format!("id in (select id from orders where {condition})");
+    let both = |(what, condition): (&'static str, String)| [(what, within(&condition)), (what, condition)];
+    for (what, condition) in hostile.into_iter().flat_map(both) {
         let mut definition = shape("hostile", &condition, vec![]);
         if what == "columns" {
-            definition.columns = vec!["note".to_owned(); 10_000];
+            (definition.columns, definition.r#where) = (vec!["note".to_owned(); 10_000], String::new());
         }
         let start = Instant::now();
-        let status = client.define(define(definition)).await.expect_err(what);
-        assert!(
-            matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange),
-            "{what}: {status}"
-        );
-        assert!(status.message().len() < 2_000, "{what}: a message of {} bytes", status.message().len());
-        assert!(start.elapsed() < Duration::from_secs(10), "{what}: {:?}", start.elapsed());
+        let unnamed = || v1::ShapeSelection { name: String::new(), ..definition.clone() };
+        let query = v1::QueryShapeRequest { shape: Some(unnamed()), ..v1::QueryShapeRequest::default() };
+        let answers = [
+            client.validate(validate(unnamed())).await.err(),
+            client.explain(explain(unnamed())).await.err(),
+            client.define(define(definition.clone())).await.err(),
+            client.query(query).await.err(),
+        ];
+        for status in answers {
+            let status = status.expect(what);
+            assert!(
+                matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted | Code::OutOfRange),
+                "{what}: {status}"
+            );
+            assert!(status.message().len() < 2_000, "{what}: a message of {} bytes", status.message().len());
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{what}: {:?}", start.elapsed());
+        is_refused_to_subscribers(&fixture, (what, definition)).await;
     }
     let names = client.list(v1::ListShapesRequest::default()).await.expect("still serves").into_inner();
-    assert!(names.shapes.is_empty());
+    assert!(names.shapes.iter().all(|shape| shape.declared), "something is defined");
+}
+
+/// In a session, inline and under a name that the configuration declares.
+async fn is_refused_to_subscribers(fixture: &Fixture, (what, definition): (&str, v1::ShapeSelection)) {
+    let is_short = definition.r#where.len() < 1 << 18;
+    fixture.named_shapes.declare(definition.clone());
+    let inline = v1::ShapeSelection { name: String::new(), ..definition };
+    let selections = vec![v1::Selection { what: Some(v1::selection::What::Shape(inline)) }];
+    let subscribes = [by_name("hostile", now()), v1::Subscribe { selections, ..subscribe(&[], now()) }];
+    let start = Instant::now();
+    for (number, subscribe) in (1..).zip(subscribes) {
+        // What is no message that the server takes ends the session.
+        if number == 2 && !is_short {
+            continue;
+        }
+        let mut session = fixture.session().await;
+        session.subscribe(subscribe).await;
+        match session.event().await {
+            (1, Event::Error(error)) => assert!(error.message.len() < 2_000, "{what}: {}", error.message.len()),
+            other => panic!("{what}: {other:?}"),
+        }
+    }
+    assert!(start.elapsed() < Duration::from_secs(20), "{what}: {:?}", start.elapsed());
 }

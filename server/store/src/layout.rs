@@ -87,11 +87,11 @@ pub(crate) fn remove_other_epochs(dir: &Path, current: Epoch) -> Result<(), Stor
 }
 
 /// Puts a small file in the place of the one that is there.
-pub(crate) fn replace(dir: &Path, name: &str, text: &str) -> Result<(), StoreError> {
+pub(crate) fn replace(dir: &Path, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
     let (path, new) = (dir.join(name), dir.join(format!("{name}.new")));
     let write = || {
         let mut file = File::create(&new)?;
-        file.write_all(text.as_bytes())?;
+        file.write_all(bytes)?;
         file.sync_all()?;
         fs::rename(&new, &path)
     };
@@ -109,7 +109,7 @@ pub(crate) fn write_manifest(dir: &Path, info: &EpochInfo, reason: Option<&str>)
     if let Some(reason) = reason {
         text.push_str(&format!("reason {reason}\n"));
     }
-    replace(dir, MANIFEST, &text)
+    replace(dir, MANIFEST, text.as_bytes())
 }
 
 /// Why the epoch before the current one ended, where there was one.

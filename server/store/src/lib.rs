@@ -41,12 +41,12 @@ mod writer;
 pub use error::{ReadError, StoreError};
 pub use mirror::{
     Budgets, Checksum, Compared, Difference, DifferenceKind, Held, INDEXES_MAX, IndexId, LogFacts, Mirror,
-    MirrorConfig, MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, Scan, Stage,
+    MirrorConfig, MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, Rows, Scan, Stage,
     Verification,
 };
 pub use reader::{Place, Reader};
 pub use row_types::RowTypes;
-pub use snapshots::{SnapshotProgress, Snapshots};
+pub use snapshots::{EndedSnapshots, SnapshotProgress, Snapshots};
 pub use store::{Head, Recovered, Retention, Store, StoreConfig};
 pub use tidegate_schema::RowType;
 pub use writer::StoreWriter;

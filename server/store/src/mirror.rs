@@ -54,7 +54,7 @@ pub(crate) use engine::remove_dir;
 pub use error::MirrorError;
 pub use fill::Held;
 pub use index::{INDEXES_MAX, IndexId, MirrorIndex};
-pub use reader::{Checksum, MirrorReader, MirroredTable};
+pub use reader::{Checksum, MirrorReader, MirroredTable, Rows};
 pub use verify::{Compared, Difference, DifferenceKind, Stage, Verification};
 
 /// Which tables are mirrored, and where.

@@ -35,10 +35,10 @@ pub(crate) fn recover(config: &StoreConfig) -> Result<Option<(Appender, Recovere
         tracing::warn!(dir = %epoch_dir.display(), "the changelog has been moved away; a new epoch has to begin");
         return Ok(None);
     }
-    let row_types = RowTypesFile::open(&epoch_dir)?;
     let mut segments = open_segments(&epoch_dir, &epoch)?;
     let origin = Position::end_of_transaction(epoch.start_lsn);
     let Cut { complete, mut last_transaction, snapshots } = cut_incomplete(&epoch_dir, &mut segments, origin)?;
+    let row_types = RowTypesFile::open(&epoch_dir, complete)?;
     for segment in segments.iter().rev().skip(1) {
         if last_transaction.is_some() {
             break;
@@ -158,6 +158,10 @@ fn last_begun(segment: &Segment) -> Result<Option<TransactionId>, StoreError> {
 mod records;
 
 #[cfg(test)]
+#[path = "../tests/support/row_types.rs"]
+mod row_types;
+
+#[cfg(test)]
 mod tests {
     use std::{collections::BTreeMap, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
@@ -166,6 +170,7 @@ mod tests {
 
     use super::{
         records::{Progress, Record, blocks, complete, events, records, records_of, unfinished},
+        row_types::{announcement, row_type},
         *,
     };
     use crate::{Retention, order::Order};
@@ -318,6 +323,55 @@ mod tests {
         let middle = appender.log.take_oldest(2).pop().unwrap();
         fs::remove_file(&middle.path).unwrap();
         assert!(matches!(recover(&config(dir.path(), 100)), Err(StoreError::Damaged { offset: 0, .. })));
+    }
+
+    /// What a crash takes at most.
+    fn lose_unsynced(appender: Appender) {
+        let segment = appender.log.newest_segment().unwrap();
+        let file = fs::File::options().write(true).open(&segment.path).unwrap();
+        file.set_len(segment.byte_count() - appender.unsynced()).unwrap();
+    }
+
+    /// The numbers of the newest row type of `public.orders`, of all that it has had, and of those that no record announces.
+    fn numbers(appender: &Appender) -> (Option<u32>, Vec<u32>, Vec<u32>) {
+        let (known, table) = (appender.row_types.known(), tidegate_model::TableName::new("public", "orders"));
+        let number = |row_type: &Arc<tidegate_schema::RowType>| row_type.proto().row_type;
+        let mut all: Vec<u32> = known.iter().map(number).collect();
+        all.sort_unstable();
+        (known.newest(&table).map(number), all, known.unannounced().map(number).collect())
+    }
+
+    #[test]
+    fn a_row_type_whose_announcement_was_cut_off_is_none_of_its_table_until_it_is_announced_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = config(dir.path(), 1 << 20);
+        let [first, second] = [row_type(1, &["id"]), row_type(2, &["id", "x"])];
+        let mut appender = Appender::begin(dir.path(), &INFO, None, (1 << 20, 0)).unwrap();
+        let mut order = Order::new(appender.complete());
+        let kept = append(&mut appender, &mut order, &[announcement(0x1000, &first)], &[true]);
+        append(&mut appender, &mut order, &[announcement(0x1010, &second), announcement(0x1020, &first)], &[false]);
+        assert_eq!(numbers(&appender), (Some(1), vec![1, 2], vec![]));
+        lose_unsynced(appender);
+
+        let (mut appender, recovered) = recover(&config).unwrap().unwrap();
+        assert_eq!((recovered.durable, numbers(&appender)), (kept, (Some(1), vec![1], vec![2])));
+        let other = appender.append(&[announcement(0x1030, &row_type(2, &["id", "y"]))], 0).unwrap_err();
+        assert!(matches!(other, StoreError::RowTypeReused { row_type: 2, .. }), "{other}");
+        // The log comes to stand behind where it was announced.
+        append(&mut appender, &mut Order::new(kept), &[announcement(0x1040, &first)], &[true]);
+        drop(appender);
+
+        let (mut appender, recovered) = recover(&config).unwrap().unwrap();
+        assert_eq!(numbers(&appender), (Some(1), vec![1], vec![2]));
+        let mut order = Order::new(recovered.durable);
+        append(&mut appender, &mut order, &[announcement(0x1050, &second)], &[true]);
+        assert_eq!(numbers(&appender), (Some(2), vec![1, 2], vec![]));
+        append(&mut appender, &mut order, &[announcement(0x1060, &first)], &[false]);
+        lose_unsynced(appender);
+
+        // The table has not come back to the first.
+        let (appender, _) = recover(&config).unwrap().unwrap();
+        assert_eq!(numbers(&appender), (Some(2), vec![1, 2], vec![]));
     }
 
     #[test]

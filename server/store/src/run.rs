@@ -107,7 +107,8 @@ impl Run {
             Delivered::UpTo(lsn) => lsn.to_string(),
             Delivered::Unknown => "unknown".to_owned(),
         };
-        let Err(error) = layout::replace(&self.dir, NAME, &format!("{VERSION}\n{ended}\ndelivered {delivered}\n"))
+        let Err(error) =
+            layout::replace(&self.dir, NAME, format!("{VERSION}\n{ended}\ndelivered {delivered}\n").as_bytes())
         else {
             return;
         };

@@ -12,13 +12,7 @@
 //! Invariant: the file is never ahead of the log, since the segments that it stands for are fsynced first; and no segment
 //! begins between a cursor and its commit. Applying records again that the file has already does no harm.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io::{self, Write},
-    path::Path,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, fs, io, path::Path, sync::Arc};
 
 use bytes::{Buf, BufMut};
 use prost::Message;
@@ -33,9 +27,14 @@ use crate::{
 const MAGIC: &[u8; 4] = b"TGSN";
 const VERSION: u32 = 1;
 const HEADER_BYTES: usize = 12;
+/// How many that have ended are remembered.
+const ENDED_MAX: usize = 100;
 
 /// The unfinished snapshots by number.
 pub type Snapshots = BTreeMap<u32, SnapshotProgress>;
+
+/// Snapshots that have ended, by number, and why they were given up; empty where they are complete.
+pub type EndedSnapshots = BTreeMap<u32, String>;
 
 /// How far a snapshot has come.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +53,8 @@ pub(crate) struct SnapshotsFile {
     pending: Vec<v1::SnapshotCursor>,
     /// What the file holds.
     written: Arc<Snapshots>,
+    /// The newest that have ended in what was observed, which the file does not hold.
+    ended: EndedSnapshots,
 }
 
 impl SnapshotsFile {
@@ -77,12 +78,18 @@ impl SnapshotsFile {
             return Err(damaged("checksum"));
         }
         let known = Arc::new(decode(rest).ok_or_else(|| damaged("checksum fits, but it holds no snapshots"))?);
-        Ok(SnapshotsFile { written: Arc::clone(&known), known, pending: Vec::new() })
+        Ok(SnapshotsFile { written: Arc::clone(&known), known, ..Self::default() })
     }
 
     /// The unfinished snapshots as of the last complete record.
     pub(crate) fn known(&self) -> &Arc<Snapshots> {
         &self.known
+    }
+
+    /// The newest that have ended, after recovery in the newest segment. Who has not noted the end of one that has ended long before
+    /// makes it again, which does no harm.
+    pub(crate) fn ended(&self) -> &EndedSnapshots {
+        &self.ended
     }
 
     /// Does a cursor wait for its commit?
@@ -97,8 +104,9 @@ impl SnapshotsFile {
                 Kind::SnapshotBegin => {
                     let progress = SnapshotProgress { begin: entry.position(), cursors: BTreeMap::new() };
                     Arc::make_mut(&mut self.known).insert(entry.row_type, progress);
+                    self.ended.remove(&entry.row_type);
                 }
-                Kind::SnapshotCursor => self.pending.push(cursor(block, entry)?),
+                Kind::SnapshotCursor => self.pending.push(decoded(block, entry, "SnapshotCursor")?),
                 Kind::Commit => {
                     for cursor in std::mem::take(&mut self.pending) {
                         if let Some(progress) = Arc::make_mut(&mut self.known).get_mut(&entry.row_type) {
@@ -108,6 +116,11 @@ impl SnapshotsFile {
                 }
                 Kind::SnapshotEnd => {
                     Arc::make_mut(&mut self.known).remove(&entry.row_type);
+                    let end: v1::SnapshotEnd = decoded(block, entry, "SnapshotEnd")?;
+                    self.ended.insert(entry.row_type, end.abandoned);
+                    if self.ended.len() > ENDED_MAX {
+                        self.ended.pop_first();
+                    }
                 }
                 Kind::Begin | Kind::Change | Kind::RowType | Kind::Progress => {}
             }
@@ -122,26 +135,19 @@ impl SnapshotsFile {
         }
         let body = encode(&self.known);
         let bytes = [MAGIC, &VERSION.to_le_bytes()[..], &crc32fast::hash(&body).to_le_bytes(), &body].concat();
-        let (path, new) = (epoch_dir.join("snapshots"), epoch_dir.join("snapshots.new"));
-        let write = || {
-            let mut file = File::create(&new)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)
-        };
-        write().map_err(cannot("write", &path))?;
-        layout::sync_dir(epoch_dir)?;
+        layout::replace(epoch_dir, "snapshots", &bytes)?;
         self.written = Arc::clone(&self.known);
         Ok(())
     }
 }
 
-fn cursor(block: &Block, entry: &Entry) -> Result<v1::SnapshotCursor, StoreError> {
-    v1::SnapshotCursor::decode(block.slice(entry)).map_err(|error| StoreError::Record {
+fn decoded<M: Message + Default>(block: &Block, entry: &Entry, message: &'static str) -> Result<M, StoreError> {
+    let malformed = |error: prost::DecodeError| StoreError::Record {
         position: entry.position(),
-        message: "SnapshotCursor",
+        message,
         reason: error.to_string(),
-    })
+    };
+    M::decode(block.slice(entry)).map_err(malformed)
 }
 
 fn encode(snapshots: &Snapshots) -> Vec<u8> {

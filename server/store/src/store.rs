@@ -11,8 +11,8 @@ use tidegate_schema::RowType;
 use tokio::sync::watch;
 
 use crate::{
-    Place, ReadError, Reader, RowTypes, Snapshots, StoreError, StoreWriter, layout, log::Log, recovery::recover,
-    run::Run, writer::blocking,
+    EndedSnapshots, Place, ReadError, Reader, RowTypes, Snapshots, StoreError, StoreWriter, layout, log::Log,
+    recovery::recover, run::Run, writer::blocking,
 };
 
 /// Where and how a source's changelog is kept.
@@ -96,6 +96,7 @@ pub(crate) struct Shared {
     /// Counts the versions of `row_types`.
     pub(crate) row_types_changed: watch::Sender<u64>,
     pub(crate) snapshots: RwLock<Arc<Snapshots>>,
+    ended_before: EndedSnapshots,
     recovered: Option<Recovered>,
 }
 
@@ -120,6 +121,7 @@ impl Store {
         let log = appender.as_ref().map(|appender| Arc::clone(&appender.log));
         let row_types = appender.as_ref().map(|appender| Arc::clone(appender.row_types.known())).unwrap_or_default();
         let snapshots = appender.as_ref().map(|appender| Arc::clone(appender.snapshots.known())).unwrap_or_default();
+        let ended_before = appender.as_ref().map(|appender| appender.snapshots.ended().clone()).unwrap_or_default();
         let durable = recovered.map_or(Position::ZERO, |recovered: Recovered| recovered.durable);
         let newest = recovered.and_then(|recovered| recovered.last_transaction);
         let head = Head {
@@ -139,6 +141,7 @@ impl Store {
             reset_reason: RwLock::new(layout::read_reason(&config.dir).map(Arc::from)),
             row_types_changed: watch::Sender::new(0),
             snapshots: RwLock::new(snapshots),
+            ended_before,
             recovered,
         });
         let run = Run::begin(&config.dir, recovered.map(|recovered: Recovered| recovered.delivered));
@@ -203,6 +206,12 @@ impl Store {
         self.shared.reset_reason.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Another after each change of the row types.
+    #[must_use]
+    pub fn row_types_version(&self) -> u64 {
+        *self.shared.row_types_changed.borrow()
+    }
+
     /// Changes whenever row types are added, and when an epoch begins, which has none at first.
     #[must_use]
     pub fn row_types_changed(&self) -> watch::Receiver<u64> {
@@ -214,5 +223,11 @@ impl Store {
     #[must_use]
     pub fn snapshots(&self) -> Arc<Snapshots> {
         Arc::clone(&self.shared.snapshots.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Snapshots of which the newest segment had the end at `open`.
+    #[must_use]
+    pub fn ended_before(&self) -> &EndedSnapshots {
+        &self.shared.ended_before
     }
 }

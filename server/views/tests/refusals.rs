@@ -44,7 +44,30 @@ const CONDITIONS: &[&str] = &[
     "t similar to '[a[b]'",
     "t similar to '[[.a.]]'",
     "t similar to 'a' escape 'ab'",
+    "t ~ 'a)'",
+    "t ~ '^*'",
+    "t ~ '[z-a]'",
+    "t ~ 'a{300}'",
+    "t collate \"C\" ~ '[[:cntrl:]]'",
     "lower(t) = 'a'",
+    "lower(x) = 'a'",
+    "t in ('a', 'b') and x in ('a', 'b')",
+    "x <> 'a'",
+    "x is distinct from 'a'",
+    "least(x, 'a') is null",
+    "t between 'a' and 'b'",
+    "x = any ('{a}')",
+    "case x when 'a' then true end",
+    "nullif(x, 'a') is null",
+    "initcap(t) = 'A'",
+    "random() < 0.5",
+    "gen_random_uuid() is null",
+    "clock_timestamp() > z",
+    "nextval('s') = 1",
+    "nothing(i) = 1",
+    "i ### s = 1",
+    "i = 1::nothing",
+    "j @@ '$.a'",
     "i in (select 1)",
     "i in (select o, i from items)",
     "i in (select * from items)",
@@ -141,7 +164,11 @@ const CONDITIONS: &[&str] = &[
     "ia @> array['a']",
     "ia && array[i]",
     "ia = '{{1}}'",
-    "ia[1:2] = '{1}'",
+    "ia[1:2] = 1",
+    "ia['a':2] = '{1}'",
+    "ia[1:2",
+    "ia[1][1][1][1][1][1][1] = 1",
+    "i[1:2] = 1",
     "ia['a'] = 1",
     "i[1] = 1",
     "i = any(t)",
@@ -266,22 +293,85 @@ fn others() -> [TableFacts; 2] {
     [table(), TableFacts { name: "items".to_owned(), columns, ..table() }]
 }
 
-fn message(condition: &str) -> String {
-    let parameters = if ["$1", "$2"].iter().any(|number| condition.contains(number)) {
-        vec![Parameter { type_name: None, value: Some("1".into()) }]
-    } else {
-        Vec::new()
-    };
-    match Predicate::with_tables(condition, &parameters, &table(), &others()) {
+/// Conditions with parameters, of a type or none, and a value.
+const WITH_PARAMETERS: &[(&str, &[(&str, &str)])] = &[
+    ("i = $1", &[]),
+    ("i = $0", &[("", "1")]),
+    ("i = $1", &[("", "a")]),
+    ("i = $1", &[("text", "a")]),
+    ("i = $1", &[("nothing", "1")]),
+    ("i = 1", &[("", "1")]),
+    ("s = $1 and ia @> $1", &[("", "9")]),
+    ("s = $1", &[("", "99999")]),
+    ("z = $1", &[("timestamptz", "now")]),
+    ("x = $1", &[("", "a")]),
+    ("t < $1", &[("", "a")]),
+    ("t ~ $1", &[("", "a(")]),
+    ("i = any ($1)", &[("int4[]", "1,2")]),
+];
+
+/// Conditions that are too much, each with what it is.
+fn excessive() -> Vec<(&'static str, String)> {
+    let deep = |open: &str, close: &str| format!("{}b{}", open.repeat(300), close.repeat(300));
+    let query = "i in (select i from orders where s = 1)";
+    let other = |n: usize| format!("i in (select i from orders where s = {n})");
+    let mut between = "i between 1 and 2".to_owned();
+    for _ in 0..12 {
+        between = format!("({between}) between false and true");
+    }
+    vec![
+        ("64 KiB and more", format!("t = '{}'", "a".repeat(65_536))),
+        ("300 NOT", deep("not ", "")),
+        ("300 parentheses", deep("(", ")")),
+        ("300 subscripts", format!("ia{} = 1", "[1]".repeat(300))),
+        ("10,000 terms", vec!["i = 1"; 10_000].join(" or ")),
+        ("a million values", format!("i in ({})", vec!["1"; 1_000_000].join(","))),
+        ("20,000 values of an array", format!("i = any ('{{{}}}')", vec!["1"; 20_000].join(","))),
+        ("BETWEEN within BETWEEN", between),
+        ("300 regular expressions", vec!["t ~ 'a{200}'"; 300].join(" or ")),
+        ("20 subqueries", (0..20).map(other).collect::<Vec<_>>().join(" or ")),
+        ("300 NOT before a subquery", format!("{}{query}", "not ".repeat(300))),
+        ("300 NOT within a subquery", format!("i in (select i from orders where {})", deep("not ", ""))),
+        (
+            "10,000 terms within a subquery",
+            format!("i in (select i from orders where {})", vec!["i = 1"; 5_000].join(" or ")),
+        ),
+    ]
+}
+
+fn message(condition: &str, parameters: &[Parameter]) -> String {
+    match Predicate::with_tables(condition, parameters, &table(), &others()) {
         Ok(predicate) => format!("accepted as {}", predicate.sql()),
         Err(refusal) => refusal.to_string(),
     }
 }
 
+fn messages() -> Vec<(String, String)> {
+    let usual = |condition: &&str| {
+        let asks = ["$1", "$2"].iter().any(|number| condition.contains(number));
+        let parameters = asks.then(|| Parameter { type_name: None, value: Some("1".into()) });
+        (format!("{condition:?}"), message(condition, parameters.as_slice()))
+    };
+    let with_parameters = |(condition, given): &(&str, &[(&str, &str)])| {
+        let parameter = |(name, value): &(&str, &str)| Parameter {
+            type_name: Some((*name).to_owned()).filter(|name| !name.is_empty()),
+            value: Some((*value).to_owned()),
+        };
+        let parameters: Vec<Parameter> = given.iter().map(parameter).collect();
+        (format!("{condition:?} with {given:?}"), message(condition, &parameters))
+    };
+    let of_excess = |(what, condition): (&str, String)| (what.to_owned(), message(&condition, &[]));
+    let all = CONDITIONS.iter().map(usual).chain(WITH_PARAMETERS.iter().map(with_parameters));
+    all.chain(excessive().into_iter().map(of_excess)).collect()
+}
+
 #[test]
 fn refusals_say_where_and_what_to_do() {
-    let found: Vec<String> =
-        CONDITIONS.iter().map(|condition| format!("{condition:?}\n    {}\n", message(condition))).collect();
+    let messages = messages();
+    // What is wrong, and behind a semicolon what to do.
+    let silent: Vec<_> = messages.iter().filter(|(_, message)| !message.contains("; ")).collect();
+    assert!(silent.is_empty(), "these do not say what to do: {silent:#?}");
+    let found: Vec<String> = messages.iter().map(|(of, message)| format!("{of}\n    {message}\n")).collect();
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/refusals.txt");
     if std::env::var("TIDEGATE_GOLDEN").is_ok_and(|word| word == "write") {
         std::fs::write(path, found.join("")).expect("the golden file can be written");

@@ -11,6 +11,7 @@
 
 mod bare_reader;
 mod bytes_codec;
+mod defining;
 mod drain;
 mod fanout;
 mod latency;

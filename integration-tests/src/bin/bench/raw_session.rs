@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use prost::Message;
 use tidegate_proto::v1::{
     Selection, SessionRequest, SessionResponse, ShapeSelection, Start, Subscribe, selection::What,
@@ -35,11 +35,22 @@ pub(crate) async fn open(
     channel: Channel,
     subscribes: impl IntoIterator<Item = Subscribe>,
 ) -> Result<Streaming<Bytes>> {
+    let requests: Vec<Bytes> = subscribes.into_iter().map(|of| encoded(Request::Subscribe(of))).collect();
+    with_requests(channel, tokio_stream::iter(requests).chain(tokio_stream::pending())).await
+}
+
+/// A request of a session.
+pub(crate) fn encoded(request: Request) -> Bytes {
+    SessionRequest { request: Some(request) }.encode_to_vec().into()
+}
+
+/// Opens a session with these requests, as they come.
+pub(crate) async fn with_requests(
+    channel: Channel,
+    open: impl Stream<Item = Bytes> + Send + 'static,
+) -> Result<Streaming<Bytes>> {
     let mut client = Grpc::new(channel).max_decoding_message_size(16 << 20);
     client.ready().await?;
-    let encoded = |subscribe| SessionRequest { request: Some(Request::Subscribe(subscribe)) }.encode_to_vec().into();
-    let requests: Vec<Bytes> = subscribes.into_iter().map(encoded).collect();
-    let open = tokio_stream::iter(requests).chain(tokio_stream::pending());
     let path = PathAndQuery::from_static("/tidegate.v1.Changes/Session");
     Ok(client.streaming(tonic::Request::new(open), path, BytesCodec).await?.into_inner())
 }

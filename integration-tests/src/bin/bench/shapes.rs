@@ -15,7 +15,7 @@ use tonic::Streaming;
 
 use crate::{
     bytes_codec::change_count,
-    load,
+    defining, load,
     outcome::{Outcome, Target},
     raw_session::{self, shape},
 };
@@ -24,6 +24,8 @@ use crate::{
 const VALUES: u64 = 1_000;
 /// Shapes that have rows.
 const CONCERNED: u64 = 10;
+/// A row of `items`, by its number.
+const ROW: &str = "n, n % 1000, 'open', 10 * (n % 1000), 'p' || n % 1000 || '-' || n";
 const PER_SESSION: usize = 1_000;
 const CONNECTIONS: usize = 10;
 
@@ -83,6 +85,14 @@ async fn measure(kind: Kind, mut rounds: Rounds, shape_count: u64, outcome: &mut
     let without = (before + after) / 2;
     outcome.ratio(kind.ratio, without.as_secs_f64() / with.as_secs_f64(), Target::AtLeast(kind.at_least));
     if kind.share == 1_000 {
+        let places = (&*rounds.server.endpoint(), rounds.database.url());
+        let defined =
+            defining::measure(places, (rounds.written + 1, ROW), |n| (KINDS[0].condition)(VALUES + n)).await?;
+        outcome.figure("definitions_per_s", defined.per_s, Some(Target::AtLeast(2_000.0)));
+        outcome.note(format!(
+            "Shapes came and went, each with a condition of its own, while {:.0} rows a second were written.",
+            defined.rows_per_s
+        ));
         outcome.figure("bytes_per_shape", grown as f64 / count as f64, Some(Target::AtMost(2_048.0)));
         outcome.figure("rows_per_s", rounds.row_count as f64 / with.as_secs_f64(), None);
     }
@@ -126,11 +136,10 @@ impl Rounds {
     async fn round(&mut self) -> Result<Duration> {
         self.server.process()?.signal(Signal::STOP)?;
         let (first, last) = (self.written + 1, self.written + self.row_count);
-        let row = "n, n % 1000, 'open', 10 * (n % 1000), 'p' || n % 1000 || '-' || n";
         self.database
             .execute(&format!(
                 "do $$ begin for low in {first}..{last} by 100 loop
-                   insert into items select {row} from generate_series(low, low + 99) n; commit;
+                   insert into items select {ROW} from generate_series(low, low + 99) n; commit;
                  end loop; end $$"
             ))
             .await?;

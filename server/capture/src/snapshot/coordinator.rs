@@ -43,6 +43,8 @@ use crate::{CaptureStatus, promises::Promised};
 const RETRY: Duration = Duration::from_secs(1);
 /// While capture is too far behind, or the rate is used up.
 pub(super) const HOLD: Duration = Duration::from_millis(100);
+/// How long whoever starts a snapshot by hand waits for another one to end, before being told of it.
+const BESIDE_MAX: Duration = Duration::from_secs(5);
 /// Requests that wait.
 const COMMANDS_MAX: usize = 64;
 /// Chunks that are being read or wait for the stream, over all snapshots, and their bytes: they wait in memory.
@@ -94,17 +96,17 @@ pub(crate) struct StreamSide {
     pub(crate) connected: watch::Receiver<bool>,
 }
 
-/// A coordinator, and the handle to ask it.
+/// A coordinator, and the handle to ask it. What is stored is of snapshots that have not ended, and why others have.
 pub(crate) fn coordinator(
     context: Context,
     stream: StreamSide,
-    resume: BTreeMap<u32, SnapshotResume>,
+    stored: (BTreeMap<u32, SnapshotResume>, BTreeMap<u32, String>),
 ) -> (SnapshotRequests, Coordinator) {
     let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
     let statuses = watch::Sender::default();
     let requests = SnapshotRequests { commands, statuses: statuses.subscribe() };
     let channels = Channels { commands: commanded, statuses, stream };
-    (requests, Coordinator::new(context, channels, resume))
+    (requests, Coordinator::new(context, channels, stored))
 }
 
 /// The owner of a source's snapshots.
@@ -124,6 +126,8 @@ pub(crate) struct Coordinator {
     ended: Vec<SnapshotStatus>,
     /// What the changelog has of unfinished ones, until they are taken up.
     resume: BTreeMap<u32, SnapshotResume>,
+    /// Those of which it has the end, and why they were given up.
+    over: BTreeMap<u32, String>,
     /// What the control database knows has been read.
     is_loaded: bool,
     idle_readers: Vec<Reader>,
@@ -136,10 +140,26 @@ pub(crate) struct Coordinator {
 }
 
 /// Those who wait for a snapshot to begin.
-type Waiting = Vec<oneshot::Sender<Result<Started, SnapshotError>>>;
+type Waiting = Vec<Waits>;
+
+/// Who waits, and since when.
+struct Waits {
+    since: Instant,
+    reply: oneshot::Sender<Result<Started, SnapshotError>>,
+}
+
+impl Waits {
+    fn new(reply: oneshot::Sender<Result<Started, SnapshotError>>) -> Self {
+        Waits { since: Instant::now(), reply }
+    }
+}
 
 impl Coordinator {
-    fn new(context: Context, channels: Channels, resume: BTreeMap<u32, SnapshotResume>) -> Self {
+    fn new(
+        context: Context,
+        channels: Channels,
+        (resume, over): (BTreeMap<u32, SnapshotResume>, BTreeMap<u32, String>),
+    ) -> Self {
         let Channels { commands, statuses, stream: StreamSide { orders, epoch, connected } } = channels;
         let (outcomes, results) = mpsc::channel(OUTCOMES_MAX);
         Coordinator {
@@ -155,6 +175,7 @@ impl Coordinator {
             passes: BTreeMap::new(),
             ended: Vec::new(),
             resume,
+            over,
             is_loaded: false,
             idle_readers: Vec::new(),
             reading: 0,
@@ -220,6 +241,13 @@ impl Coordinator {
                 self.tasks.spawn(end(channels, snapshot, "it was given up".to_owned()));
             }
             self.is_loaded = true;
+            for (snapshot, given_up) in std::mem::take(&mut self.over) {
+                let Some(pass) = self.passes.get_mut(&snapshot) else { continue };
+                if !given_up.is_empty() {
+                    pass.abandon(JobState::Failed, given_up);
+                }
+                self.ended(snapshot).await;
+            }
         }
         let other: Vec<u32> = self.passes.values().filter(|pass| pass.epoch() != epoch).map(Pass::number).collect();
         for snapshot in other {
@@ -242,7 +270,7 @@ impl Coordinator {
         }
     }
 
-    /// Joins a snapshot that runs over just the same, or records a new one. Whoever asks may have gone.
+    /// Joins a snapshot of just the same, or records a new one. Whoever asks may have gone.
     async fn start(
         &mut self,
         (spec, keyed_only): (SnapshotSpec, bool),
@@ -260,8 +288,8 @@ impl Coordinator {
                 Some(after) => drop(reply.send(Ok(Started { snapshot: same.number(), after }))),
                 None => {
                     let waiting = self.waiting.entry(same.number()).or_default();
-                    waiting.retain(|waits| !waits.is_closed());
-                    waiting.push(reply);
+                    waiting.retain(|waits| !waits.reply.is_closed());
+                    waiting.push(Waits::new(reply));
                 }
             }
             return;
@@ -274,7 +302,7 @@ impl Coordinator {
             Ok(job) => {
                 let (snapshot, tables, parts) = (job.snapshot, spec.tables.len(), spec.parts.len());
                 info!(source = %self.context.source, snapshot, tables, parts, "a snapshot starts");
-                self.waiting.entry(job.snapshot).or_default().push(reply);
+                self.waiting.entry(job.snapshot).or_default().push(Waits::new(reply));
                 self.passes.insert(job.snapshot, Pass::new(job, None).keyed_only(keyed_only));
             }
             Err(error) => drop(reply.send(Err(error.into()))),
@@ -395,7 +423,7 @@ impl Coordinator {
         let waiting = self.waiting.remove(&snapshot).unwrap_or_default();
         match begun {
             Ok(Planning { after, plans }) => {
-                for reply in waiting {
+                for Waits { reply, .. } in waiting {
                     // Whoever asked may have gone.
                     drop(reply.send(Ok(Started { snapshot, after })));
                 }
@@ -420,19 +448,24 @@ impl Coordinator {
         if pass.begin_failed(detail.clone(), retry_at) {
             warn!(source = %self.context.source, snapshot, %error, "a snapshot cannot begin");
         }
-        if let SnapshotError::BesidePaused { table, snapshot } = error {
-            for reply in waiting {
-                drop(reply.send(Err(SnapshotError::BesidePaused { table: table.clone(), snapshot })));
-            }
-            return;
+        let is_for_others = pass.is_for_others();
+        let is_told = |waits: &Waits| match &error {
+            SnapshotError::BesidePaused { .. } => true,
+            // When the other one ends, nobody knows.
+            SnapshotError::Beside { .. } => is_for_others && waits.since.elapsed() >= BESIDE_MAX,
+            _ => false,
+        };
+        let (told, waiting): (Waiting, Waiting) = waiting.into_iter().partition(is_told);
+        for Waits { reply, .. } in told {
+            drop(reply.send(Err(error.beside().expect("it is one of these"))));
         }
         match error.retry() {
             Retry::After(_) => {
-                self.waiting.insert(snapshot, waiting.into_iter().filter(|waits| !waits.is_closed()).collect());
+                self.waiting.insert(snapshot, waiting.into_iter().filter(|waits| !waits.reply.is_closed()).collect());
             }
             Retry::Never | Retry::Reset => {
                 let mut error = Some(error);
-                for reply in waiting {
+                for Waits { reply, .. } in waiting {
                     let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));
                     drop(reply.send(Err(error)));
                 }
@@ -463,7 +496,7 @@ impl Coordinator {
         info!(source = %self.context.source, snapshot, ?state, "a snapshot has ended");
         let recorded = self.context.control.set_snapshot_state(&self.context.source, (snapshot, state), detail).await;
         if let Err(error) = recorded {
-            // It is taken up again at the next start, and found to be complete at once.
+            // The changelog says so at the next start.
             warn!(source = %self.context.source, snapshot, %error, "the end of a snapshot is not recorded");
         }
         self.forget(snapshot);
@@ -472,7 +505,7 @@ impl Coordinator {
     fn forget(&mut self, snapshot: u32) {
         let Some(pass) = self.passes.remove(&snapshot) else { return };
         let (state, detail) = pass.outcome();
-        for reply in self.waiting.remove(&snapshot).unwrap_or_default() {
+        for Waits { reply, .. } in self.waiting.remove(&snapshot).unwrap_or_default() {
             // Whoever asked may have gone.
             drop(reply.send(Err(SnapshotError::Failed(detail.to_owned()))));
         }

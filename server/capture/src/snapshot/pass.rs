@@ -132,12 +132,14 @@ impl Pass {
     }
 
     /// May whoever asks for this join it, who would have tables without a key refused, or not? Who asks for one that others are to
-    /// receive must not get one that they do not.
+    /// receive must not get one that they do not: a subscription that was opened behind its begin would wait for it in vain.
     pub(crate) fn can_be_joined(&self, spec: &SnapshotSpec, keyed_only: bool) -> bool {
+        let has_begun = self.after.is_some() || self.stage != Stage::Idle;
         let refuses_more = self.keyed_only && !keyed_only && self.after.is_none();
         let is_running = self.job.state == JobState::Running && self.abandoned.is_none();
         let is_same = self.job.tables == spec.tables && self.job.parts == spec.parts;
-        is_running && is_same && !refuses_more && (self.job.ad_hoc || !spec.ad_hoc)
+        let is_received = !spec.ad_hoc || (self.job.ad_hoc && !has_begun);
+        is_running && is_same && !refuses_more && is_received
     }
 
     /// As it was asked for, and whether a table without a key is refused.
@@ -321,4 +323,37 @@ impl Pass {
 /// The position before a snapshot's begin: nothing else stands there.
 pub(crate) fn before(begin: Position) -> Position {
     Position::new(begin.lsn, begin.ordinal - 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_model::Parts;
+
+    use super::*;
+
+    #[test]
+    fn who_has_others_receive_it_joins_only_what_has_not_begun() {
+        let tables = vec![TableName::new("public", "t")];
+        let job = SnapshotJob {
+            snapshot: 6,
+            epoch: Epoch(1),
+            tables: tables.clone(),
+            state: JobState::Running,
+            detail: String::new(),
+            created_us: 0,
+            ended_us: None,
+            new_tables: false,
+            ad_hoc: true,
+            parts: Parts::new(),
+        };
+        let own = SnapshotSpec::of_tables(tables);
+        let for_others = SnapshotSpec { ad_hoc: true, ..own.clone() };
+        let mut pass = Pass::new(job.clone(), None);
+        assert!(pass.can_be_joined(&for_others, false) && pass.can_be_joined(&own, false));
+        assert!(matches!(pass.next_step(Instant::now(), true), Some(Step::Begin)));
+        assert!(!pass.can_be_joined(&for_others, false) && pass.can_be_joined(&own, false));
+        let resume = SnapshotResume { begin: Position::new(tidegate_model::Lsn(8), 1 << 31), tables: Vec::new() };
+        let taken_up = Pass::new(job, Some(resume));
+        assert!(!taken_up.can_be_joined(&for_others, false) && taken_up.can_be_joined(&own, false));
+    }
 }

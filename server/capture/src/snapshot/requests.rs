@@ -182,6 +182,19 @@ pub enum SnapshotError {
 }
 
 impl SnapshotError {
+    /// The same for another who waits, where it is about another snapshot that reads the table.
+    pub(super) fn beside(&self) -> Option<Self> {
+        match self {
+            SnapshotError::Beside { table, snapshot } => {
+                Some(SnapshotError::Beside { table: table.clone(), snapshot: *snapshot })
+            }
+            SnapshotError::BesidePaused { table, snapshot } => {
+                Some(SnapshotError::BesidePaused { table: table.clone(), snapshot: *snapshot })
+            }
+            _ => None,
+        }
+    }
+
     /// What to do next.
     #[must_use]
     pub fn retry(&self) -> Retry {
@@ -225,7 +238,7 @@ pub(crate) struct NewTables {
 }
 
 impl SnapshotRequests {
-    /// Starts a snapshot, or joins one that runs over just the same.
+    /// Starts a snapshot, or joins one of just the same, which where others are to receive it has not begun yet.
     ///
     /// # Errors
     /// A table cannot be read, or the source is not connected.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tidegate_model::TableName;
 use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
-use tidegate_store::{INDEXES_MAX, IndexId, MirrorError, MirrorReader, RowChunk, Scan};
+use tidegate_store::{INDEXES_MAX, IndexId, MirrorError, MirrorReader, RowChunk, Rows, Scan};
 use tidegate_views::Pinned;
 
 use crate::{
@@ -112,10 +112,14 @@ impl Wanted {
 
     /// All of the rows at one position. Blocks the thread.
     pub(crate) fn scan(&self, mirror: &MirrorReader) -> Result<Scan, MirrorError> {
-        match self.index(mirror)? {
-            Some((index, value)) => mirror.lookup(index, value),
-            None => mirror.scan(self.table_oid),
-        }
+        let scans = mirror.scans([self.rows(mirror)?])?;
+        Ok(scans.into_iter().next().expect("one was asked for"))
+    }
+
+    /// How they are found now. Blocks the thread.
+    pub(crate) fn rows(&self, mirror: &MirrorReader) -> Result<Rows<'_>, MirrorError> {
+        let index = self.index(mirror)?;
+        Ok(index.map_or(Rows::Of(self.table_oid), |(index, value)| Rows::With(index, value)))
     }
 
     fn index(&self, mirror: &MirrorReader) -> Result<Option<(IndexId, &Bytes)>, MirrorError> {

@@ -74,8 +74,13 @@ impl Weaving {
         }
     }
 
+    /// Rows as they were up to here are known to the client: none that are older are put in, and the end stands behind it.
+    pub(super) fn has_seen(&mut self, position: Position) {
+        self.had = self.had.max(marks::log_position(position));
+    }
+
     /// The snapshot's begin, unless the client has been told.
-    pub(super) fn begin(&mut self, tables: Vec<String>) -> Option<Block> {
+    pub(super) fn begin(&mut self, tables: Vec<String>, differences: Vec<v1::Difference>) -> Option<Block> {
         if marks::has_begun(self.last) {
             return None;
         }
@@ -84,6 +89,7 @@ impl Weaving {
             snapshot: self.snapshot,
             position: self.last.to_string(),
             tables,
+            differences,
             ..Default::default()
         };
         let mut out = BlockBuilder::default();

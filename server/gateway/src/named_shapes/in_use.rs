@@ -9,7 +9,7 @@ use tidegate_model::{Epoch, ShapeName};
 use tidegate_proto::v1;
 use tokio::{sync::watch, time::sleep};
 
-use super::{KnownShapes, NOW, NamedShapeError, resolved};
+use super::{KnownShapes, NOW, NamedShape, NamedShapeError, resolved};
 use crate::{opening::Refusal, redefinition, selection::Filter, status::GatewayError};
 
 /// Versions that are looked through for what a token belongs to.
@@ -102,6 +102,19 @@ impl NamedInUse {
     /// The subscription's, if anything is named.
     pub(crate) fn epoch(&self) -> Option<Epoch> {
         self.0.as_ref().map(|in_use| in_use.epoch)
+    }
+
+    /// Is there something else to be known by now, of any name?
+    pub(crate) fn is_outdated(&self) -> bool {
+        self.0.as_ref().is_some_and(|in_use| in_use.known.has_changed().unwrap_or(false))
+    }
+
+    /// Is anything named that another server may have defined anew, which the configuration does not declare?
+    pub(crate) fn may_be_edited(&self) -> bool {
+        let Some(in_use) = &self.0 else { return false };
+        let known = in_use.known.borrow();
+        let is_declared = |of: &NamedVersion| known.get(&of.name).is_some_and(NamedShape::is_declared);
+        !in_use.versions.iter().all(is_declared)
     }
 
     /// Looks at what is known now. Costs nothing while nothing is defined.

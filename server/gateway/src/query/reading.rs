@@ -17,8 +17,9 @@ use crate::{
     config::GatewayConfig,
     opening::{TRIES, not_ready, renewed},
     projection::MalformedChange,
-    selection::{Deliver, Filter, Routing},
-    shape::{self, change::WholeChange, route::ShapeRoute},
+    selection::{Deliver, Filter, Plan, Routing},
+    sets::SetsOnce,
+    shape::{self, ShapeFilter, change::WholeChange, route::ShapeRoute},
     status::GatewayError,
 };
 
@@ -30,6 +31,8 @@ pub(super) struct Reading {
     mirror: MirrorReader,
     config: GatewayConfig,
     sending: Sending,
+    /// Of the shape's subqueries.
+    sets: SetsOnce,
     /// By row type.
     orders: HashMap<u32, Order>,
     announced: Vec<u32>,
@@ -45,14 +48,15 @@ struct Found {
 impl Reading {
     pub(super) fn new(query: Query, mirror: MirrorReader, config: GatewayConfig, sending: Sending) -> Self {
         let (orders, announced) = (HashMap::new(), Vec::new());
-        Reading { query, mirror, config, sending, orders, announced, row_count: 0 }
+        let sets = unread_sets(&query);
+        Reading { query, mirror, config, sending, sets, orders, announced, row_count: 0 }
     }
 
     /// To the end.
     pub(super) fn run(mut self) -> Result<(), GatewayError> {
         loop {
-            let (epoch, scan) = self.cut()?;
-            let failure = match self.read(epoch, scan) {
+            let (epoch, scans) = self.cut()?;
+            let failure = match self.read(epoch, scans) {
                 Err(GatewayError::ShapeFailed(failure)) if failure.is_of_old_facts() => failure,
                 ended => return ended,
             };
@@ -65,12 +69,14 @@ impl Reading {
                 return Err(QueryError::Changed.into());
             }
             self.sending.start_over();
+            self.sets = unread_sets(&self.query);
             (self.orders, self.announced, self.row_count) = (HashMap::new(), Vec::new(), 0);
         }
     }
 
-    /// The rows as they are at one position, which is not before what the server had when it was asked; and its epoch.
-    fn cut(&self) -> Result<(Epoch, Scan), GatewayError> {
+    /// The rows as they are at one position, which is not before what the server had when it was asked, and behind them those that the
+    /// subqueries read; and its epoch.
+    fn cut(&self) -> Result<(Epoch, Vec<Scan>), GatewayError> {
         let source = &self.query.source;
         let head = source.handle.store.head();
         for _ in 0..TRIES {
@@ -82,10 +88,15 @@ impl Reading {
             if !reached {
                 break;
             }
-            match self.query.wanted.scan(&self.mirror) {
+            let rows = self.query.wanted.rows(&self.mirror);
+            let all = rows.map(|rows| [rows].into_iter().chain(self.sets.rows(&self.query.inner)));
+            match all.and_then(|all| self.mirror.scans(all)) {
                 // An epoch does not come again, and a mirror is closed before the next one begins.
-                Ok(scan) if scan.position().lsn >= now.complete.lsn && head.borrow().epoch == Some(epoch) => {
-                    return Ok((epoch, scan));
+                Ok(scans)
+                    if scans.iter().all(|scan| scan.position().lsn >= now.complete.lsn)
+                        && head.borrow().epoch == Some(epoch) =>
+                {
+                    return Ok((epoch, scans));
                 }
                 Ok(_) | Err(MirrorError::Closed | MirrorError::IndexNotComplete) => {}
                 Err(error) => return Err(GatewayError::Mirror(error)),
@@ -94,8 +105,11 @@ impl Reading {
         Err(not_ready(source))
     }
 
-    fn read(&mut self, epoch: Epoch, scan: Scan) -> Result<(), GatewayError> {
+    fn read(&mut self, epoch: Epoch, mut scans: Vec<Scan>) -> Result<(), GatewayError> {
+        let scan = scans.remove(0);
         let position = scan.position();
+        let sending = &mut self.sending;
+        self.sets.read(scans, &self.query.source, || sending.goes_on())?;
         let begin = v1::QueryBegin { position: position.to_string(), source: self.query.source.name().to_string() };
         self.sending.push(What::Begin(begin))?;
         match self.query.limit {
@@ -117,7 +131,7 @@ impl Reading {
             self.sending.goes_on()?;
             let routing = self.routing(&row)?;
             let Some(route) = route_of(&routing) else { continue };
-            if route.has(&row, position).map_err(GatewayError::ShapeFailed)? {
+            if self.has(route, &row, position)? {
                 left -= 1;
                 self.send(&Found { routing, row })?;
             }
@@ -134,7 +148,7 @@ impl Reading {
             self.sending.goes_on()?;
             let routing = self.routing(&row)?;
             let Some(route) = route_of(&routing) else { continue };
-            if !route.has(&row, position).map_err(GatewayError::ShapeFailed)? {
+            if !self.has(route, &row, position)? {
                 continue;
             }
             let rank = route.rank(self.order(&routing)?, &reading(&row), position);
@@ -149,9 +163,15 @@ impl Reading {
                 }
             }
         }
-        // Nothing of the mirror is held while the client reads.
+        // Nothing of the mirror is held while the client reads, and no sets.
         drop(scan);
+        self.sets = unread_sets(&self.query);
         first.into_rows().try_for_each(|found| self.send(&found))
+    }
+
+    fn has(&self, route: &ShapeRoute, row: &MirrorRow, position: Position) -> Result<bool, GatewayError> {
+        let members = self.sets.members(route.predicate().subqueries());
+        route.has_given(row, &members, position).map_err(GatewayError::ShapeFailed)
     }
 
     fn routing(&self, row: &MirrorRow) -> Result<Arc<Routing>, GatewayError> {
@@ -162,8 +182,7 @@ impl Reading {
         let row_type = routing.row_type.as_ref().expect("a row has a row type");
         let number = row_type.proto().row_type;
         if !self.orders.contains_key(&number) {
-            let filter = self.query.plan.key.filters().first().and_then(Filter::shape);
-            let order = filter.expect("the plan is of a shape").order(&self.query.order, row_type)?;
+            let order = shape_of(&self.query.plan).order(&self.query.order, row_type)?;
             self.orders.insert(number, order);
         }
         Ok(&self.orders[&number])
@@ -187,6 +206,15 @@ impl Reading {
         self.row_count += 1;
         rows.into_iter().try_for_each(|row| self.sending.push(What::Row(row)))
     }
+}
+
+/// Of its shape's subqueries.
+fn unread_sets(query: &Query) -> SetsOnce {
+    SetsOnce::of(shape_of(&query.plan), &query.source)
+}
+
+fn shape_of(plan: &Plan) -> &ShapeFilter {
+    plan.key.filters().first().and_then(Filter::shape).expect("the plan is of a shape")
 }
 
 fn route_of(routing: &Routing) -> Option<&ShapeRoute> {

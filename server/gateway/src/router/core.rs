@@ -87,6 +87,10 @@ pub(crate) struct Core<S> {
     kept: VecDeque<Kept>,
     kept_bytes: usize,
     kept_bytes_max: usize,
+    /// Changes that an index was asked about.
+    judged: u64,
+    /// How often one concerns a shape, or may.
+    found: u64,
 }
 
 struct Taken<S> {
@@ -136,6 +140,8 @@ impl<S: Subject> Core<S> {
             kept: VecDeque::new(),
             kept_bytes: 0,
             kept_bytes_max,
+            judged: 0,
+            found: 0,
         }
     }
 
@@ -153,7 +159,7 @@ impl<S: Subject> Core<S> {
             let index = |row_type, insert: &mut Insert<'_>| subject.index(selection, row_type, lookup, insert);
             if self.tables.insert(table, member, index) {
                 // So that the first change does not wait for it.
-                let newest = lookup.of_table(table).iter().map(|row_type| row_type.proto().row_type).max();
+                let newest = lookup.newest(table).map(|row_type| row_type.proto().row_type);
                 newest.into_iter().for_each(|newest| self.meet(newest, lookup));
             }
         }
@@ -169,13 +175,26 @@ impl<S: Subject> Core<S> {
         self.opening.retain(|other| *other != id);
         taken.seat.close();
         if self.seats.is_empty() {
-            self.seats = Slab::new();
+            (self.seats, self.kept, self.kept_bytes) = (Slab::new(), VecDeque::new(), 0);
         }
     }
 
     #[cfg(test)]
     pub(super) fn holds_nothing(&self) -> bool {
-        self.seats.is_empty() && self.tables.is_empty() && self.opening.is_empty() && self.hits.is_empty()
+        let is_empty = self.seats.is_empty() && self.tables.is_empty() && self.opening.is_empty();
+        is_empty && self.hits.is_empty() && self.kept.is_empty() && self.counts() == [0; 3]
+    }
+
+    /// Shapes, different conditions of theirs, for each row type, and indexes. Costs a look at each table and index.
+    pub(crate) fn counts(&self) -> [u64; 3] {
+        let Core { tables, .. } = self;
+        [tables.shape_count(), tables.condition_count(), tables.index_count()].map(|count| count as u64)
+    }
+
+    /// Changes that an index was asked about, conditions that it has found, those of them that were evaluated, and what concerns shapes.
+    pub(crate) fn work(&self) -> [u64; 4] {
+        let effort = self.rows.effort();
+        [self.judged, effort.candidates, effort.evaluations, self.found]
     }
 
     /// Up to where a subscription without notes may move on.
@@ -240,6 +259,7 @@ impl<S: Subject> Core<S> {
             (Op::Truncate, _) | (_, None) => None,
             (op @ (Op::Read | Op::Insert | Op::Update | Op::Delete), Some(sorted)) => {
                 if is_whole {
+                    self.judged += 1;
                     self.rows.judged(block, (op, parts), sorted, &mut concerned)
                 } else {
                     None
@@ -249,6 +269,7 @@ impl<S: Subject> Core<S> {
         if judged.is_none() {
             concerned.extend(members.iter().map(|member| (*member, None)));
         }
+        self.found += concerned.len() as u64;
         for (Member { seat, selection }, effect) in concerned.drain(..) {
             let known = effect.filter(|_| parts.len() == 1);
             let what = known.map_or(Known::Nothing, |effect| Known::Effect { selection, effect });

@@ -16,25 +16,30 @@ use std::{
 
 use tidegate_model::{Epoch, Position};
 use tidegate_store::{Place, ReadError, Reader, Store};
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{Instant, sleep_until},
+};
 
 use super::{
     core::{Core, Passed, SeatId, Subject},
     seat::Seat,
 };
+use crate::metrics::SourceMetrics;
 
 /// Requests that are taken up between two blocks.
 const REQUESTS_AT_ONCE: usize = 64;
 /// Blocks that are kept for those who have not read their notes, in bytes.
 const KEPT_BYTES_MAX: usize = 32 << 20;
+/// After this at the latest, the metrics have what the core has.
+const COUNT_INTERVAL: Duration = Duration::from_secs(1);
 /// After an error of the disk.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// The router of one source.
 pub(crate) struct Router<S> {
     shared: Arc<Shared<S>>,
-    /// By the subject's address, which a ticket keeps from being another's.
-    tickets: Mutex<HashMap<usize, Weak<Ticket<S>>>>,
     next_serial: AtomicU64,
     task: Mutex<JoinSet<()>>,
 }
@@ -42,6 +47,9 @@ pub(crate) struct Router<S> {
 /// What the task and those who ask it have in common.
 struct Shared<S> {
     store: Store,
+    metrics: Arc<SourceMetrics>,
+    /// By the subject's address, which a ticket keeps from being another's.
+    tickets: Mutex<HashMap<usize, Weak<Ticket<S>>>>,
     requests: Mutex<Vec<Request<S>>>,
     requested: Notify,
     /// Of the epoch that is being followed.
@@ -91,6 +99,17 @@ impl<S> Ticket<S> {
 
 impl<S> Drop for Ticket<S> {
     fn drop(&mut self) {
+        let address = Arc::as_ptr(&self.subject).addr();
+        let mut tickets = locked(&self.shared.tickets);
+        // Another may have been given out for the subject.
+        if tickets.get(&address).is_some_and(|ticket| ticket.strong_count() == 0) {
+            tickets.remove(&address);
+        }
+        if tickets.len() < tickets.capacity() / 4 {
+            let len = tickets.len();
+            tickets.shrink_to(2 * len);
+        }
+        drop(tickets);
         self.shared.request(Request::Leave { serial: self.serial });
     }
 }
@@ -111,11 +130,10 @@ impl<S> Shared<S> {
 }
 
 impl<S: Subject + Send + Sync + 'static> Router<S> {
-    pub(crate) fn new(store: Store) -> Self {
-        let shared = Shared { store, requests: Mutex::default(), requested: Notify::new(), passed: Mutex::default() };
+    pub(crate) fn new(store: Store, metrics: Arc<SourceMetrics>) -> Self {
+        let (tickets, requests, requested, passed) = Default::default();
         Router {
-            shared: Arc::new(shared),
-            tickets: Mutex::default(),
+            shared: Arc::new(Shared { store, metrics, tickets, requests, requested, passed }),
             next_serial: AtomicU64::new(0),
             task: Mutex::default(),
         }
@@ -124,13 +142,13 @@ impl<S: Subject + Send + Sync + 'static> Router<S> {
     /// The seat of a subject in an epoch, shared with every subscription that holds it.
     pub(crate) fn seat(&self, subject: &Arc<S>, epoch: Epoch) -> Arc<Ticket<S>> {
         let address = Arc::as_ptr(subject).addr();
-        let mut tickets = locked(&self.tickets);
+        let mut tickets = locked(&self.shared.tickets);
         let known = tickets.get(&address).and_then(Weak::upgrade);
-        if let Some(known) = known.filter(|known| known.epoch == epoch && !known.seat.is_closed()) {
-            return known;
-        }
-        if tickets.len() == tickets.capacity() {
-            tickets.retain(|_, ticket| ticket.strong_count() > 0);
+        if let Some(known) = &known
+            && known.epoch == epoch
+            && !known.seat.is_closed()
+        {
+            return Arc::clone(known);
         }
         let (seat, subject) = (Arc::new(Seat::default()), Arc::clone(subject));
         let serial = self.next_serial.fetch_add(1, Relaxed);
@@ -168,8 +186,11 @@ async fn follow<S: Subject + Send + Sync + 'static>(shared: Arc<Shared<S>>) {
             reader,
             core: Core::new(passed, KEPT_BYTES_MAX),
             seats: HashMap::new(),
+            counted: [0; 4],
+            count_at: None,
         };
         let ended = following.run().await;
+        shared.metrics.router.has([0; 3]);
         tracing::debug!(error = %ended, "the router of shapes begins anew");
         if !matches!(ended, ReadError::OtherEpoch { .. }) {
             tokio::time::sleep(RETRY).await;
@@ -202,6 +223,10 @@ struct Following<S: Subject> {
     reader: Reader,
     core: Core<S>,
     seats: HashMap<u64, SeatId>,
+    /// Of the core's work, what the metrics have.
+    counted: [u64; 4],
+    /// When it is counted what the core has; None while nothing has happened since it was.
+    count_at: Option<Instant>,
 }
 
 impl<S: Subject> Following<S> {
@@ -209,6 +234,7 @@ impl<S: Subject> Following<S> {
         loop {
             // What is ready for long must not keep others waiting.
             tokio::task::coop::consume_budget().await;
+            self.count_if_due();
             let shared = Arc::clone(&self.shared);
             let requested = shared.requested.notified();
             if self.take_requests() {
@@ -218,6 +244,7 @@ impl<S: Subject> Following<S> {
                 biased;
                 block = self.reader.next() => block,
                 () = requested => continue,
+                () = until(self.count_at) => continue,
             };
             match block {
                 Ok(block) => self.core.route(&block, self.reader.place(), &shared.store),
@@ -227,8 +254,19 @@ impl<S: Subject> Following<S> {
         }
     }
 
-    fn show_passed(&self) {
+    fn show_passed(&mut self) {
         *locked(&self.shared.passed) = Some((self.epoch, self.core.passed()));
+        let work = self.core.work();
+        let counted = std::mem::replace(&mut self.counted, work);
+        self.shared.metrics.router.did(std::array::from_fn(|of| work[of] - counted[of]));
+        self.count_at.get_or_insert_with(|| Instant::now() + COUNT_INTERVAL);
+    }
+
+    fn count_if_due(&mut self) {
+        if self.count_at.is_some_and(|at| at <= Instant::now()) {
+            self.shared.metrics.router.has(self.core.counts());
+            self.count_at = None;
+        }
     }
 
     /// Are there more?
@@ -255,6 +293,14 @@ impl<S: Subject> Following<S> {
             self.show_passed();
         }
         requests.len() == REQUESTS_AT_ONCE
+    }
+}
+
+/// Never where there is no time.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -8,7 +8,7 @@ use tidegate_schema::{
     event_body,
     wire::{Fields, WireError, read_varint},
 };
-use tidegate_views::{Effect, Room, Routed};
+use tidegate_views::{Effect, Effort, Room, Routed};
 
 use super::tables::{Member, Sorted};
 
@@ -36,6 +36,11 @@ struct Said<'a> {
 }
 
 impl Rows {
+    /// What all changes have cost.
+    pub(super) fn effort(&self) -> Effort {
+        self.room.effort()
+    }
+
     /// Whom a change concerns, appended to `concerned`, and what it is to them where that is known. `parts`: all of it. None, and
     /// nothing appended, where it does not say all of its rows.
     pub(super) fn judged(

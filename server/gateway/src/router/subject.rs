@@ -16,8 +16,8 @@ impl Subject for Plan {
     fn index(&self, selection: usize, row_type: u32, lookup: &impl RowTypeLookup, insert: &mut Insert<'_>) -> bool {
         let Some(shape) = self.key.filters().get(selection).and_then(Filter::shape) else { return false };
         let route = lookup.row_type(row_type).and_then(|row_type| shape.route(&row_type, lookup).ok());
-        // What the row type has lost ends the subscription, by its own evaluation.
-        let Some(route) = route.filter(|route| !route.is_lost()) else { return false };
+        // What the row type has lost ends the subscription, by its own evaluation; also where it turns out later to have lost it.
+        let Some(route) = route.filter(|route| !route.is_lost() && !route.is_provisional()) else { return false };
         let fields: Option<Vec<u32>> = route.fields().map(|fields| fields.iter().collect());
         insert(route.predicate(), fields.as_deref());
         true

@@ -105,6 +105,24 @@ impl Tables {
         }
     }
 
+    /// Shapes that are open.
+    pub(super) fn shape_count(&self) -> usize {
+        self.tables.iter().map(|(_, table)| table.members.len()).sum()
+    }
+
+    /// Different conditions, for each row type.
+    pub(super) fn condition_count(&self) -> usize {
+        self.sorted().map(|sorted| sorted.index.condition_count()).sum()
+    }
+
+    pub(super) fn index_count(&self) -> usize {
+        self.sorted().count()
+    }
+
+    fn sorted(&self) -> impl Iterator<Item = &Sorted> {
+        self.tables.iter().flat_map(|(_, table)| &table.sorted)
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.tables.is_empty() && self.by_name.is_empty() && self.by_row_type.is_empty()

@@ -1,10 +1,9 @@
 //! Who asks sets: a subquery's condition that has subqueries itself, and the shape's condition.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use tidegate_model::{Position, TableName};
 use tidegate_schema::RowType;
-use tidegate_store::Store;
 use tidegate_views::{Failure, Members, Subquery};
 
 use super::{
@@ -13,10 +12,12 @@ use super::{
     set::Moment,
 };
 use crate::{
+    by_row_type::ByRowType,
     facts::Known,
+    selection::RowTypeLookup,
     shape::{
         ShapeFilter,
-        binding::{bound, lost},
+        binding::{bound, lacks},
         route::{Cause, ShapeFailure, ShapeRoute},
     },
     status::GatewayError,
@@ -25,8 +26,8 @@ use crate::{
 /// A condition on rows of one table, for each of its row types.
 #[derive(Clone)]
 pub(super) enum Consumer {
-    Subquery { of: Arc<Subquery>, known: Arc<Known>, bound: HashMap<u32, Arc<Subquery>> },
-    Shape { of: ShapeFilter, routes: HashMap<u32, Arc<ShapeRoute>> },
+    Subquery { of: Arc<Subquery>, known: Arc<Known>, bound: ByRowType<Arc<Subquery>> },
+    Shape { of: ShapeFilter, routes: ByRowType<Arc<ShapeRoute>> },
 }
 
 /// The same for one row type.
@@ -52,30 +53,29 @@ impl Consumer {
     }
 
     /// For rows of a row type of its table.
-    pub(super) fn bound(&mut self, row_type: &Arc<RowType>, store: &Store) -> Result<Bound, Ended> {
-        let number = row_type.proto().row_type;
+    pub(super) fn bound(&mut self, row_type: &Arc<RowType>, lookup: &impl RowTypeLookup) -> Result<Bound, Ended> {
+        let (number, version) = (row_type.proto().row_type, lookup.version());
         match self {
             Consumer::Subquery { of, known, bound: all } => {
-                if let Some(known) = all.get(&number) {
+                if let Some(known) = all.get(number, lookup) {
                     return Ok(Bound::Subquery(Arc::clone(known)));
                 }
                 let failed = |cause| ShapeFailure::of_subquery(of.table(), Position::ZERO, cause);
-                let mut columns = of.condition().columns().chain([of.column()]);
-                if let Some(lost) = columns.find_map(|column| lost((known, of.table()), column, row_type, store)) {
-                    return Err(failed(Cause::Lost(lost)).into());
-                }
+                let columns = of.condition().columns().chain([of.column()]);
+                let lacks = lacks(known, columns, row_type, lookup).map_err(|lost| failed(Cause::Lost(lost)))?;
                 let made = of.bound(&bound(known, row_type)).map_err(|error| Ended::Later(error.to_string()))?;
                 let made = Arc::new(made);
-                all.insert(number, Arc::clone(&made));
+                all.insert(number, Arc::clone(&made), lacks.then_some(version));
                 Ok(Bound::Subquery(made))
             }
             Consumer::Shape { of, routes } => {
-                if let Some(route) = routes.get(&number) {
+                if let Some(route) = routes.get(number, lookup) {
                     return Ok(Bound::Shape(Arc::clone(route)));
                 }
-                let route = of.route(row_type, store).map_err(|error: GatewayError| Ended::Later(error.to_string()))?;
+                let route =
+                    of.route(row_type, lookup).map_err(|error: GatewayError| Ended::Later(error.to_string()))?;
                 let route = Arc::new(route);
-                routes.insert(number, Arc::clone(&route));
+                routes.insert(number, Arc::clone(&route), route.is_provisional().then_some(version));
                 Ok(Bound::Shape(route))
             }
         }
@@ -135,5 +135,41 @@ impl Bound {
             Bound::Subquery(subquery) => ShapeFailure::of_subquery(subquery.table(), position, failure.into()).into(),
             Bound::Shape(route) => route.failed_for(row, position, failure).into(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_views::Updates;
+
+    use super::*;
+    use crate::shape::tests::{RowTypes, filter, without_and_with};
+
+    #[test]
+    fn a_subquery_has_lost_a_column_when_its_table_has_come_back_to_a_row_type_without_it() {
+        let [without, with] = without_and_with();
+        let shape = filter("id IN (SELECT v FROM t)", &[], Updates::FullRow);
+        let (of, known) = (Arc::clone(&shape.subqueries()[0]), shape.inner(shape.table()).expect("it is read"));
+        let mut subquery = Consumer::Subquery { of, known, bound: ByRowType::default() };
+        let mut row_types = RowTypes(vec![without.clone(), with]);
+        assert!(subquery.bound(&without, &row_types).is_ok());
+        row_types.0.push(without.clone());
+        let Err(Ended::Failed(failure)) = subquery.bound(&without, &row_types) else { panic!("it is lost") };
+        assert!(failure.to_string().contains("column \"v\""), "{failure}");
+    }
+
+    #[test]
+    fn a_shapes_route_is_made_anew_when_its_table_has_come_back_to_a_row_type() {
+        let [without, with] = without_and_with();
+        let of = filter("v > 10", &[], Updates::FullRow);
+        let mut shape = Consumer::Shape { of, routes: ByRowType::default() };
+        let mut row_types = RowTypes(vec![without.clone(), with]);
+        let mut is_lost = |row_types: &RowTypes| match shape.bound(&without, row_types) {
+            Ok(Bound::Shape(route)) => route.is_lost(),
+            Ok(Bound::Subquery(_)) | Err(_) => panic!("it is bound"),
+        };
+        assert!(!is_lost(&row_types));
+        row_types.0.push(without.clone());
+        assert!(is_lost(&row_types));
     }
 }

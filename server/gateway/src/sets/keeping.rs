@@ -13,7 +13,7 @@ use std::sync::{Arc, Weak};
 use tidegate_model::{Block, Epoch, Position, TableName};
 use tidegate_store::{MirrorError, Place, Reader, Scan};
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
     time::timeout,
 };
 
@@ -28,7 +28,7 @@ use super::{
     run::{Concern, Run},
     versions::Versions,
 };
-use crate::source::{Source, SourceHandle};
+use crate::source::{KnownTable, Source, SourceHandle};
 
 /// Log that is taken at a time, in bytes, while nothing flips.
 const RUN_BYTES: usize = 4 << 20;
@@ -106,6 +106,8 @@ impl Keeping {
         }
         self.show();
         let mut unused = std::pin::pin!(unused(Arc::clone(&self.shared)));
+        let names = self.nodes.iter().map(|node| node.consumer.table().clone()).collect();
+        let mut gone = std::pin::pin!(gone(self.handle.tables.clone(), names));
         let mut run_bytes = RUN_BYTES;
         loop {
             let place = self.reader.place();
@@ -113,6 +115,9 @@ impl Keeping {
                 // First: the log may always have more.
                 biased;
                 () = &mut unused => return Ok(()),
+                table = &mut gone => {
+                    return Err(Ended::Lost(format!("table {table}, which a subquery reads, is gone, or has another name")));
+                }
                 block = self.reader.next() => block?,
             };
             let run = self.run_of(block, run_bytes).await;
@@ -365,6 +370,18 @@ fn next_run(run_bytes: usize, found_bytes: Option<usize>) -> usize {
         Some(found) if found <= KEPT_BYTES_MAX / 4 => run_bytes,
         Some(found) if found <= KEPT_BYTES_MAX => RUN_BYTES.max(run_bytes / 2),
         Some(_) | None => RUN_BYTES,
+    }
+}
+
+/// Resolves when one of these tables is not among the source's any more: of a dropped or renamed one, no change says so.
+async fn gone(mut known: watch::Receiver<Arc<Vec<KnownTable>>>, names: Vec<TableName>) -> TableName {
+    let missing =
+        |known: &Vec<KnownTable>| names.iter().find(|name| known.iter().all(|table| table.name != **name)).cloned();
+    // The catalog may not have been read yet.
+    let gone = known.wait_for(|known| !known.is_empty() && missing(known).is_some()).await.ok();
+    match gone.and_then(|known| missing(&known)) {
+        Some(table) => table,
+        None => std::future::pending().await,
     }
 }
 

@@ -91,6 +91,14 @@ mod tests {
         fn of_table(&self, _: &TableName) -> Vec<Arc<RowType>> {
             Vec::new()
         }
+
+        fn newest(&self, _: &TableName) -> Option<Arc<RowType>> {
+            None
+        }
+
+        fn version(&self) -> u64 {
+            0
+        }
     }
 
     fn entry(lsn: u64, ordinal: usize, (kind, row_type): (Kind, u32)) -> Entry {

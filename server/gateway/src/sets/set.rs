@@ -26,6 +26,9 @@ const FLIP_BYTES: usize = 64;
 pub(super) struct Moment(Position, bool);
 
 impl Moment {
+    /// Behind all others.
+    pub(super) const END: Self = Moment(Position { lsn: tidegate_model::Lsn(u64::MAX), ordinal: u32::MAX }, true);
+
     /// All that ends before the position has happened, and nothing that ends at it.
     pub(super) fn before(position: Position) -> Self {
         Moment(position, false)

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use tidegate_model::TableName;
 use tidegate_schema::RowType;
 use tidegate_views::TableFacts;
 
@@ -10,7 +9,7 @@ use super::route::Lost;
 use crate::{facts::Known, selection::RowTypeLookup};
 
 /// No field of a row has it.
-pub(crate) const UNBOUND: u32 = 0;
+const UNBOUND: u32 = 0;
 
 /// What conditions are made of for rows of this row type.
 pub(crate) fn bound(known: &Known, row_type: &RowType) -> TableFacts {
@@ -26,21 +25,33 @@ fn field(known: &Known, column: &str, row_type: &RowType) -> Option<u32> {
     (known.described.type_of(column) == Some(found.type_oid)).then_some(found.field)
 }
 
-/// Had an earlier row type of the table the column, as conditions mean it, and has this one not?
-pub(crate) fn lost(
-    (known, table): (&Known, &TableName),
-    column: &str,
+/// Lacks a row type some of these columns, which no row type before it had? Once the table has come back to it, they are lost.
+///
+/// # Errors
+/// One before it had a column that it lacks.
+pub(crate) fn lacks<'a>(
+    known: &Known,
+    columns: impl Iterator<Item = &'a str>,
     row_type: &RowType,
     lookup: &impl RowTypeLookup,
-) -> Option<Lost> {
-    if field(known, column, row_type).is_some() {
-        return None;
+) -> Result<bool, Lost> {
+    let mut lacks = false;
+    for column in columns.filter(|column| field(known, column, row_type).is_none()) {
+        lacks = true;
+        lost(known, column, row_type, lookup).map_or(Ok(()), Err)?;
     }
+    Ok(lacks)
+}
+
+/// Had an earlier row type of the table the column, as conditions mean it? This one has it not.
+fn lost(known: &Known, column: &str, row_type: &RowType, lookup: &impl RowTypeLookup) -> Option<Lost> {
     let number = row_type.proto().row_type;
+    let is_newest = lookup.newest(&known.table).is_some_and(|newest| newest.proto().row_type == number);
+    let is_earlier = |&other: &u32| is_newest || other < number;
     let having = |other: &Arc<RowType>| field(known, column, other).map(|_| other.proto().row_type);
-    let with: Vec<u32> = lookup.of_table(table).iter().filter_map(having).collect();
+    let with: Vec<u32> = lookup.of_table(&known.table).iter().filter_map(having).collect();
     let retyped = row_type.column(column).is_some();
-    let for_reads = with.iter().all(|&other| other < number);
+    let for_reads = with.iter().all(is_earlier);
     let column = column.to_owned();
-    with.iter().any(|&other| other < number).then_some(Lost::Column { column, retyped, for_reads })
+    with.iter().any(is_earlier).then_some(Lost::Column { column, retyped, for_reads })
 }

@@ -36,6 +36,8 @@ pub(crate) struct ShapeRoute {
     /// The selected columns' and the key's; None for all.
     fields: Option<FieldSet>,
     lost: Option<Lost>,
+    /// It lacks a column that no row type before it had. Once the table has come back to it, that is lost.
+    is_provisional: bool,
 }
 
 /// The row type has not what the shape needs, and one before it had.
@@ -187,7 +189,11 @@ impl ShapeRoute {
             let some = !all.iter().all(|column| is_selected(&column));
             some.then(|| all.iter().filter(is_selected).map(|column| column.field).collect())
         });
-        ShapeRoute { shape, row_type, fields, lost }
+        ShapeRoute { shape, row_type, fields, lost, is_provisional: false }
+    }
+
+    pub(super) fn provisional(self, is_provisional: bool) -> Self {
+        ShapeRoute { is_provisional, ..self }
     }
 
     /// The selected columns' and the key's; None for all.
@@ -208,6 +214,11 @@ impl ShapeRoute {
     /// Can what comes not be compared with what a subscription has?
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.is_some()
+    }
+
+    /// May it be another when the table has come back to its row type?
+    pub(crate) fn is_provisional(&self) -> bool {
+        self.is_provisional
     }
 
     /// What is delivered of a change; a row is read no further than the condition needs.
@@ -233,8 +244,18 @@ impl ShapeRoute {
 
     /// Is a row of the mirror in it? Its condition has no subqueries.
     pub(crate) fn has(&self, row: &MirrorRow, position: Position) -> Result<bool, Arc<ShapeFailure>> {
+        self.has_given(row, &NoMembers, position)
+    }
+
+    /// The same with the members of its condition's subqueries at that position.
+    pub(crate) fn has_given(
+        &self,
+        row: &MirrorRow,
+        members: &dyn Members,
+        position: Position,
+    ) -> Result<bool, Arc<ShapeFailure>> {
         let change = WholeChange::reading(row.row_type, &row.row, &row.missing);
-        let verdict = self.judge(&change, &NoMembers, position)?;
+        let verdict = self.judge(&change, members, position)?;
         Ok(!matches!(verdict, Verdict::Nothing))
     }
 

@@ -14,9 +14,12 @@ use super::{
     route::{NoMembers, Verdict},
     *,
 };
-use crate::snapshots::Described;
+use crate::{
+    selection::{Deliver, Filter, Plan, PlanKey, Routing},
+    snapshots::Described,
+};
 
-struct RowTypes(Vec<Arc<RowType>>);
+pub(crate) struct RowTypes(pub(crate) Vec<Arc<RowType>>);
 
 impl RowTypeLookup for RowTypes {
     fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
@@ -26,14 +29,22 @@ impl RowTypeLookup for RowTypes {
     fn of_table(&self, _: &TableName) -> Vec<Arc<RowType>> {
         self.0.clone()
     }
+
+    fn newest(&self, _: &TableName) -> Option<Arc<RowType>> {
+        self.0.last().cloned()
+    }
+
+    fn version(&self) -> u64 {
+        self.0.len() as u64
+    }
 }
 
 /// Name, type, field.
-type Columns = [(&'static str, u32, u32)];
+pub(crate) type Columns = [(&'static str, u32, u32)];
 
-const COLUMNS: &Columns = &[("id", 20, 1), ("v", 20, 2), ("note", 25, 3)];
+pub(crate) const COLUMNS: &Columns = &[("id", 20, 1), ("v", 20, 2), ("note", 25, 3)];
 
-fn row_type(number: u32, columns: &Columns) -> Arc<RowType> {
+pub(crate) fn row_type(number: u32, columns: &Columns) -> Arc<RowType> {
     let column = |&(name, type_oid, field): &(&str, u32, u32)| ColumnSpec {
         name: name.into(),
         attnum: 1,
@@ -54,7 +65,7 @@ fn row_type(number: u32, columns: &Columns) -> Arc<RowType> {
     Arc::new(RowType::new(spec.to_proto()).expect("a row type"))
 }
 
-fn filter(condition: &str, columns: &[&str], updates: Updates) -> ShapeFilter {
+pub(crate) fn filter(condition: &str, columns: &[&str], updates: Updates) -> ShapeFilter {
     let collation = CollationFacts { name: "C".to_owned(), is_default: true, deterministic: true, is_c: true };
     let column = |&(name, type_oid, _): &(&str, u32, u32)| ColumnFacts {
         name: name.to_owned(),
@@ -79,7 +90,9 @@ fn filter(condition: &str, columns: &[&str], updates: Updates) -> ShapeFilter {
         columns: columns.iter().map(|&column| column.to_owned()).collect(),
         updates,
     };
-    ShapeFilter::with(Arc::new(definition), Known::of(described)).expect("a shape")
+    let known = Known::of(described);
+    let inner = [(TableName::new("public", "t"), Arc::clone(&known))].into();
+    ShapeFilter::with_shape(Arc::new(definition), known, inner).expect("a shape").0
 }
 
 fn route_of(filter: &ShapeFilter) -> ShapeRoute {
@@ -87,7 +100,7 @@ fn route_of(filter: &ShapeFilter) -> ShapeRoute {
     filter.route(&only, &RowTypes(vec![only.clone()])).expect("a route")
 }
 
-fn row(id: u64, v: Option<u64>, note: Option<&str>) -> Vec<u8> {
+pub(crate) fn row(id: u64, v: Option<u64>, note: Option<&str>) -> Vec<u8> {
     let mut out = BytesMut::new();
     wire::put_varint_field(&mut out, 1, id);
     v.into_iter().for_each(|v| wire::put_varint_field(&mut out, 2, v));
@@ -213,6 +226,47 @@ fn a_column_that_a_row_type_lacks_is_null_until_it_was_there() {
     assert!(lost.contains("column \"v\", which the condition reads, is gone"), "{lost}");
     let lost = insert(&retyped, Op::Insert).expect_err("it was another");
     assert!(lost.contains("has another type now"), "{lost}");
+}
+
+#[test]
+fn a_table_that_comes_back_to_an_earlier_row_type_has_lost_what_that_lacks() {
+    let (retyped, without) = (row_type(1, &[COLUMNS[0], ("v", 25, 9), COLUMNS[2]]), row_type(2, &[COLUMNS[0]]));
+    let with = row_type(3, COLUMNS);
+    let filter = filter("v > 10", &[], Updates::FullRow);
+    let judged = |row_type: &Arc<RowType>, newest: &Arc<RowType>| {
+        let row_types = RowTypes(vec![retyped.clone(), without.clone(), with.clone(), newest.clone()]);
+        let route = filter.route(row_type, &row_types).expect("a route");
+        let insert = pieces(Op::Insert, (&row(1, None, None), &[]), (&[], OldKind::None));
+        (route.is_provisional(), delivered(&route, Op::Insert, &insert))
+    };
+    for earlier in [&retyped, &without] {
+        assert!(matches!(judged(earlier, &with), (true, Ok(None))), "it is of before");
+        let (is_provisional, judged) = judged(earlier, earlier);
+        assert!(!is_provisional && judged.is_err_and(|lost| lost.contains("column \"v\"")), "it has come back");
+    }
+}
+
+/// Numbers 1 and 2: without the column that is read, which no row type had yet, and with it.
+pub(crate) fn without_and_with() -> [Arc<RowType>; 2] {
+    [row_type(1, &[COLUMNS[0], COLUMNS[2]]), row_type(2, COLUMNS)]
+}
+
+#[test]
+fn a_plan_makes_what_is_provisional_once_and_again_when_the_table_has_come_back() {
+    let [without, with] = without_and_with();
+    let filter = Filter::Shape(filter("v IS NULL", &[], Updates::FullRow));
+    let plan = Plan::new(PlanKey::new(vec![filter], 0, tidegate_model::AdHoc::default()));
+    let route = |routing: &Routing| match &routing.deliver[0] {
+        Deliver::Shape(route) => (route.is_provisional(), route.is_lost()),
+        Deliver::Skip | Deliver::Whole | Deliver::Columns(_) => panic!("it is of a shape"),
+    };
+    let mut row_types = RowTypes(vec![without.clone(), with]);
+    let first = plan.routing(1, &row_types).expect("a routing");
+    let second = plan.routing(1, &row_types).expect("a routing");
+    assert!(Arc::ptr_eq(&first, &second), "it is made once");
+    assert_eq!(route(&first), (true, false));
+    row_types.0.push(without);
+    assert_eq!(route(&plan.routing(1, &row_types).expect("a routing")), (false, true));
 }
 
 #[test]

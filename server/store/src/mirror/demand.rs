@@ -70,7 +70,7 @@ pub(crate) fn remember(dir: &Path, tables: &BTreeSet<TableName>) -> std::result:
     fs::create_dir_all(dir).map_err(|source| MirrorError::Io { operation: "create", source })?;
     let all = asked(dir)?.into_iter().chain(tables.iter().cloned()).collect::<BTreeSet<_>>();
     let text: Vec<String> = all.iter().map(TableName::to_string).collect();
-    crate::layout::replace(dir, FILE, &text.join("\0"))?;
+    crate::layout::replace(dir, FILE, text.join("\0").as_bytes())?;
     crate::layout::sync_dir(super::engine::parent_of(dir))
 }
 

@@ -169,7 +169,8 @@ impl Mirror {
         Ok(())
     }
 
-    /// A row type is announced before its first use only: used again, it says that the table has its old name or key back.
+    /// A row type may be used again without being announced, in a log of an earlier release: it says that the table has its old name or
+    /// key back.
     fn follow_again(&mut self, entry: &Entry) -> Result<()> {
         let known = self.row_types.get(&entry.row_type).filter(|known| known.is_mirrored);
         let Some(Known { row_type, name, .. }) = known else { return Ok(()) };

@@ -13,11 +13,11 @@ use tokio::sync::watch;
 use super::{
     MirrorError, MirrorRow, Scan,
     apply::Shared,
-    cut::View,
+    cut::{Cut, View},
     error::Result,
     index::IndexId,
     key::{self, StoredRow},
-    table::{self, Table},
+    table::{self, Index, Table},
 };
 
 /// Reads a mirror. Cheap to clone.
@@ -44,6 +44,18 @@ pub struct MirroredTable {
     /// The name is another table's by now: this one is gone, or has a name that is not known yet.
     pub displaced: bool,
 }
+
+/// Rows of a table that a scan reads.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// All of the table's.
+    Of(u32),
+    /// Those whose indexed fields have exactly these bytes (a projection of the encoded row).
+    With(IndexId, &'a [u8]),
+}
+
+/// A scan that is to begin: all that has to be known for it at once.
+type Begun<'a> = (Cut, Table, Option<(u32, Index, &'a [u8])>);
 
 /// A chunk of rows in a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,12 +119,22 @@ impl MirrorReader {
     }
 
     fn scan_behind(&self, table_oid: u32, after: Option<&[u8]>) -> Result<Scan> {
-        let (table, cut) = self.with_view(|view| {
-            let table = complete(view, table_oid)?;
-            let cut = view.cut(&[&table.rows()]);
-            Ok((table, cut))
-        })?;
+        let (cut, table, _) = self.with_view(|view| begun(view, Rows::Of(table_oid)))?;
         Ok(Scan::rows(cut, table, after))
+    }
+
+    /// All of these rows, at one position.
+    ///
+    /// # Errors
+    /// A table or an index is not complete, or the engine fails.
+    pub fn scans<'a>(&self, of: impl IntoIterator<Item = Rows<'a>>) -> Result<Vec<Scan>> {
+        let begun =
+            self.with_view(|view| of.into_iter().map(|rows| begun(view, rows)).collect::<Result<Vec<Begun<'a>>>>())?;
+        let scan = |(cut, table, index): Begun<'a>| match index {
+            None => Scan::rows(cut, table, None),
+            Some((number, index, value)) => Scan::lookup(cut, table, (number, index), (value, None)),
+        };
+        Ok(begun.into_iter().map(scan).collect())
     }
 
     /// The checksum of the next `row_count` rows behind one that a checksum has named.
@@ -144,14 +166,10 @@ impl MirrorReader {
 
     /// Behind a row, whose key is without what all of the table begin with; also how long that is.
     pub(super) fn lookup_behind(&self, index: IndexId, value: &[u8], behind: Option<&[u8]>) -> Result<(Scan, usize)> {
-        let (table, found, cut) = self.with_view(|view| {
-            let found = view.index(index.0)?.filter(|index| index.complete).ok_or(MirrorError::IndexNotComplete)?;
-            let table = complete(view, found.oid)?;
-            let cut = view.cut(&[&table.rows(), &key::entries_of(index.0, table.life, value)]);
-            Ok((table, found, cut))
-        })?;
+        let (cut, table, found) = self.with_view(|view| begun(view, Rows::With(index, value)))?;
+        let (number, found, _) = found.expect("these are an index's rows");
         let prefix_len = table.rows().len();
-        Ok((Scan::lookup(cut, table, (index.0, found), (value, behind)), prefix_len))
+        Ok((Scan::lookup(cut, table, (number, found), (value, behind)), prefix_len))
     }
 
     /// Every table that the mirror has come across, by the name that it has now. Nothing while there is no mirror.
@@ -250,6 +268,21 @@ impl MirrorReader {
     pub(super) fn with_view<T>(&self, read: impl FnOnce(&View) -> Result<T>) -> Result<T> {
         let view = self.shared.view.read().unwrap_or_else(PoisonError::into_inner);
         read(view.as_ref().ok_or(MirrorError::Closed)?)
+    }
+}
+
+fn begun<'a>(view: &View, rows: Rows<'a>) -> Result<Begun<'a>> {
+    match rows {
+        Rows::Of(oid) => {
+            let table = complete(view, oid)?;
+            Ok((view.cut(&[&table.rows()]), table, None))
+        }
+        Rows::With(IndexId(number), value) => {
+            let index = view.index(number)?.filter(|index| index.complete).ok_or(MirrorError::IndexNotComplete)?;
+            let table = complete(view, index.oid)?;
+            let cut = view.cut(&[&table.rows(), &key::entries_of(number, table.life, value)]);
+            Ok((cut, table, Some((number, index, value))))
+        }
     }
 }
 

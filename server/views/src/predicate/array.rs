@@ -65,6 +65,34 @@ impl Array {
     }
 }
 
+impl Array {
+    /// The elements between these bounds, of one dimension after the other; of the others, all (`array_get_slice`). None is the array's
+    /// own bound. Its subscripts begin at 1.
+    pub(super) fn slice(&self, bounds: &[(Option<i64>, Option<i64>)]) -> Self {
+        if bounds.len() > self.dimensions.len() {
+            return Array::default();
+        }
+        let (mut places, mut dimensions) = (vec![0], Vec::with_capacity(self.dimensions.len()));
+        let bounds = bounds.iter().copied().chain(std::iter::repeat((None, None)));
+        for (&(first, length), (lower, upper)) in self.dimensions.iter().zip(bounds) {
+            let (first, length) = (i64::from(first), i64::from(length));
+            let lower = lower.map_or(0, |lower| (lower - first).max(0));
+            let upper = upper.map_or(length, |upper| (upper - first + 1).min(length));
+            if lower >= upper {
+                return Array::default();
+            }
+            dimensions.push((1, (upper - lower) as u32));
+            let within = |place: i64| (lower..upper).map(move |at| place * length + at);
+            places = places.into_iter().flat_map(within).collect();
+        }
+        if dimensions.is_empty() {
+            return Array::default();
+        }
+        let element = |place: i64| usize::try_from(place).ok().and_then(|place| self.elements.get(place)).cloned();
+        Array { elements: places.into_iter().filter_map(element).collect(), dimensions }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,5 +106,22 @@ mod tests {
         assert_eq!(shifted.compare(&of(&[1, 2]), false), Ordering::Less);
         assert_eq!(shifted.element([0].into_iter()), Value::Int(1));
         assert_eq!(shifted.element([2].into_iter()), Value::Null);
+    }
+
+    #[test]
+    fn slices_begin_at_1_and_are_cut_by_the_array() {
+        let elements = (1..=6).map(Value::Int).collect();
+        let square = Array { elements, dimensions: vec![(0, 3), (3, 2)] };
+        let slice = |bounds: &[(Option<i64>, Option<i64>)]| {
+            let Array { elements, dimensions } = square.slice(bounds);
+            (elements.iter().map(Value::as_int).collect::<Vec<_>>(), dimensions)
+        };
+        assert_eq!(slice(&[(Some(1), Some(9))]), (vec![3, 4, 5, 6], vec![(1, 2), (1, 2)]));
+        assert_eq!(slice(&[(None, Some(1)), (Some(4), None)]), (vec![2, 4], vec![(1, 2), (1, 1)]));
+        let nothing = (vec![], vec![]);
+        assert_eq!(slice(&[(Some(2), Some(1))]), nothing);
+        assert_eq!(slice(&[(None, None), (Some(5), None)]), nothing);
+        assert_eq!(slice(&[(None, None), (None, None), (None, None)]), nothing);
+        assert_eq!(Array::default().slice(&[]), Array::default());
     }
 }

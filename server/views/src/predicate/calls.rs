@@ -11,7 +11,7 @@ use super::operand::NOT_IMMUTABLE;
 use super::refusal::{Reason, Refusal};
 use super::resolution;
 use super::signature::{self, Chosen, Does, Needs, Signature};
-use super::syntax::Syntax;
+use super::syntax::{Subscript, Syntax};
 use super::typing::{Collation, Typed, Typing, constant};
 use super::value::Value;
 use super::zone::is_zone;
@@ -135,19 +135,38 @@ impl Typing<'_> {
         }
     }
 
-    pub(super) fn subscript(&mut self, at: usize, operand: &Syntax, subscripts: &[Syntax]) -> Result<Typed, Refusal> {
+    pub(super) fn subscript(
+        &mut self,
+        (at, operand): (usize, &Syntax),
+        subscripts: &[Subscript],
+        is_slice: bool,
+    ) -> Result<Typed, Refusal> {
         let operand = self.typed(operand)?;
         let Some(element) = operand.kind.and_then(Kind::element) else {
             let (found, expected) = (self.name(operand.kind), "an array".to_owned());
             return self.refuse(at, Reason::WrongType { what: "a subscript", found, expected });
         };
-        let mut trees = vec![operand.tree];
+        let (mut trees, mut slices) = (vec![operand.tree], Vec::with_capacity(subscripts.len()));
         for subscript in subscripts {
-            let subscript = self.typed(subscript)?;
-            trees.push(self.coerced(subscript, Kind::Int4, "a subscript")?.tree);
+            slices.push(match subscript {
+                Subscript::Slice(lower, upper) => (lower.is_some(), upper.is_some()),
+                Subscript::At(_) => {
+                    // Among slices, one without a colon is from 1.
+                    trees.extend(is_slice.then_some(Expression::Constant(Kind::Int4, Value::Int(1))));
+                    (true, true)
+                }
+            });
+            for bound in subscript.bounds() {
+                let bound = self.typed(bound)?;
+                trees.push(self.coerced(bound, Kind::Int4, "a subscript")?.tree);
+            }
         }
-        let tree = Expression::Strict(Function::Subscript, trees);
-        Ok(self.folded(Typed::known(at, element, tree))?.with(operand.collation))
+        let (function, kind) = match operand.kind.filter(|_| is_slice) {
+            Some(array) => (Function::Slice(slices.into()), array),
+            None => (Function::Subscript, element),
+        };
+        let tree = Expression::Strict(function, trees);
+        Ok(self.folded(Typed::known(at, kind, tree))?.with(operand.collation))
     }
 
     /// The values of ARRAY[…], brought to one type.

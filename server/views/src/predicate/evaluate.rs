@@ -5,7 +5,7 @@
 //! All else is evaluated as PostgreSQL does: CASE and COALESCE stop where they have found their value, and other functions
 //! evaluate all operands before they look for NULL.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use super::arithmetic::{arithmetic, cast, negate};
 use super::comparison::Comparison;
@@ -261,6 +261,12 @@ fn apply<'v>(function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, Evaluat
         Function::Regex { compiled, .. } => Ok(Value::Bool(compiled.is_match(of[0].as_str()))),
         Function::LikeEscape => Ok(Value::text(like::escaped(of[0].as_str(), of[1].as_str())?)),
         Function::Subscript => Ok(of[0].as_array().element(of[1..].iter().map(Value::as_int))),
+        Function::Slice(bounds) => {
+            let mut given = of[1..].iter().map(Value::as_int);
+            let mut next = |is_given: bool| if is_given { given.next() } else { None };
+            let bounds: Vec<_> = bounds.iter().map(|&(lower, upper)| (next(lower), next(upper))).collect();
+            Ok(Value::Array(Arc::new(of[0].as_array().slice(&bounds))))
+        }
         Function::Call { signature, result } => match signature.does {
             Does::Run(run) => run(*result, of),
             Does::Refused(_) => unreachable!("typing refuses what is not evaluated"),

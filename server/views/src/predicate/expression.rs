@@ -106,6 +106,8 @@ pub(super) enum Function {
     Collate(&'static str),
     /// An array and a subscript for each dimension.
     Subscript,
+    /// An array, and the bounds of as many dimensions: are the lower and the upper one given?
+    Slice(Box<[(bool, bool)]>),
     /// Of a table of functions and operators.
     Call {
         signature: &'static Signature,

@@ -4,10 +4,13 @@ use super::lexer::Token;
 use super::parser::{Parser, bounded, cast, pair};
 use super::query::QUERY;
 use super::refusal::Refusal;
-use super::syntax::{Syntax, TypeName, What};
+use super::syntax::{Subscript, Syntax, TypeName, What};
 
 /// Names of types that are more than one word, or come with words behind them.
 const TIME_TYPES: [&str; 2] = ["time", "timestamp"];
+
+/// PostgreSQL's `MAXDIM`.
+const DIMENSIONS_MAX: usize = 6;
 
 /// Functions without parentheses.
 const CLOCK: [&str; 5] = ["current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"];
@@ -51,25 +54,30 @@ impl Parser<'_> {
         if is_parameter { self.subscripts(leaf) } else { Ok(leaf) }
     }
 
-    /// `[1][2]` behind an operand.
+    /// `[1][2]` or `[1:2][:3]` behind an operand.
     fn subscripts(&mut self, operand: Syntax) -> Result<Syntax, Refusal> {
         let at = self.at();
-        let mut subscripts = Vec::new();
+        let (mut subscripts, mut is_slice) = (Vec::new(), false);
         while self.take_symbol("[") {
-            if self.is_symbol(":") {
-                return Self::unsupported(at, "a slice of an array", "compare elements, as in a[1]");
-            }
-            subscripts.push(self.expression(0)?);
-            if self.is_symbol(":") {
-                return Self::unsupported(at, "a slice of an array", "compare elements, as in a[1]");
-            }
+            let lower = if self.is_symbol(":") { None } else { Some(self.expression(0)?) };
+            let subscript = if self.take_symbol(":") {
+                is_slice = true;
+                let upper = if self.is_symbol("]") { None } else { Some(self.expression(0)?) };
+                Subscript::Slice(lower, upper)
+            } else {
+                Subscript::At(lower.expect("what begins with a colon is a slice"))
+            };
             self.expect_symbol("]")?;
+            subscripts.push(subscript);
         }
         if subscripts.is_empty() {
             return Ok(operand);
         }
-        let depth = Syntax::depth_over(subscripts.iter().chain([&operand]));
-        bounded(at, depth, What::Subscript(Box::new(operand), subscripts))
+        if subscripts.len() > DIMENSIONS_MAX {
+            return Self::unsupported(at, "more than 6 subscripts", "arrays have 6 dimensions at most");
+        }
+        let depth = Syntax::depth_over(subscripts.iter().flat_map(Subscript::bounds).chain([&operand]));
+        bounded(at, depth, What::Subscript { operand: Box::new(operand), subscripts, is_slice })
     }
 
     fn word(&mut self, at: usize, word: &str) -> Result<Syntax, Refusal> {

@@ -115,6 +115,18 @@ impl Printer<'_> {
         out.push(')');
     }
 
+    fn slice(&self, out: &mut String, bounds: &[(bool, bool)], operands: &[Expression]) {
+        self.around(out, "((", &operands[0], ")");
+        let mut given = operands[1..].iter();
+        let mut next = |is_given: bool| if is_given { given.next() } else { None };
+        for &(lower, upper) in bounds {
+            let [lower, upper] =
+                [next(lower), next(upper)].map(|bound| bound.map_or_else(String::new, |bound| self.sql(bound)));
+            out.push_str(&format!("[{lower} : {upper}]"));
+        }
+        out.push(')');
+    }
+
     fn strict(&self, out: &mut String, function: &Function, operands: &[Expression]) {
         let operator = match function {
             Function::Cast { to, modifiers, .. } => {
@@ -138,6 +150,7 @@ impl Printer<'_> {
                 operands[1..].iter().for_each(|subscript| self.around(out, "[", subscript, "]"));
                 return out.push(')');
             }
+            Function::Slice(bounds) => return self.slice(out, bounds, operands),
             Function::Call { signature, .. } => return self.signature(out, signature, operands),
             Function::LikeEscape => return self.call(out, "pg_catalog.like_escape", operands),
             Function::Compare { op, .. } => return self.compare(out, *op, operands),

@@ -46,7 +46,9 @@ pub enum Reason {
         max: usize,
     },
     /// Of an order.
-    #[error("the order has too many terms, or {bytes} bytes; at most {terms_max} terms and {max} bytes are allowed")]
+    #[error(
+        "the order has too many terms, or {bytes} bytes; at most {terms_max} terms and {max} bytes are allowed; order by fewer"
+    )]
     TooManyOrders {
         /// There are so many.
         bytes: usize,
@@ -134,7 +136,7 @@ pub enum Reason {
         instead: &'static str,
     },
     /// The table has no such column.
-    #[error("the table has no column {name}; it has {}", columns.join(", "))]
+    #[error("the table has no column {name}; it has {}; name one of them", columns.join(", "))]
     UnknownColumn {
         /// As it was written.
         name: String,
@@ -228,7 +230,7 @@ pub enum Reason {
         second: String,
     },
     /// A part without columns.
-    #[error("this always fails: {error}")]
+    #[error("this always fails: {error}; change its constants")]
     AlwaysFails {
         /// How.
         error: EvaluationError,

@@ -90,7 +90,7 @@ impl Translator<'_> {
     fn quantified(&mut self) -> Result<(), Refused> {
         if !self.atom()? {
             return match self.peek() {
-                Some('*' | '+' | '?' | '{') => self.refuse("a place cannot be repeated"),
+                Some('*' | '+' | '?' | '{') => self.refuse("a place cannot be repeated; leave the repetition out"),
                 _ => Ok(()),
             };
         }
@@ -168,7 +168,7 @@ impl Translator<'_> {
         self.branches()?;
         if !self.take(")") {
             self.at = start;
-            return self.refuse("this parenthesis is not closed");
+            return self.refuse("this parenthesis is not closed; close it, or write \\(");
         }
         self.depth -= 1;
         self.out.push(')');

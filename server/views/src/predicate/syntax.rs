@@ -74,7 +74,12 @@ pub(super) enum What {
     Array(Vec<Syntax>),
     /// `(a, b)`, of two values or more
     Row(Vec<Syntax>),
-    Subscript(Box<Syntax>, Vec<Syntax>),
+    Subscript {
+        operand: Box<Syntax>,
+        subscripts: Vec<Subscript>,
+        /// One of them has a colon, which makes all of them slices.
+        is_slice: bool,
+    },
     /// A function by its name, with those before it.
     Call(Vec<String>, Vec<Syntax>),
     /// An operator that has no node of its own, before one operand or between two.
@@ -90,6 +95,24 @@ pub(super) enum What {
         greatest: bool,
         operands: Vec<Syntax>,
     },
+}
+
+/// What stands between `[` and `]`.
+#[derive(Clone, Debug)]
+pub(super) enum Subscript {
+    At(Syntax),
+    /// `[lower:upper]`, either of which may be left out.
+    Slice(Option<Syntax>, Option<Syntax>),
+}
+
+impl Subscript {
+    pub(super) fn bounds(&self) -> impl Iterator<Item = &Syntax> {
+        let (first, second) = match self {
+            Subscript::At(at) => (Some(at), None),
+            Subscript::Slice(lower, upper) => (lower.as_ref(), upper.as_ref()),
+        };
+        first.into_iter().chain(second)
+    }
 }
 
 /// `SELECT column FROM table [alias] [WHERE condition]`

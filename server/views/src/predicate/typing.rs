@@ -169,7 +169,7 @@ impl<'t> Typing<'t> {
                 self.constant_array(at, kind, values)
             }
             What::Row(_) => self.no_such_row(at),
-            What::Subscript(operand, subscripts) => self.subscript(at, operand, subscripts),
+            What::Subscript { operand, subscripts, is_slice } => self.subscript((at, operand), subscripts, *is_slice),
             What::Call(name, operands) => self.call(at, name, operands),
             What::Operator(symbol, operands) => self.operator(at, symbol, operands),
             What::Case { operand, arms, otherwise } => self.case(at, operand.as_deref(), arms, otherwise.as_deref()),

@@ -114,7 +114,7 @@ impl Process {
     pub(super) fn start(log: &[Unit], confirmed_flush_lsn: Lsn, world: Nature) -> Self {
         let mut emitter = Emitter::default();
         let announcement = v1::RowType { row_type: ROW_TYPE, ..v1::RowType::default() }.encode_to_vec();
-        emitter.describe(ROW_TYPE, Bytes::from(announcement));
+        emitter.describe(TABLE, ROW_TYPE, Bytes::from(announcement));
         let mut confirmations = Confirmations::default();
         confirmations.connected(Some(EPOCH), confirmed_flush_lsn);
         let limits = match world.small_limits {

@@ -19,6 +19,14 @@ impl RowTypeLookup for RowTypes {
     fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>> {
         self.0.values().filter(|row_type| row_type.name() == table).cloned().collect()
     }
+
+    fn newest(&self, table: &TableName) -> Option<Arc<RowType>> {
+        self.of_table(table).pop()
+    }
+
+    fn version(&self) -> u64 {
+        self.0.len() as u64
+    }
 }
 
 /// Row types 1, 2, 3 for the tables, with the columns as fields 1 to 4, of which the first is the key of two.

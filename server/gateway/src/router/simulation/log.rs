@@ -40,6 +40,14 @@ impl RowTypeLookup for RowTypes {
     fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>> {
         self.0.iter().filter(|row_type| row_type.name() == table).cloned().collect()
     }
+
+    fn newest(&self, table: &TableName) -> Option<Arc<RowType>> {
+        self.of_table(table).pop()
+    }
+
+    fn version(&self) -> u64 {
+        self.0.len() as u64
+    }
 }
 
 fn columns() -> Vec<ColumnSpec> {

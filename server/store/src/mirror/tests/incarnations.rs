@@ -159,6 +159,28 @@ fn a_name_means_the_table_that_has_it_last() {
 }
 
 #[test]
+fn a_new_table_under_the_name_of_one_that_was_renamed_takes_nothing_from_it() {
+    let (mut server, mut log) = (Server::new(1 << 26), Log { lsn: 0x1000, ..Log::default() });
+    let (old, renamed, new) = ((1, 100, 0, 0), (3, 100, 1, 0), (2, 200, 0, 0));
+    log.announce(&mut server, old);
+    log.snapshot(old, &[1, 2]);
+    log.taken_by(&mut server);
+    // What the old one is called by now is not known when the new one is read, which has no row yet.
+    log.snapshot((0, 200, 0, 0), &[]);
+    log.announce(&mut server, new);
+    log.insert(2, &[7]);
+    log.announce(&mut server, renamed);
+    log.insert(3, &[3]);
+    log.taken_by(&mut server);
+    assert_eq!((row_count(&server, 200), server.reader.needs_snapshot(&[table_name(0)]).unwrap()), (1, Vec::new()));
+    assert_eq!(server.reader.needs_snapshot(&[table_name(1)]).unwrap(), [table_name(1)]);
+    log.snapshot(renamed, &[1, 2, 3]);
+    log.taken_by(&mut server);
+    assert_eq!((row_count(&server, 100), row_count(&server, 200)), (3, 1));
+    assert!(server.reader.needs_snapshot(&[table_name(0), table_name(1)]).unwrap().is_empty());
+}
+
+#[test]
 fn a_table_that_was_taken_for_dropped_comes_back_and_is_told() {
     let (mut server, mut log) = (Server::new(1 << 26), Log { lsn: 0x1000, ..Log::default() });
     let (table, other, swapped, anew) = ((1, 100, 0, 0), (2, 200, 1, 0), (3, 100, 1, 0), (4, 300, 1, 0));

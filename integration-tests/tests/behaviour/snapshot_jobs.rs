@@ -1,0 +1,86 @@
+//! Snapshots as jobs: each start brings the rows to who is subscribed then, whatever runs already, and a job is done once, whenever
+//! the server is killed.
+
+use anyhow::{Context, Result, ensure};
+use tidegate_client::{SnapshotPart, SnapshotRows, SnapshotState, Start};
+use tidegate_integration_tests::{Arrival, Cluster, Copier, Database, Server, ServerConfig, within};
+
+/// A table `t`, and a server that reads 500 rows of it a second, whose control database is elsewhere.
+async fn slow(name: &str) -> Result<(Database, Database, Server)> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database(name).await?;
+    let control = cluster.database(&format!("{name}_control")).await?;
+    database.create_marker().await?;
+    database.execute("create table t (id int primary key); insert into t select generate_series(1, 1500)").await?;
+    let mut config = ServerConfig::of(database.url());
+    config.lines.push(format!("control: {{url: '{}'}}", control.url()));
+    config.source_lines.push("snapshots: {readers: 1, rows_per_second: 500}".to_owned());
+    Ok((database, control, Server::start(config).await?))
+}
+
+async fn open(server: &Server) -> Result<Copier> {
+    let mut copier = Copier::new(&server.endpoint(), &["t", "marker"], Start::Now).with_snapshots();
+    copier.until_open().await?;
+    Ok(copier)
+}
+
+fn all_of(table: &str) -> SnapshotPart {
+    SnapshotPart { table: table.to_owned(), rows: Some(SnapshotRows::Where("id > 0".to_owned())) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_subscribes_and_starts_what_runs_already_receives_all_of_it() -> Result<()> {
+    let (_database, _control, server) = slow("started_twice").await?;
+    let client = server.client().await?;
+    let mut early = open(&server).await?;
+    let first = client.start_snapshot_of_parts("", vec![all_of("t")]).await?.snapshot;
+    early.until("the first row", |_, held| held.read_count > 0).await?;
+    let mut late = open(&server).await?;
+    let second = client.start_snapshot_of_parts("", vec![all_of("t")]).await?.snapshot;
+    ensure!(first != second, "it is the one that has begun before the subscription");
+    late.until("the end of the second", |arrival, _| *arrival == Arrival::Ended(second)).await?;
+    ensure!(late.replica.table("public.t").len() == 1500, "{} rows", late.replica.table("public.t").len());
+    early.until("the end of the second, too", |arrival, _| *arrival == Arrival::Ended(second)).await?;
+    ensure!(early.replica.read_count == 3000, "{} rows of both", early.replica.read_count);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_whose_end_could_not_be_recorded_before_a_crash_is_not_made_again() -> Result<()> {
+    let (database, control, mut server) = slow("ended_once").await?;
+    let client = server.client().await?;
+    let mut copier = open(&server).await?;
+    let number = client.start_snapshot_of_parts("", vec![all_of("t")]).await?.snapshot;
+    copier.until("the first row", |_, held| held.read_count > 0).await?;
+    // Its end can be written, and not recorded.
+    control.execute("begin; lock table tidegate.snapshot in share row exclusive mode").await?;
+    copier.until("the end", |arrival, _| *arrival == Arrival::Ended(number)).await?;
+    server.kill().await?;
+    // What the server had asked for must not be done after its death.
+    let ended = format!(
+        "select count(pg_terminate_backend(pid))::text from pg_stat_activity where application_name like 'tidegate%' and datname = '{}'",
+        control.name()
+    );
+    within("the killed server's sessions to end", || async {
+        Ok((database.text(&ended).await?.as_deref() == Some("0")).then_some(()))
+    })
+    .await?;
+    control.execute("rollback").await?;
+    server.launch().await?;
+    server.streaming().await?;
+    let client = server.client().await?;
+    within("the snapshot to be done", || async {
+        let status = client.snapshots("").await?.into_iter().find(|status| status.snapshot == number);
+        Ok((status.context("it is listed")?.state() == SnapshotState::Done).then_some(()))
+    })
+    .await?;
+    let reads = copier.replica.read_count;
+    database.mark("after").await?;
+    let key = ["after".to_owned()];
+    let marked = copier.until("the marker", |arrival, held| {
+        matches!(arrival, Arrival::Begun(_)) || held.table_row("public.marker", &key).is_some()
+    });
+    ensure!(!matches!(marked.await?, Arrival::Begun(_)), "it begins again");
+    ensure!(copier.replica.read_count == reads && reads == 1500, "{} rows were read", copier.replica.read_count);
+    Ok(())
+}
