@@ -238,6 +238,7 @@ async fn one_snapshot(shared: &Shared, random: &mut StdRng, copier: &mut Copier,
                 ensure!(begun.replace(snapshot).is_none(), "it begins twice");
             }
             (Arrival::Begun(snapshot), Origin::Postgres) => {
+                ensure!(after_end.is_none(), "snapshot {snapshot} begins after the end of {begun:?}");
                 begun = Some(snapshot);
                 if random.random_bool(0.05) {
                     shared.cancel(snapshot).await;

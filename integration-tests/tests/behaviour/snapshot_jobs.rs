@@ -1,9 +1,11 @@
 //! Snapshots as jobs: each start brings the rows to who is subscribed then, whatever runs already, and a job is done once, whenever
 //! the server is killed.
 
-use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
 use tidegate_client::{SnapshotPart, SnapshotRows, SnapshotState, Start};
-use tidegate_integration_tests::{Arrival, Cluster, Copier, Database, Server, ServerConfig, within};
+use tidegate_integration_tests::{Arrival, Cluster, Copier, Database, Seed, Server, ServerConfig, Writers, within};
 
 /// A table `t`, and a server that reads 500 rows of it a second, whose control database is elsewhere.
 async fn slow(name: &str) -> Result<(Database, Database, Server)> {
@@ -82,5 +84,61 @@ async fn a_snapshot_whose_end_could_not_be_recorded_before_a_crash_is_not_made_a
     });
     ensure!(!matches!(marked.await?, Arrival::Begun(_)), "it begins again");
     ensure!(copier.replica.read_count == reads && reads == 1500, "{} rows were read", copier.replica.read_count);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_snapshot_is_recorded_as_soon_as_it_can_be() -> Result<()> {
+    let (_database, control, server) = slow("recorded_later").await?;
+    let client = server.client().await?;
+    let mut copier = open(&server).await?;
+    let number = client.start_snapshot_of_parts("", vec![all_of("t")]).await?.snapshot;
+    copier.until("the first row", |_, held| held.read_count > 0).await?;
+    control.execute("begin; lock table tidegate.snapshot in share row exclusive mode").await?;
+    copier.until("the end", |arrival, _| *arrival == Arrival::Ended(number)).await?;
+    within("the server to go on without", || async {
+        let status = client.snapshots("").await?.into_iter().find(|status| status.snapshot == number);
+        Ok((status.context("it is listed")?.state() == SnapshotState::Done).then_some(()))
+    })
+    .await?;
+    control.execute("rollback").await?;
+    let recorded = format!("select state from tidegate.snapshot where snapshot = {number}");
+    within("the end to be recorded", || async { Ok(control.text(&recorded).await?.filter(|state| state == "done")) })
+        .await?;
+    Ok(())
+}
+
+/// Of tables that are truncated at once, each read tells that its table is not what it was planned as.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_of_tables_that_are_truncated_all_the_time_begins_once() -> Result<()> {
+    /// Snapshots in a row.
+    const SNAPSHOTS: usize = 40;
+    /// How long one that is over could begin again.
+    const AFTERWARDS: Duration = Duration::from_millis(50);
+    let database = Cluster::shared().await?.database("truncated_tables").await?;
+    database.execute("create table a (id int primary key); create table b (id int primary key)").await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    server.streaming().await?;
+    let truncate = |_: &mut _| {
+        "begin; truncate a, b; insert into a select generate_series(1, 500); insert into b select generate_series(1, 500); commit; \
+         select pg_sleep(0.1)"
+            .to_owned()
+    };
+    let writers = Writers::start(1, (database.url(), Seed::from_environment()), truncate);
+    for _ in 0..SNAPSHOTS {
+        let mut copier = Copier::new(&server.endpoint(), &["a", "b"], Start::Snapshot);
+        let ended = copier.until_snapshot_end().await?;
+        let afterwards = async {
+            loop {
+                if let Arrival::Begun(again) = copier.next().await? {
+                    bail!("snapshot {again} begins after the end of {ended}");
+                }
+            }
+        };
+        if let Ok(begun) = tokio::time::timeout(AFTERWARDS, afterwards).await {
+            return begun;
+        }
+    }
+    writers.stop().await;
     Ok(())
 }

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    errand::{Done, Planning, end, finish, read},
+    errand::{Done, Planning, end, finish, read, record},
     job::{CHUNK_BYTES, Work},
     order::{ChunkResult, Order, Outcome, Ticket},
     pass::{Pass, SnapshotResume, Step},
@@ -40,7 +40,7 @@ use super::{
 use crate::{CaptureStatus, promises::Promised};
 
 /// Between attempts at what may come right by itself.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// While capture is too far behind, or the rate is used up.
 pub(super) const HOLD: Duration = Duration::from_millis(100);
 /// How long whoever starts a snapshot by hand waits for another one to end, before being told of it.
@@ -389,7 +389,7 @@ impl Coordinator {
                     // The stream takes no more orders: its end is noticed elsewhere.
                     Ok(None) => {}
                     Err(ReadFailure::TooLarge) => pass.table(table).chunk_was_too_large(attempt),
-                    Err(ReadFailure::TableChanged) => pass.plan_again(),
+                    Err(ReadFailure::TableChanged) => pass.table_changed(table, attempt),
                     Err(ReadFailure::SharedGone) => {
                         pass.waits("the snapshot that a table without a key was read under is gone".to_owned());
                         pass.table(table).begin_anew(attempt, retry_at);
@@ -496,8 +496,8 @@ impl Coordinator {
         info!(source = %self.context.source, snapshot, ?state, "a snapshot has ended");
         let recorded = self.context.control.set_snapshot_state(&self.context.source, (snapshot, state), detail).await;
         if let Err(error) = recorded {
-            // The changelog says so at the next start.
-            warn!(source = %self.context.source, snapshot, %error, "the end of a snapshot is not recorded");
+            warn!(source = %self.context.source, snapshot, %error, "the end of a snapshot is not recorded yet");
+            self.tasks.spawn(record(Arc::clone(&self.context), (snapshot, state), detail.to_owned()));
         }
         self.forget(snapshot);
     }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use tidegate_control::JobState;
 use tidegate_feed::Durable;
 use tidegate_model::Position;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
-    coordinator::HOLD,
+    coordinator::{Context, HOLD, RETRY},
     job::{Read, Work},
     order::{Finish, Order, StartedRead, Ticket},
     reader::{Planned, ReadFailure, Reader},
@@ -38,7 +39,7 @@ pub(super) enum Done {
         snapshot: u32,
         is_out: bool,
     },
-    /// The stream has stopped for good.
+    /// Nothing is left to be done: it has been recorded, or the stream has stopped for good.
     Void,
 }
 
@@ -124,4 +125,13 @@ pub(super) async fn end(
             Err(_) => return Done::Void,
         }
     }
+}
+
+/// Records what has become of a snapshot, as soon as the control database can be asked. One that it has for unfinished would be made
+/// again when the server is started, unless the newest part of the changelog has its end.
+pub(super) async fn record(context: Arc<Context>, ended: (u32, JobState), detail: String) -> Done {
+    while context.control.set_snapshot_state(&context.source, ended, &detail).await.is_err() {
+        tokio::time::sleep(RETRY).await;
+    }
+    Done::Void
 }

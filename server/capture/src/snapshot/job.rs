@@ -205,6 +205,11 @@ impl TableJob {
         self.outstanding >= OUTSTANDING_MAX || self.waiting_bytes() >= OUTSTANDING_BYTES_MAX
     }
 
+    /// Is what was read in this attempt not void?
+    pub(crate) fn is_of(&self, attempt: u32) -> bool {
+        self.attempt == attempt
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.phase == Phase::Done
     }

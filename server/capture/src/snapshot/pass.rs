@@ -201,8 +201,12 @@ impl Pass {
         }
     }
 
-    /// A table is not what it was planned as: all are planned again.
-    pub(crate) fn plan_again(&mut self) {
+    /// A read has found that a table is not what it was planned as: all are planned again. Unless what was read is void, since that has
+    /// been done, or since it ends: one that is planned twice at the same time could begin again when it is over.
+    pub(crate) fn table_changed(&mut self, table: usize, attempt: u32) {
+        if self.stage != Stage::Reading || !self.tables[table].is_of(attempt) {
+            return;
+        }
         self.stage = Stage::Idle;
         for table in &mut self.tables {
             table.start_over(None);
@@ -331,13 +335,11 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn who_has_others_receive_it_joins_only_what_has_not_begun() {
-        let tables = vec![TableName::new("public", "t")];
-        let job = SnapshotJob {
+    fn job(tables: &[&str]) -> SnapshotJob {
+        SnapshotJob {
             snapshot: 6,
             epoch: Epoch(1),
-            tables: tables.clone(),
+            tables: tables.iter().map(|table| TableName::new("public", *table)).collect(),
             state: JobState::Running,
             detail: String::new(),
             created_us: 0,
@@ -345,8 +347,39 @@ mod tests {
             new_tables: false,
             ad_hoc: true,
             parts: Parts::new(),
+        }
+    }
+
+    #[test]
+    fn tables_that_change_at_once_are_planned_again_once() {
+        let mut pass = Pass::new(job(&["a", "b"]), None);
+        let now = Instant::now();
+        assert!(matches!(pass.next_step(now, true), Some(Step::Begin)));
+        pass.has_begun(Position::ZERO, Vec::new());
+        let read = |pass: &mut Pass| match pass.next_step(now, true) {
+            Some(Step::Table(table, Work::Chunk { attempt, .. })) => (table, attempt),
+            other => panic!("{other:?}"),
         };
-        let own = SnapshotSpec::of_tables(tables);
+        let (first, second) = (read(&mut pass), read(&mut pass));
+        pass.table_changed(first.0, first.1);
+        assert!(matches!(pass.next_step(now, true), Some(Step::Begin)));
+        // Were it planned twice at the same time, the later one could come to the stream when the snapshot is over, and begin it again.
+        pass.table_changed(second.0, second.1);
+        assert!(pass.next_step(now, true).is_none(), "it is being planned");
+        pass.has_begun(Position::ZERO, Vec::new());
+        // What had been read before says nothing about what is read now.
+        pass.table_changed(second.0, second.1);
+        let third = read(&mut pass);
+        pass.abandon(JobState::Cancelled, "cancelled".to_owned());
+        assert!(matches!(pass.next_step(now, true), Some(Step::End(_))));
+        pass.table_changed(third.0, third.1);
+        assert!(pass.next_step(now, true).is_none(), "it is ending");
+    }
+
+    #[test]
+    fn who_has_others_receive_it_joins_only_what_has_not_begun() {
+        let job = job(&["t"]);
+        let own = SnapshotSpec::of_tables(job.tables.clone());
         let for_others = SnapshotSpec { ad_hoc: true, ..own.clone() };
         let mut pass = Pass::new(job.clone(), None);
         assert!(pass.can_be_joined(&for_others, false) && pass.can_be_joined(&own, false));
