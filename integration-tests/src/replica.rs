@@ -85,12 +85,12 @@ impl Replica {
         self.tables.get(self.names.get(name)?).map(|(_, table)| table)
     }
 
-    fn starts_afresh(&mut self, tables: &[String]) {
-        let is_meant = |name: &str| tables.iter().any(|table| of_selection(name) == table);
+    /// These tables are read anew. One that is called otherwise by now keeps its rows, under a name that is told later.
+    fn starts_afresh(&mut self, tables: &[(String, u32)]) {
+        let is_meant = |name: &str| tables.iter().any(|(table, _)| of_selection(name) == table);
         self.counts.retain(|name, _| !is_meant(name));
-        for (_, held) in self.names.extract_if(.., |name, _| is_meant(name)) {
-            self.tables.remove(&held);
-        }
+        self.names.retain(|name, _| !is_meant(name));
+        self.tables.retain(|(table_oid, _), _| tables.iter().all(|(_, oid)| oid != table_oid));
         if self.tables.is_empty() && self.counts.is_empty() {
             *self = Replica::default();
         }
@@ -404,9 +404,11 @@ impl Copier {
                         return Ok(Arrival::Progress);
                     }
                 }
-                Event::SnapshotBegin { snapshot, mut tables, partial, token, .. } => {
-                    tables.retain(|table| !partial.contains(table));
-                    self.replica.starts_afresh(&tables);
+                Event::SnapshotBegin { snapshot, tables, table_oids, partial, token, .. } => {
+                    ensure!(tables.len() == table_oids.len(), "{} tables have {} OIDs", tables.len(), table_oids.len());
+                    let tables = tables.into_iter().zip(table_oids);
+                    let whole: Vec<_> = tables.filter(|(table, _)| !partial.contains(table)).collect();
+                    self.replica.starts_afresh(&whole);
                     self.is_at(token);
                     return Ok(Arrival::Begun(snapshot));
                 }

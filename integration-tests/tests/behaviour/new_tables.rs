@@ -477,3 +477,33 @@ async fn kills_between_the_steps_lose_nothing() -> Result<()> {
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_under_an_old_name_takes_nothing_from_the_one_that_had_it() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("old_name").await?;
+    database.create_marker().await?;
+    database
+        .execute("create table t (id int primary key, v int); insert into t select n, n from generate_series(1, 100) n")
+        .await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut copier = Copier::new(&server.endpoint(), &["public.*"], Start::Snapshot);
+    copier.until_snapshot_end().await?;
+    database
+        .execute(
+            "begin; alter table t rename to was_t; create table t (id int primary key, v text); \
+             insert into t select n, 'new' from generate_series(1, 50) n; commit",
+        )
+        .await?;
+    until_read(&mut copier).await?;
+    // From now on it is known what the old one is called.
+    database.execute("update was_t set v = -v where id = 7; delete from was_t where id = 8").await?;
+    until_marker(&database, &mut copier, "renamed").await?;
+    must_be_equal(&database, &copier, &[("t", &["id"]), ("was_t", &["id"])]).await
+}
+
+/// Receives the snapshot of a new table up to its end.
+async fn until_read(copier: &mut Copier) -> Result<()> {
+    let end = copier.until("the end of the new table's snapshot", |arrival, _| matches!(arrival, Arrival::Ended(_)));
+    end.await.map(drop)
+}

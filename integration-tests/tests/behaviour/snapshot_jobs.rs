@@ -108,11 +108,47 @@ async fn the_end_of_a_snapshot_is_recorded_as_soon_as_it_can_be() -> Result<()> 
     Ok(())
 }
 
+/// A snapshot that was planned before another history began belongs to the one in which it was asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_another_history_overtakes_never_begins() -> Result<()> {
+    /// How long a plan takes, at most; nobody tells that it has been made.
+    const PLANNING: Duration = Duration::from_secs(1);
+    let (database, _control, server) = slow("overtaken").await?;
+    server.streaming().await?;
+    let (open_transaction, publication) = (database.another().await?, server.slot());
+    let mut before = open(&server).await?;
+    open_transaction.execute("begin; select pg_current_xact_id()").await?;
+    database.execute(&format!("alter publication {publication} drop table marker")).await?;
+    database.mark("lost").await?;
+    database.execute(&format!("alter publication {publication} add table marker")).await?;
+    // The new history's slot waits for the open transaction, and the stream with it.
+    let waits = "select count(*)::text from pg_stat_activity where query like 'CREATE_REPLICATION_SLOT%' and wait_event_type = 'Lock' \
+                 and datname = current_database()";
+    within("the new slot to wait", || async { Ok(database.text(waits).await?.filter(|count| count == "1")) }).await?;
+    let client = server.client().await?;
+    let starting =
+        tokio::task::JoinSet::from_iter([async move { client.start_snapshot("", vec!["t".to_owned()]).await }]);
+    tokio::time::sleep(PLANNING).await;
+    open_transaction.execute("rollback").await?;
+    before.until("another history", |arrival, _| matches!(arrival, Arrival::Reset(..))).await?;
+    server.streaming().await?;
+    let mut after = Copier::new(&server.endpoint(), &["t", "marker"], Start::Earliest).with_snapshots();
+    for started in starting.join_all().await {
+        ensure!(started.is_err(), "it has begun: {started:?}");
+    }
+    // Whatever was ordered before has come by then.
+    let client = server.client().await?;
+    let next = client.start_snapshot_of_parts("", vec![all_of("t")]).await?.snapshot;
+    let begun = after.until("the next snapshot's begin", |arrival, _| matches!(arrival, Arrival::Begun(_))).await?;
+    ensure!(begun == Arrival::Begun(next), "{begun:?} comes before snapshot {next}");
+    Ok(())
+}
+
 /// Of tables that are truncated at once, each read tells that its table is not what it was planned as.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_tables_that_are_truncated_all_the_time_begins_once() -> Result<()> {
     /// Snapshots in a row.
-    const SNAPSHOTS: usize = 40;
+    const SNAPSHOTS: usize = 25;
     /// How long one that is over could begin again.
     const AFTERWARDS: Duration = Duration::from_millis(50);
     let database = Cluster::shared().await?.database("truncated_tables").await?;

@@ -151,9 +151,11 @@ impl Continuity {
             Message::RowType(row_type) => self.row_type(selection, row_type, out)?,
             Message::Changes(batch) => return self.events(selection, batch, out),
             Message::SnapshotBegin(begin) => {
-                let v1::SnapshotBegin { snapshot, position, tables, new_tables, ad_hoc, partial, differences } = begin;
-                let token = self.snapshot_mark((snapshot, new_tables || ad_hoc), &position, "SnapshotBegin")?;
-                out.extend(token.map(|token| Event::SnapshotBegin { snapshot, tables, partial, differences, token }));
+                let is_for_others = begin.new_tables || begin.ad_hoc;
+                let token = self.snapshot_mark((begin.snapshot, is_for_others), &begin.position, "SnapshotBegin")?;
+                let v1::SnapshotBegin { snapshot, tables, table_oids, partial, differences, .. } = begin;
+                let begun = |token| Event::SnapshotBegin { snapshot, tables, table_oids, partial, differences, token };
+                out.extend(token.map(begun));
             }
             Message::SnapshotEnd(end) => {
                 let v1::SnapshotEnd { snapshot, position, abandoned: detail, new_tables, ad_hoc, .. } = end;

@@ -71,6 +71,8 @@ pub enum Event {
         snapshot: u32,
         /// Its tables as `schema.table`, quoted where PostgreSQL would.
         tables: Vec<String>,
+        /// `pg_class.oid` of each, as in their row types: rows of another table that had the name before are not concerned.
+        table_oids: Vec<u32>,
         /// Those of them of which only a part is read: what is held of them and is neither read nor changed until the end stays.
         partial: Vec<String>,
         /// Empty unless the subscription is a [`ShapeHandle`](crate::ShapeHandle)'s own, which says what rows it has: of these selections

@@ -349,6 +349,7 @@ mod tests {
             scene.take(Event::SnapshotBegin {
                 snapshot: 3,
                 tables: vec![],
+                table_oids: vec![],
                 partial: vec![],
                 differences: vec![],
                 token: token(),

@@ -246,6 +246,7 @@ mod tests {
             .take(Event::SnapshotBegin {
                 snapshot: 3,
                 tables: vec![],
+                table_oids: vec![],
                 partial: vec![],
                 differences: vec![],
                 token: token(1),

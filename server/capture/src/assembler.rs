@@ -294,7 +294,7 @@ impl Assembler {
     }
 
     /// Writes a snapshot's begin.
-    pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
+    pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: (Vec<String>, Vec<u32>)) {
         self.emitter.emit_snapshot_begin(position, snapshot, tables);
         self.resume_after = position;
     }

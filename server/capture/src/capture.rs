@@ -138,7 +138,7 @@ impl<P: Publish> Capture<P> {
                 promised,
                 mirror: config.mirror.clone(),
             },
-            snapshots: Stage::default(),
+            snapshots: Stage::new(past.map(|resume| resume.epoch.epoch)),
             orders: ordered,
             current_epoch,
             connected,
@@ -437,7 +437,7 @@ impl<P: Publish> Capture<P> {
         self.delivered = Delivered::Stored;
         self.assembler.start_epoch(Position::end_of_transaction(start_lsn));
         self.link.start_epoch(epoch.epoch, start_lsn);
-        self.snapshots.start_epoch();
+        self.snapshots.start_epoch(epoch.epoch);
         self.interrupted.clear();
         self.current_epoch.send_replace(Some(epoch.epoch));
         self.link.update(|status| (status.received_lsn, status.server_lsn) = (start_lsn, start_lsn));

@@ -212,8 +212,13 @@ impl Emitter {
         push_commit(position, snapshot, &mut self.builder);
     }
 
-    /// A snapshot begins.
-    pub(crate) fn emit_snapshot_begin(&mut self, position: Position, snapshot: u32, tables: Vec<String>) {
+    /// A snapshot begins, of these tables and their OIDs.
+    pub(crate) fn emit_snapshot_begin(
+        &mut self,
+        position: Position,
+        snapshot: u32,
+        (tables, table_oids): (Vec<String>, Vec<u32>),
+    ) {
         let label = self.snapshots.entry(snapshot).or_default();
         label.begin = Some(position);
         let Label { new_tables, ad_hoc, partial, .. } = label.clone();
@@ -225,7 +230,8 @@ impl Emitter {
             new_tables,
             ad_hoc,
             partial,
-            ..v1::SnapshotBegin::default()
+            differences: Vec::new(),
+            table_oids,
         };
         self.push_snapshot_mark(Kind::SnapshotBegin, position, snapshot, &begin.encode_to_vec());
     }
@@ -375,7 +381,7 @@ mod tests {
     fn a_snapshots_marks_complete_and_name_it() {
         let mut emitter = emitter();
         let at = |ordinal: u32| Position::new(Lsn(80), (1 << 31) + ordinal);
-        emitter.emit_snapshot_begin(at(0), SNAPSHOT, vec!["public.orders".to_owned()]);
+        emitter.emit_snapshot_begin(at(0), SNAPSHOT, (vec!["public.orders".to_owned()], vec![16_400]));
         emitter.emit_snapshot_end(at(1), SNAPSHOT, ("cancelled", vec!["public.log".to_owned()]));
         let block = emitter.take().expect("two marks");
         assert!(block.entries().iter().all(|entry| entry.completes() && entry.row_type == SNAPSHOT));
@@ -392,7 +398,7 @@ mod tests {
         let at = |ordinal: u32| Position::new(Lsn(80), (1 << 31) + ordinal);
         let label = Label { ad_hoc: true, ..Label::default() };
         emitter.label_snapshot(SNAPSHOT, label.clone());
-        emitter.emit_snapshot_begin(at(0), SNAPSHOT, Vec::new());
+        emitter.emit_snapshot_begin(at(0), SNAPSHOT, (Vec::new(), Vec::new()));
         emitter.label_snapshot(SNAPSHOT, label);
         emitter.emit_chunk(at(1), SNAPSHOT, Vec::new(), b"");
         emitter.emit_snapshot_end(at(2), SNAPSHOT, ("", Vec::new()));

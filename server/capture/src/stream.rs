@@ -245,7 +245,9 @@ impl<P: Publish> Streaming<'_, P> {
     /// Carries out what the coordinator of snapshots orders. Whoever wants to know what came of it may have gone.
     async fn order(&mut self, order: Order) -> Result<(), Interrupt> {
         match order {
-            Order::Begin { snapshot, label, tables, covers, reply } => {
+            // It was planned in an epoch that has ended since, and with it the snapshot.
+            Order::Begin { epoch, .. } if !self.snapshots.is_of(epoch) => {}
+            Order::Begin { snapshot, label, tables, covers, reply, .. } => {
                 self.assembler.label_snapshot(snapshot, label);
                 let stop = self.stop.clone();
                 let begun = tokio::select! {

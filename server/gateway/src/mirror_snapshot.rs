@@ -152,9 +152,9 @@ impl MirrorSnapshot {
     }
 
     fn begin(&mut self) {
-        let names = self.tables.iter().map(|table| table.name.to_string()).collect();
+        let named = self.tables.iter().map(|table| (table.name.to_string(), table.table_oid)).unzip();
         let differences = self.differing.as_ref().map(|differing| differing.to_proto());
-        self.woven.extend(self.weaving.begin(names, differences.unwrap_or_default()));
+        self.woven.extend(self.weaving.begin(named, differences.unwrap_or_default()));
     }
 
     /// Has all of it been handed out?

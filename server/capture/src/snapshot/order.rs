@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tidegate_model::{Position, Relation, TableName};
+use tidegate_model::{Epoch, Position, Relation, TableName};
 use tidegate_postgres::snapshot::Fingerprint;
 use tokio::sync::{mpsc, oneshot};
 
@@ -19,9 +19,12 @@ use crate::{CaptureError, table::TableCodec};
 /// What the stream is asked to do.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Describe these tables. Follow them for the snapshot, and emit its begin, unless that was done before.
+    /// Describe these tables. Follow them for the snapshot, and emit its begin, unless that was done before. One of an epoch that has
+    /// ended is not answered.
     Begin {
         snapshot: u32,
+        /// Of which the snapshot is.
+        epoch: Epoch,
         /// What its records say of it.
         label: Label,
         tables: Vec<(TableName, Relation)>,

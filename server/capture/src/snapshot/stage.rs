@@ -15,7 +15,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message as _;
-use tidegate_model::{BlockBuilder, Lsn, Op, Position, TableName, Visibility};
+use tidegate_model::{BlockBuilder, Epoch, Lsn, Op, Position, TableName, Visibility};
 use tidegate_proto::v1;
 use tidegate_schema::FieldSet;
 
@@ -38,6 +38,8 @@ const KEYS_MAX: usize = 1_000;
 /// A source's snapshots, as its stream sees them.
 #[derive(Debug)]
 pub(crate) struct Stage {
+    /// None before the first.
+    epoch: Option<Epoch>,
     tracking: Tracking,
     tickets: HashMap<ReadId, Ticket>,
     tables: BTreeMap<(u32, u32), Progress>,
@@ -83,9 +85,11 @@ impl Progress {
     }
 }
 
-impl Default for Stage {
-    fn default() -> Self {
+impl Stage {
+    /// None is under way, in this epoch.
+    pub(crate) fn new(epoch: Option<Epoch>) -> Self {
         Stage {
+            epoch,
             tracking: Tracking::new(LIMITS),
             tickets: HashMap::new(),
             tables: BTreeMap::new(),
@@ -94,9 +98,7 @@ impl Default for Stage {
             connection: 0,
         }
     }
-}
 
-impl Stage {
     /// A connection begins to a server whose WAL is flushed up to here. What was read before is void.
     pub(crate) fn connected(&mut self, flush_lsn: Lsn) {
         self.connection += 1;
@@ -109,8 +111,14 @@ impl Stage {
         }
     }
 
+    /// Is this the current epoch?
+    pub(crate) fn is_of(&self, epoch: Epoch) -> bool {
+        self.epoch == Some(epoch)
+    }
+
     /// A new epoch: every snapshot is given up.
-    pub(crate) fn start_epoch(&mut self) {
+    pub(crate) fn start_epoch(&mut self, epoch: Epoch) {
+        self.epoch = Some(epoch);
         self.tracking.start_epoch();
         self.tickets.clear();
         self.tables.clear();
@@ -203,7 +211,8 @@ impl Stage {
         assembler: &mut Assembler,
     ) -> Option<Position> {
         let begin = self.tracking.mark_position(assembler.received())?;
-        assembler.emit_snapshot_begin(begin, snapshot, tables.iter().map(|(name, ..)| name.to_string()).collect());
+        let named = tables.iter().map(|(name, codec, _)| (name.to_string(), codec.table_oid)).unzip();
+        assembler.emit_snapshot_begin(begin, snapshot, named);
         for (name, codec, covers) in tables {
             self.track(snapshot, begin, (codec, *covers), (None, writers(codec.table_oid)));
             let progress = Progress::new((name, codec, *covers), None);

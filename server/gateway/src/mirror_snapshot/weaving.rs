@@ -79,8 +79,12 @@ impl Weaving {
         self.had = self.had.max(marks::log_position(position));
     }
 
-    /// The snapshot's begin, unless the client has been told.
-    pub(super) fn begin(&mut self, tables: Vec<String>, differences: Vec<v1::Difference>) -> Option<Block> {
+    /// The snapshot's begin, of these tables and their OIDs, unless the client has been told.
+    pub(super) fn begin(
+        &mut self,
+        (tables, table_oids): (Vec<String>, Vec<u32>),
+        differences: Vec<v1::Difference>,
+    ) -> Option<Block> {
         if marks::has_begun(self.last) {
             return None;
         }
@@ -90,6 +94,7 @@ impl Weaving {
             position: self.last.to_string(),
             tables,
             differences,
+            table_oids,
             ..Default::default()
         };
         let mut out = BlockBuilder::default();

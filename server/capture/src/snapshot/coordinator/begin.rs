@@ -115,7 +115,7 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
     let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
     let (reply, answer) = oneshot::channel();
     let covers = names.iter().map(|name| Covers::of(job.parts.get(name))).collect();
-    let order = Order::Begin { snapshot, label: Label::of(&job), tables, covers, reply };
+    let order = Order::Begin { snapshot, epoch: job.epoch, label: Label::of(&job), tables, covers, reply };
     orders.send(order).await.map_err(|_| SnapshotError::NotConnected)?;
     let Begun { after, codecs, beside } = answer.await.map_err(|_| SnapshotError::NotConnected)??;
     if let Some((table, snapshot)) = beside {

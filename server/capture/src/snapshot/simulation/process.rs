@@ -173,7 +173,7 @@ impl Process {
             return;
         }
         self.received = next_position(self.received, Lsn(0));
-        self.emitter.emit_snapshot_begin(self.received, SNAPSHOT, vec!["public.t".to_owned()]);
+        self.emitter.emit_snapshot_begin(self.received, SNAPSHOT, (vec!["public.t".to_owned()], vec![TABLE]));
         self.track(self.received, None, BEFORE_ALL);
     }
 

@@ -235,7 +235,7 @@ fn connection(log: &Log, client: &mut Client, chances: &mut Chances, may_end: bo
     let first_chunk = marks::opened(START).ordinal + 2 + 1000 * client.connection_count;
     let mut weaving = Weaving::new(NUMBER, (client.token, client.given), first_chunk, Restated::default());
     let mut cursor: Option<(u8, u8)> = None;
-    let mut woven: Vec<Block> = weaving.begin(vec!["t".to_owned()], Vec::new()).into_iter().collect();
+    let mut woven: Vec<Block> = weaving.begin((vec!["t".to_owned()], vec![16_400]), Vec::new()).into_iter().collect();
     loop {
         for block in woven.drain(..) {
             let lost = may_end && chances.below(12) == 0;
