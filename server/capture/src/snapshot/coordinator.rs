@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    errand::{Done, Planning, end, finish, read, record},
+    errand::{Done, HOLD, Planning, RETRY, end, finish, read, record},
     job::{CHUNK_BYTES, Work},
     order::{ChunkResult, Order, Outcome, Ticket},
     pass::{Pass, SnapshotResume, Step},
@@ -39,10 +39,6 @@ use super::{
 };
 use crate::{CaptureStatus, promises::Promised};
 
-/// Between attempts at what may come right by itself.
-pub(super) const RETRY: Duration = Duration::from_secs(1);
-/// While capture is too far behind, or the rate is used up.
-pub(super) const HOLD: Duration = Duration::from_millis(100);
 /// How long whoever starts a snapshot by hand waits for another one to end, before being told of it.
 const BESIDE_MAX: Duration = Duration::from_secs(5);
 /// Requests that wait.
@@ -497,7 +493,8 @@ impl Coordinator {
         let recorded = self.context.control.set_snapshot_state(&self.context.source, (snapshot, state), detail).await;
         if let Err(error) = recorded {
             warn!(source = %self.context.source, snapshot, %error, "the end of a snapshot is not recorded yet");
-            self.tasks.spawn(record(Arc::clone(&self.context), (snapshot, state), detail.to_owned()));
+            let of = (self.context.control.clone(), self.context.source.clone());
+            self.tasks.spawn(record(of, (snapshot, state), detail.to_owned()));
         }
         self.forget(snapshot);
     }

@@ -2,18 +2,25 @@
 
 use std::sync::Arc;
 
-use tidegate_control::JobState;
+use tidegate_control::{Control, JobState};
 use tidegate_feed::Durable;
-use tidegate_model::Position;
-use tokio::sync::{mpsc, oneshot, watch};
+use tidegate_model::{Position, SourceName};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::Duration,
+};
 
 use super::{
-    coordinator::{Context, HOLD, RETRY},
     job::{Read, Work},
     order::{Finish, Order, StartedRead, Ticket},
     reader::{Planned, ReadFailure, Reader},
     requests::SnapshotError,
 };
+
+/// Between attempts at what may come right by itself.
+pub(super) const RETRY: Duration = Duration::from_secs(1);
+/// While capture is too far behind, or the rate is used up; and before an end that could not be emitted is ordered again.
+pub(super) const HOLD: Duration = Duration::from_millis(100);
 
 /// What a task has come to.
 pub(super) enum Done {
@@ -129,8 +136,12 @@ pub(super) async fn end(
 
 /// Records what has become of a snapshot, as soon as the control database can be asked. One that it has for unfinished would be made
 /// again when the server is started, unless the newest part of the changelog has its end.
-pub(super) async fn record(context: Arc<Context>, ended: (u32, JobState), detail: String) -> Done {
-    while context.control.set_snapshot_state(&context.source, ended, &detail).await.is_err() {
+pub(super) async fn record(
+    (control, source): (Control, SourceName),
+    ended: (u32, JobState),
+    detail: String,
+) -> Done {
+    while control.set_snapshot_state(&source, ended, &detail).await.is_err() {
         tokio::time::sleep(RETRY).await;
     }
     Done::Void
