@@ -32,7 +32,7 @@ pub fn keyed_transaction(random: &mut StdRng) -> String {
         let changes: Vec<String> = (0..random.random_range(1..count)).map(|_| change(random)).collect();
         changes.join("; ")
     };
-    let asynchronous = if random.random_bool(0.3) { "set local synchronous_commit = off; " } else { "" };
+    let synchronous = if random.random_bool(0.3) { "off" } else { "on" };
     let body = match random.random_range(0..100_u32) {
         0..60 => many(random, 8),
         60..70 => format!("{}; select pg_sleep({})", many(random, 5), random.random_range(0..400_u32) as f64 / 1e3),
@@ -64,7 +64,7 @@ pub fn keyed_transaction(random: &mut StdRng) -> String {
             )
         }
     };
-    format!("begin; {asynchronous}{body}; commit")
+    format!("begin; set local synchronous_commit = {synchronous}; {body}; commit")
 }
 
 fn change(random: &mut StdRng) -> String {

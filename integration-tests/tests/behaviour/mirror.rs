@@ -268,7 +268,7 @@ async fn old_rows_and_large_values_are_whole_whatever_happens_to_the_server() ->
     stop.cancel();
     while writers.join_next().await.is_some() {}
     for table in ["account", "pair", "counted"] {
-        must_be_equal(&server, table).await?;
+        must_be_verified(&server, table).await?;
     }
     database.mark("the end").await?;
     let history = subscriber.join_next().await.context("spawned above")???;
@@ -407,9 +407,8 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
     Ok(())
 }
 
-/// Exit code and all that is printed.
 /// The mirror is what PostgreSQL has, as soon as it can be compared: a table that was truncated is being read by a snapshot.
-async fn must_be_equal(server: &Server, table: &str) -> Result<()> {
+pub(crate) async fn must_be_verified(server: &Server, table: &str) -> Result<()> {
     let (code, text) = within("the mirror can be compared", || async {
         let (code, text) = verify(server, table).await?;
         Ok((!text.contains("Unavailable")).then_some((code, text)))
@@ -419,6 +418,7 @@ async fn must_be_equal(server: &Server, table: &str) -> Result<()> {
     Ok(())
 }
 
+/// Exit code and all that is printed.
 async fn verify(server: &Server, table: &str) -> Result<(Option<i32>, String)> {
     let output = tidegate(&["mirror", "verify", table, "--server", &server.endpoint()]).await?;
     let printed = [output.stdout, output.stderr].concat();

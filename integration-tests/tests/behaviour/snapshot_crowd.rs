@@ -2,6 +2,7 @@
 //! servers. At each snapshot's end, and somewhat later, the copy of each is what a replay of the whole stream says of that position.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering::Relaxed},
@@ -46,6 +47,10 @@ pub(crate) enum Disturbance {
     CrashBoth,
     /// PostgreSQL ends the connections that `pg_stat_activity` describes so.
     Terminate(&'static str),
+    /// Commits that wait for a standby get stuck from now on: they are sent, and nobody sees them.
+    HoldCommits,
+    /// That ends, if it was so.
+    ReleaseCommits,
     /// The writers pause, and a snapshot is compared with PostgreSQL.
     Pause,
 }
@@ -107,7 +112,7 @@ impl SnapshotCrowd {
         self.shared.ended() >= self.shared.goal
     }
 
-    /// Waits until so many more snapshots have ended.
+    /// Waits until so many more snapshots have ended. It may be dropped meanwhile.
     pub(crate) async fn until_ended(&mut self, count: u64) -> Result<()> {
         let shared = Arc::clone(&self.shared);
         let goal = (shared.ended() + count).min(shared.goal);
@@ -120,6 +125,38 @@ impl SnapshotCrowd {
                 Some(ended) = self.replaying.join_next() => return ended?.and_then(|()| bail!("the replay ended")),
             }
         }
+    }
+
+    /// Lets one thing after the other happen, until as many snapshots have ended as were to.
+    pub(crate) async fn disturb_until_done(
+        &mut self,
+        scene: &mut Scene<'_>,
+        random: &mut StdRng,
+        (each, disturbances): (Range<u64>, &[Disturbance]),
+    ) -> Result<()> {
+        let mut are_held = false;
+        while !self.is_done() {
+            let (count, hold_ms) = (random.random_range(each.clone()), random.random_range(0..1_500_u64));
+            if are_held {
+                // A snapshot that began behind what is stuck waits for it.
+                let some = tokio::time::timeout(Duration::from_millis(hold_ms), self.until_ended(count)).await;
+                some.unwrap_or(Ok(()))?;
+            } else {
+                self.until_ended(count).await?;
+            }
+            let what = disturbances[random.random_range(0..disturbances.len())];
+            self.disturb(scene, what).await?;
+            are_held = match what {
+                Disturbance::HoldCommits => true,
+                Disturbance::ReleaseCommits | Disturbance::Pause => false,
+                Disturbance::KillServer
+                | Disturbance::RestartServer
+                | Disturbance::RestartPostgres(_)
+                | Disturbance::CrashBoth
+                | Disturbance::Terminate(_) => are_held,
+            };
+        }
+        Ok(())
     }
 
     /// Lets something happen.
@@ -145,15 +182,27 @@ impl SnapshotCrowd {
                 let terminate = "select pg_terminate_backend(pid) from pg_stat_activity";
                 database.execute(&format!("{terminate} where pid <> pg_backend_pid() and {whose}")).await?;
             }
+            Disturbance::HoldCommits => self.control(scene).await?.hold_commits().await?,
+            Disturbance::ReleaseCommits => self.control(scene).await?.release_commits().await?,
             Disturbance::Pause => self.must_equal_postgres(scene).await?,
         }
         Ok(())
+    }
+
+    /// A session whose commits wait for no standby.
+    async fn control(&self, scene: &Scene<'_>) -> Result<Database> {
+        let database = Database::connect(&scene.cluster.url(scene.database)).await?;
+        database.execute("set synchronous_commit = local").await?;
+        Ok(database)
     }
 
     /// While nobody writes, a snapshot of all tables is what PostgreSQL says.
     pub(crate) async fn must_equal_postgres(&self, scene: &Scene<'_>) -> Result<()> {
         let shared = &self.shared;
         let _comparing = shared.replay.comparing();
+        let database = self.control(scene).await?;
+        // A writer whose commit is stuck does not pause.
+        database.release_commits().await?;
         let _nobody_writes = scene.writers.pause().await?;
         let mut copier = loop {
             let mut copier = Copier::new(&shared.endpoint, &[], Start::Snapshot);
@@ -166,7 +215,6 @@ impl SnapshotCrowd {
                 }
             }
         };
-        let database = Database::connect(&scene.cluster.url(scene.database)).await?;
         // Its snapshot may have begun before the writers paused.
         copier.until_caught_up(&database).await?;
         for (name, key) in KEYED_TABLES {
