@@ -5,6 +5,7 @@
 //! stops, freezes or restores the server starts its own.
 
 mod announced_ddl;
+mod awkward_names;
 mod bad_input;
 mod control_database;
 mod control_rollback;
@@ -55,6 +56,8 @@ mod snapshot_keyless;
 mod snapshot_limits;
 mod snapshot_parts;
 mod snapshot_stalled;
+mod snapshot_tail;
+mod snapshot_throttle;
 mod subqueries;
 mod synchronous_standby;
 mod telemetry;

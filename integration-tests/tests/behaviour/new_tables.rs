@@ -138,17 +138,41 @@ async fn a_table_that_appears_is_published_and_read_by_everyone() -> Result<()> 
     must_be_equal(&database, &late, &[("fresh", &["id"]), ("old", &["id"])]).await
 }
 
+/// Who adds the tables to the publication.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum AddedBy {
+    /// The server, which was away when the tables appeared.
+    Server,
+    /// Someone else, to the server's own publication, while it streams.
+    SomeoneElse,
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_of_transactions_from_before_the_table_was_published_arrive() -> Result<()> {
+    written_to_before(AddedBy::Server).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_transactions_from_before_someone_else_added_the_table_arrive() -> Result<()> {
+    written_to_before(AddedBy::SomeoneElse).await
+}
+
+async fn written_to_before(added_by: AddedBy) -> Result<()> {
     let cluster = Cluster::start(&[("max_prepared_transactions", "10")]).await?;
     let database = cluster.database("writers").await?;
     database.create_marker().await?;
-    let mut server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut config = ServerConfig::of(database.url());
+    if added_by == AddedBy::SomeoneElse {
+        config.source_lines.push("new_tables: snapshot".to_owned());
+    }
+    let mut server = Server::start(config).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Now);
     copier.until_open().await?;
-    server.terminate().await?;
+    if added_by == AddedBy::Server {
+        server.terminate().await?;
+    }
 
-    // While the server is away, tables appear, and transactions are left open that have written to them.
+    // Tables appear, and transactions are left open that have written to them.
     database
         .execute(
             "create table plain (id int primary key, v text); create table prepared (id int primary key, v text); \
@@ -168,7 +192,13 @@ async fn rows_of_transactions_from_before_the_table_was_published_arrive() -> Re
     let leaf = by("insert into leaf_b values (101, 'leaf')").await?;
     let prepared = by("insert into prepared values (1, 'prepared'); prepare transaction 'early'").await?;
     let late = by("savepoint s; insert into late values (1, 'late'); release s").await?;
-    server.launch().await?;
+    match added_by {
+        AddedBy::Server => server.launch().await?,
+        AddedBy::SomeoneElse => {
+            said(&server, "plain", "`new_tables`").await?;
+            database.execute("alter publication tidegate_writers add table plain, prepared, late, root").await?;
+        }
+    }
     for table in ["plain", "root", "prepared", "late"] {
         let said = said(&server, table, "may have written to it before").await?;
         ensure!(said.contains("prepared transaction") == (table == "prepared"), "{table}: {said}");

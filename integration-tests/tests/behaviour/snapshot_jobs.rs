@@ -144,6 +144,40 @@ async fn a_snapshot_that_another_history_overtakes_never_begins() -> Result<()> 
     Ok(())
 }
 
+/// Subscriptions that ask for the same share one pass, whenever they come: PostgreSQL is read once, and each has every row.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_starts_from_a_snapshot_that_runs_shares_it() -> Result<()> {
+    let (database, _control, mut server) = slow("shared_pass").await?;
+    let mut copiers = Vec::new();
+    for _ in 0..3 {
+        let mut copier = Copier::new(&server.endpoint(), &["t"], Start::Snapshot);
+        let Arrival::Begun(number) = copier.until("its begin", |arrival, _| matches!(arrival, Arrival::Begun(_))).await? else {
+            unreachable!("it was waited for")
+        };
+        copier.until("rows", |_, held| held.read_count > 0).await?;
+        copiers.push((number, copier));
+    }
+    let first = copiers[0].0;
+    for (number, copier) in &mut copiers {
+        ensure!(*number == first && copier.until_snapshot_end().await? == first, "snapshot {number}, not {first}");
+        ensure!(copier.replica.read_count == 1500, "{} rows", copier.replica.read_count);
+        ensure!(copier.replica.table("public.t").len() == 1500);
+    }
+    // Who comes behind its end has one of its own.
+    let mut late = Copier::new(&server.endpoint(), &["t"], Start::Snapshot);
+    ensure!(late.until_snapshot_end().await? != first);
+    drop((copiers, late));
+    server.terminate().await?;
+    // What a session has done is told when it ends at the latest.
+    let read = "select (seq_tup_read + coalesce(idx_tup_fetch, 0))::text from pg_stat_user_tables where relname = 't'";
+    within("the rows to be counted", || async {
+        let read: u32 = database.another().await?.text(read).await?.context("statistics")?.parse()?;
+        ensure!(read <= 3000, "{read} rows were read for two snapshots of 1500");
+        Ok((read == 3000).then_some(()))
+    })
+    .await
+}
+
 /// Of tables that are truncated at once, each read tells that its table is not what it was planned as.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_of_tables_that_are_truncated_all_the_time_begins_once() -> Result<()> {

@@ -139,7 +139,7 @@ async fn a_row_that_enters_the_row_filter_amid_a_snapshot_is_complete_at_its_end
     const ROWS: u32 = 12_000;
     for (identity, clause) in [("default", "default"), ("index", "using index account_at"), ("full", "full")] {
         let cluster = Cluster::start(&[]).await?;
-        let database = cluster.database(identity).await?;
+        let database = cluster.database(&format!("filter_{identity}")).await?;
         let version = database.server_version().await?;
         if version < 15 {
             println!("LEFT OUT: PostgreSQL {version} has no row filters");
@@ -148,7 +148,7 @@ async fn a_row_that_enters_the_row_filter_amid_a_snapshot_is_complete_at_its_end
         let mut config = ServerConfig::of(database.url());
         database
             .execute(&format!(
-                "alter database \"{identity}\" set synchronous_commit = local; create table account (id bigint, v int, note text, n \
+                "alter database filter_{identity} set synchronous_commit = local; create table account (id bigint, v int, note text, n \
                  int default 0, primary key (id, v)); alter table account alter note set storage external; create unique index \
                  account_at on account (v, id); alter table account replica identity {clause}; \
                  create view shown as select * from account where v > 0; \

@@ -1,5 +1,7 @@
-//! Looks after the slot while it is read from: how much WAL PostgreSQL keeps, and which of the transactions that were decoded
-//! have become visible, so that they may be confirmed.
+//! Looks after the slot while it is read from: how much WAL PostgreSQL keeps, where its WAL ends, and which of the transactions that
+//! were decoded have become visible, so that they may be confirmed.
+//!
+//! Where the WAL ends a walsender does not tell: in a backlog, its messages and keepalives say how far it has sent.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,7 +22,9 @@ pub(crate) async fn observe(session: Arc<Session>, slot: String, link: Arc<Link>
     loop {
         for tick in 0..SLOT_EVERY {
             ticks.tick().await;
-            let observed = if tick == 0 { observe_slot(&session, &slot, &link).await } else { Ok(()) };
+            // While much is written, more often.
+            let looks = tick == 0 || link.waits_for_visibility();
+            let observed = if looks { observe_slot(&session, &slot, &link).await } else { Ok(()) };
             if let Err(error) = observed.and(observe_visibility(&session, &link).await) {
                 return error;
             }
@@ -30,7 +34,10 @@ pub(crate) async fn observe(session: Arc<Session>, slot: String, link: Arc<Link>
 
 async fn observe_slot(session: &Session, slot: &str, link: &Link) -> Result<(), CaptureError> {
     if let Some(status) = slot_status(session, slot).await? {
-        link.update(|shown| shown.retained_wal_bytes = status.retained_wal_bytes);
+        link.update(|shown| {
+            shown.retained_wal_bytes = status.retained_wal_bytes;
+            shown.server_lsn = shown.server_lsn.max(status.server_lsn().unwrap_or_default());
+        });
     }
     Ok(())
 }

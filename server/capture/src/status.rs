@@ -15,7 +15,7 @@ pub struct CaptureStatus {
     pub durable_lsn: Lsn,
     /// What PostgreSQL has been told.
     pub confirmed_flush_lsn: Lsn,
-    /// The server's end of WAL as last heard.
+    /// The server's end of WAL as last seen, some seconds ago at most.
     pub server_lsn: Lsn,
     /// When the server was last heard, in microseconds since 1970-01-01 UTC; 0 for never.
     pub last_heard_us: i64,
@@ -29,6 +29,13 @@ pub struct CaptureStatus {
     pub error_count: u64,
     /// Tables that are to be captured and are not published, or not to be read yet, by name.
     pub new_tables: Vec<NewTable>,
+}
+
+impl CaptureStatus {
+    /// Is more WAL than that written and not received, in bytes? Never with 0, which stands for no limit.
+    pub(crate) fn is_behind(&self, lag_bytes_max: u64) -> bool {
+        lag_bytes_max > 0 && self.server_lsn.bytes_since(self.received_lsn) > lag_bytes_max
+    }
 }
 
 /// A table that is to be captured and is not, or not from its beginning yet.
@@ -52,4 +59,22 @@ pub enum State {
     Stopped,
     /// The store's disk is full: nothing is confirmed until there is room.
     DiskFull,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_behind_with_more_than_the_limit_and_never_without_one() {
+        let at = |received_lsn, server_lsn| CaptureStatus {
+            received_lsn: Lsn(received_lsn),
+            server_lsn: Lsn(server_lsn),
+            ..CaptureStatus::default()
+        };
+        assert!(!at(100, 164).is_behind(64) && at(100, 165).is_behind(64));
+        // What was received may be beyond what was seen last.
+        assert!(!at(200, 100).is_behind(1));
+        assert!(!at(0, u64::MAX).is_behind(0));
+    }
 }

@@ -56,6 +56,12 @@ impl SlotStatus {
     pub fn is_lost(&self) -> bool {
         self.wal_status == Some(WalStatus::Lost) || self.invalidation_reason.is_some()
     }
+
+    /// The server's end of WAL, while the slot keeps any. A walsender's own messages do not tell it: they say how far it has sent.
+    #[must_use]
+    pub fn server_lsn(&self) -> Option<Lsn> {
+        Some(Lsn(self.restart_lsn?.0.saturating_add(self.retained_wal_bytes)))
+    }
 }
 
 /// The slot of that name, or None.

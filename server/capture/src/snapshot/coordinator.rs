@@ -324,7 +324,7 @@ impl Coordinator {
     /// Starts whatever can be done now. Returns when to look again though nothing has happened.
     fn dispatch(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        if self.is_behind() {
+        if self.context.status.borrow().is_behind(self.context.config.lag_bytes_max) {
             self.hold_until = self.hold_until.max(Some(now + HOLD));
         }
         let held = self.hold_until.filter(|until| *until > now);
@@ -360,13 +360,6 @@ impl Coordinator {
         }
         beginning.into_iter().for_each(|snapshot| self.begin(snapshot));
         self.passes.values().filter_map(Pass::wake_at).chain(held).min()
-    }
-
-    /// Is capture too far behind to be given more to do?
-    fn is_behind(&self) -> bool {
-        let lag_bytes_max = self.context.config.lag_bytes_max;
-        let status = self.context.status.borrow();
-        lag_bytes_max > 0 && status.server_lsn.bytes_since(status.received_lsn) > lag_bytes_max
     }
 
     async fn done(&mut self, done: Done) {

@@ -462,6 +462,28 @@ mod tests {
     }
 
     #[test]
+    fn the_next_chunk_has_as_many_rows_as_time_and_bytes_allow() {
+        let next = |row_limit, row_count, byte_count, elapsed| {
+            adapted(row_limit, &Read { row_count, byte_count, elapsed, ..read(0, None) })
+        };
+        // Fast and small: at most four times as many. As slow, or as large, as it should be: as many. Slower or larger: fewer.
+        let fast = CHUNK_TIME / 100;
+        assert_eq!(next(1_000, 1_000, 40_000, fast), 4_000);
+        assert_eq!(next(1_000, 1_000, 40_000, CHUNK_TIME), 1_000);
+        assert_eq!(next(1_000, 1_000, CHUNK_BYTES, fast), 1_000);
+        assert_eq!(next(1_000, 1_000, 2 * CHUNK_BYTES, fast), 500);
+        assert_eq!(next(1_000, 1_000, 40_000, 4 * CHUNK_TIME), 250);
+        // Never fewer than a tenth at once, than one, or more than so many.
+        assert_eq!(next(1_000, 1_000, 40_000, 1_000 * CHUNK_TIME), 100);
+        assert_eq!((next(1, 1, u64::MAX, fast), next(ROWS_MAX, 1, 1, Duration::ZERO)), (1, ROWS_MAX));
+        let mut job = job();
+        assert!(matches!(job.next_work(Instant::now(), true), Some(Work::Chunk { row_limit: FIRST_ROWS, .. })));
+        job.was_read(&Read { elapsed: fast, ..read(0, Some(after("a"))) });
+        let next = job.next_work(Instant::now(), true);
+        assert!(matches!(next, Some(Work::Chunk { row_limit, .. }) if row_limit == 4 * FIRST_ROWS), "{next:?}");
+    }
+
+    #[test]
     fn fewer_keys_are_asked_for_at_once_where_their_rows_are_large() {
         let mut job = job();
         job.next = Place::End;

@@ -1,0 +1,106 @@
+//! Tables and schemas whose names need quotes, have spaces, dots, quotes and stars in them, or are no ASCII: read by snapshots, from
+//! PostgreSQL and out of a mirror, and streamed, selected one by one and all together.
+
+use anyhow::{Context, Result, ensure};
+use tidegate_client::{MirrorState, SourceStatus, Start};
+use tidegate_integration_tests::{Cluster, Copier, Database, Server, ServerConfig, held_by_postgres, must_equal};
+
+use crate::mirror::must_be_verified;
+
+/// As SQL writes them.
+const TABLES: [&str; 9] = [
+    r#""Größe ""s"", x"."T.1 'x'""#,
+    r#""Größe ""s"", x"."select""#,
+    r#""схема"."таблица""#,
+    r#""схема".plain"#,
+    r#"public."UPPER""#,
+    r#"public." ""#,
+    r#"public."a*b""#,
+    r#"public."tide$gate\""#,
+    r#"public."漢字 with a name of sixty-three bytes, which is the most of""#,
+];
+
+/// What the server calls a table: quoted only where SQL needs it.
+fn shown(copier: &Copier, table: &str) -> Result<String> {
+    let bare = table.replace('"', "");
+    let names = [table.to_owned(), bare];
+    let known = names.iter().find(|name| !copier.replica.table(name).is_empty());
+    known.cloned().with_context(|| format!("nothing came of {table}: {copier:?}"))
+}
+
+async fn create(database: &Database) -> Result<()> {
+    database.execute(r#"create schema "Größe ""s"", x"; create schema "схема""#).await?;
+    for table in TABLES {
+        let columns = r#""Ключ 1" int primary key, "v.""v""" text"#;
+        database.execute(&format!("create table {table} ({columns}); insert into {table} select n, 'до' from generate_series(1, 9) n")).await?;
+    }
+    // Both name the same but for what must not be lost.
+    database.execute(r#"create table public.upper ("Ключ 1" int primary key, "v.""v""" text)"#).await
+}
+
+async fn must_hold_all(copier: &Copier, database: &Database, tables: &[&str]) -> Result<()> {
+    for table in tables {
+        let theirs = held_by_postgres(database, table, &[r#""Ключ 1""#]).await;
+        let theirs = match theirs {
+            Ok(theirs) => theirs,
+            Err(error) => return Err(error.context((*table).to_owned())),
+        };
+        must_equal(table, &copier.replica.table(&shown(copier, table)?), &theirs)?;
+    }
+    Ok(())
+}
+
+async fn read_and_streamed(name: &str, mirror: bool) -> Result<()> {
+    let database = Cluster::shared().await?.database(name).await?;
+    create(&database).await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("tables: ['*.*', '!tidegate.*']".to_owned());
+    if mirror {
+        config.source_lines.push("mirror: ['*.*', '!tidegate.*']".to_owned());
+    }
+    let server = Server::start(config).await?;
+    let is_complete = |status: &SourceStatus| {
+        status.mirror.len() > TABLES.len() && status.mirror.iter().all(|table| table.state() == MirrorState::Complete)
+    };
+    if mirror {
+        server.until("shop", "a complete mirror", is_complete).await?;
+    }
+    let mut all = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+    all.until_snapshot_end().await?;
+    must_hold_all(&all, &database, &TABLES).await?;
+    let mut each = Vec::new();
+    for table in TABLES {
+        let mut copier = Copier::new(&server.endpoint(), &[table], Start::Snapshot);
+        copier.until_snapshot_end().await.context(table)?;
+        ensure!(copier.replica.read_count == 9, "{table}: {} rows", copier.replica.read_count);
+        each.push((table, copier));
+    }
+    for table in TABLES {
+        database
+            .execute(&format!(
+                r#"insert into {table} values (10, 'после'); update {table} set "v.""v""" = 'и' where "Ключ 1" = 2;
+                   update {table} set "Ключ 1" = 30 where "Ключ 1" = 3; delete from {table} where "Ключ 1" = 4"#
+            ))
+            .await?;
+    }
+    all.until_caught_up(&database).await?;
+    must_hold_all(&all, &database, &TABLES).await?;
+    for (table, copier) in &mut each {
+        copier.until_caught_up(&database).await?;
+        must_hold_all(copier, &database, &[*table]).await?;
+    }
+    for table in TABLES.iter().filter(|_| mirror) {
+        must_be_verified(&server, table).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn awkward_names_are_read_and_streamed() -> Result<()> {
+    read_and_streamed("awkward_names", false).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn awkward_names_are_mirrored() -> Result<()> {
+    read_and_streamed("awkward_names_mirrored", true).await
+}
