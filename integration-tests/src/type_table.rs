@@ -213,7 +213,9 @@ const EXTENSIONS: &[&str] = &["hstore", "ltree", "citext", "cube", "isn"];
 pub async fn define_types(database: &Database) -> Result<()> {
     database.execute(DEFINITIONS).await?;
     for extension in EXTENSIONS {
-        database.execute(&format!("create extension {extension} schema public")).await.ok();
+        if let Err(error) = database.execute(&format!("create extension {extension} schema public")).await {
+            println!("LEFT OUT: the types of extension {extension}: {}", error.root_cause());
+        }
     }
     Ok(())
 }
@@ -232,7 +234,7 @@ pub async fn type_table(session: &Client) -> Result<Vec<(String, Vec<String>)>> 
             for value in *values {
                 match written(session, &literal(value, type_name)).await {
                     Ok(text) => texts.push(text),
-                    Err(_) if optional => {}
+                    Err(error) if optional => println!("LEFT OUT: {value} of {type_name}: {}", error.root_cause()),
                     Err(error) => return Err(error.context(format!("{value} of {type_name}"))),
                 }
             }

@@ -20,27 +20,36 @@ const TABLES: [&str; 9] = [
     r#"public."漢字 with a name of sixty-three bytes, which is the most of""#,
 ];
 
-/// What the server calls a table: quoted only where SQL needs it.
+/// What the server calls a table: schema and name are quoted only where characters need it.
 fn shown(copier: &Copier, table: &str) -> Result<String> {
-    let bare = table.replace('"', "");
-    let names = [table.to_owned(), bare];
-    let known = names.iter().find(|name| !copier.replica.table(name).is_empty());
-    known.cloned().with_context(|| format!("nothing came of {table}: {copier:?}"))
+    let is_outside = |dot: &usize| table[..*dot].matches('"').count().is_multiple_of(2);
+    let dot = table.match_indices('.').map(|(at, _)| at).find(is_outside).context("schema and name")?;
+    let bare = |part: &str| part.trim_matches('"').to_owned();
+    let (schema, name) = (&table[..dot], &table[dot + 1..]);
+    let schemas = [schema.to_owned(), bare(schema)];
+    let names = [name.to_owned(), bare(name)];
+    let mut all = schemas.iter().flat_map(|schema| names.iter().map(move |name| format!("{schema}.{name}")));
+    let known = all.find(|name| !copier.replica.table(name).is_empty());
+    known.with_context(|| format!("nothing came of {table}"))
 }
 
 async fn create(database: &Database) -> Result<()> {
     database.execute(r#"create schema "Größe ""s"", x"; create schema "схема""#).await?;
     for table in TABLES {
-        let columns = r#""Ключ 1" int primary key, "v.""v""" text"#;
-        database.execute(&format!("create table {table} ({columns}); insert into {table} select n, 'до' from generate_series(1, 9) n")).await?;
+        let columns = r#"ключ int primary key, "v.""v""" text"#;
+        database
+            .execute(&format!(
+                "create table {table} ({columns}); insert into {table} select n, 'до' from generate_series(1, 9) n"
+            ))
+            .await?;
     }
     // Both name the same but for what must not be lost.
-    database.execute(r#"create table public.upper ("Ключ 1" int primary key, "v.""v""" text)"#).await
+    database.execute(r#"create table public.upper (ключ int primary key, "v.""v""" text)"#).await
 }
 
 async fn must_hold_all(copier: &Copier, database: &Database, tables: &[&str]) -> Result<()> {
     for table in tables {
-        let theirs = held_by_postgres(database, table, &[r#""Ключ 1""#]).await;
+        let theirs = held_by_postgres(database, table, &["ключ"]).await;
         let theirs = match theirs {
             Ok(theirs) => theirs,
             Err(error) => return Err(error.context((*table).to_owned())),
@@ -78,8 +87,8 @@ async fn read_and_streamed(name: &str, mirror: bool) -> Result<()> {
     for table in TABLES {
         database
             .execute(&format!(
-                r#"insert into {table} values (10, 'после'); update {table} set "v.""v""" = 'и' where "Ключ 1" = 2;
-                   update {table} set "Ключ 1" = 30 where "Ключ 1" = 3; delete from {table} where "Ключ 1" = 4"#
+                r#"insert into {table} values (10, 'после'); update {table} set "v.""v""" = 'и' where ключ = 2;
+                   update {table} set ключ = 30 where ключ = 3; delete from {table} where ключ = 4"#
             ))
             .await?;
     }

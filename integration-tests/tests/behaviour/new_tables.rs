@@ -30,8 +30,9 @@ async fn said(server: &Server, table: &str, what: &str) -> Result<String> {
     let status = server.until("shop", &waited, |status| {
         status.new_tables.iter().any(|new| new.table == name && new.detail.contains(what))
     });
-    let said = status.await?.new_tables.into_iter().find(|new| new.table == name);
-    Ok(said.context("it was there")?.detail)
+    let mut said: Vec<_> = status.await?.new_tables.into_iter().filter(|new| new.table == name).collect();
+    ensure!(said.len() == 1, "the status says {said:?}");
+    Ok(said.pop().context("it was there")?.detail)
 }
 
 /// Receives up to what is wanted.

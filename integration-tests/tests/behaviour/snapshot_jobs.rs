@@ -151,7 +151,9 @@ async fn who_starts_from_a_snapshot_that_runs_shares_it() -> Result<()> {
     let mut copiers = Vec::new();
     for _ in 0..3 {
         let mut copier = Copier::new(&server.endpoint(), &["t"], Start::Snapshot);
-        let Arrival::Begun(number) = copier.until("its begin", |arrival, _| matches!(arrival, Arrival::Begun(_))).await? else {
+        let Arrival::Begun(number) =
+            copier.until("its begin", |arrival, _| matches!(arrival, Arrival::Begun(_))).await?
+        else {
             unreachable!("it was waited for")
         };
         copier.until("rows", |_, held| held.read_count > 0).await?;

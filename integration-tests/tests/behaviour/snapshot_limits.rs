@@ -179,6 +179,51 @@ async fn row_filter_column_list_and_partitions_are_the_publications() -> Result<
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tables_that_inherit_are_tables_of_their_own() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("inherited").await?;
+    database.create_marker().await?;
+    database
+        .execute(
+            "create table parent (id int primary key, v int); create table child (more text, primary key (id)) inherits (parent); \
+             insert into parent select n, 0 from generate_series(1, 100) n; insert into child select n, 0, 'c' from generate_series(51, 150) n",
+        )
+        .await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let checked = server.command(&["check", "--config", &server.config_file()]).await?;
+    ensure!(
+        checked.contains("inherited_tables") || checked.contains("public.child inherit from other tables"),
+        "{checked}"
+    );
+    let mut all = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+    let mut parent = Copier::new(&server.endpoint(), &["parent", "marker"], Start::Snapshot);
+    for copier in [&mut all, &mut parent] {
+        ensure!(outcome(copier).await?.is_none());
+    }
+    ensure!(parent.replica.read_count == 100 && all.replica.read_count == 200, "{}", all.replica.read_count);
+    let equals = async |all: &mut Copier, parent: &mut Copier| {
+        let theirs = held_by_postgres(&database, "only parent", &["id"]).await?;
+        for copier in [&mut *all, parent] {
+            copier.until_caught_up(&database).await?;
+            must_equal("parent", &copier.replica.table("public.parent"), &theirs)?;
+        }
+        must_equal("child", &all.replica.table("public.child"), &held_by_postgres(&database, "child", &["id"]).await?)
+    };
+    equals(&mut all, &mut parent).await?;
+    // Of both, through the parent.
+    database
+        .execute("update parent set v = v + 1 where id between 40 and 60; delete from parent where id > 90")
+        .await?;
+    equals(&mut all, &mut parent).await?;
+    database.execute("truncate only parent").await?;
+    equals(&mut all, &mut parent).await?;
+    database.execute("insert into parent values (7, 7); truncate parent").await?;
+    equals(&mut all, &mut parent).await?;
+    ensure!(all.replica.table("public.child").is_empty() && parent.replica.table("public.child").is_empty());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_operator_pauses_continues_and_cancels() -> Result<()> {
     let cluster = Cluster::shared().await?;
     let database = cluster.database("operator").await?;

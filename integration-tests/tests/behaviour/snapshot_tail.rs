@@ -48,7 +48,9 @@ async fn what_tail_prints_from_a_snapshot_amid_writers_is_the_table() -> Result<
     const ROWS: usize = 12_000;
     let database = Cluster::shared().await?.database("tailed").await?;
     database
-        .execute(&format!("create table t (id int primary key, v int); insert into t select n, 0 from generate_series(1, {ROWS}) n"))
+        .execute(&format!(
+            "create table t (id int primary key, v int); insert into t select n, 0 from generate_series(1, {ROWS}) n"
+        ))
         .await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("snapshots: {rows_per_second: 6000}".to_owned());

@@ -18,7 +18,11 @@ const LAST_READ: &str = "select max(state_change)::text from pg_stat_activity wh
 async fn reads_while_behind(lag: &str) -> Result<bool> {
     let cluster = Cluster::start(&[]).await?;
     let database = cluster.database("behind").await?;
-    let create = |n| format!("create table t{n} (id int primary key, v int); insert into t{n} select k, k from generate_series(1, 500) k");
+    let create = |n| {
+        format!(
+            "create table t{n} (id int primary key, v int); insert into t{n} select k, k from generate_series(1, 500) k"
+        )
+    };
     let tables: Vec<String> = (0..TABLES).map(create).collect();
     database.execute(&tables.join("; ")).await?;
     let mut config = ServerConfig::of(database.url());
@@ -30,7 +34,9 @@ async fn reads_while_behind(lag: &str) -> Result<bool> {
     let walsender: i32 = database.text(&walsender).await?.context("a walsender")?.parse()?;
     let walsender = Pid::from_raw(walsender).context("a process")?;
     kill_process(walsender, Signal::STOP)?;
-    database.execute("select pg_logical_emit_message(false, 'filler', repeat('x', 1 << 20)) from generate_series(1, 8)").await?;
+    database
+        .execute("select pg_logical_emit_message(false, 'filler', repeat('x', 1 << 20)) from generate_series(1, 8)")
+        .await?;
     let is_behind = |status: &SourceStatus| status.lag_bytes > 8 << 20;
     let behind = server.until("shop", "capture to be behind", is_behind).await;
     // What was being read when that was heard.

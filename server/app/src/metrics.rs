@@ -91,7 +91,7 @@ fn observe_positions(meter: &Meter, sources: &Arc<[ObservedSource]>) {
         ("tidegate.received_lsn", "LSN up to which WAL was received.", |s| s.received_lsn.0),
         ("tidegate.durable_lsn", "LSN up to which changes are fsynced here.", |s| s.durable_lsn.0),
         ("tidegate.confirmed_flush_lsn", "LSN that PostgreSQL was told it need not keep.", |s| s.confirmed_flush_lsn.0),
-        ("tidegate.server_lsn", "PostgreSQL's end of WAL as last heard, as LSN.", |s| s.server_lsn.0),
+        ("tidegate.server_lsn", "PostgreSQL's end of WAL as last seen, as LSN.", |s| s.server_lsn.0),
         ("tidegate.retained_wal", "WAL that PostgreSQL keeps for the slot: it fills the source's disk.", |s| {
             s.retained_wal_bytes
         }),

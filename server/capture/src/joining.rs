@@ -262,7 +262,10 @@ impl Joining {
         for NewTable { table, detail } in left_out.iter().filter(|new| !before.contains(new)) {
             warn!(source = %self.promises.source, %table, detail, "a table that is to be captured is not published");
         }
-        let mut new_tables: Vec<NewTable> = left_out.iter().cloned().chain(joining).collect();
+        // What someone has added since it was looked at joins now.
+        let joins = |new: &&NewTable| joining.iter().any(|joined| joined.table == new.table);
+        let mut new_tables: Vec<NewTable> = left_out.iter().filter(|new| !joins(new)).cloned().collect();
+        new_tables.extend(joining);
         new_tables.sort_unstable_by(|a, b| a.table.cmp(&b.table));
         self.link.new_tables(new_tables);
     }

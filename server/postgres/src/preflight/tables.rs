@@ -25,6 +25,7 @@ pub(super) fn findings(
     let followed = followed(request, tables);
     let mut findings = missing_tables(request, tables);
     findings.extend(not_in_the_wal(request, tables));
+    findings.extend(inherited(&followed));
     findings.extend(without_identity(publication, &followed));
     findings.extend(unreadable(facts, &followed));
     match publication {
@@ -114,6 +115,23 @@ fn not_in_the_wal(request: &CheckRequest, tables: &[TableInfo]) -> Vec<Finding> 
         }
     }
     findings
+}
+
+/// Tables that inherit from others: what `SELECT` shows of the parent comes under several names.
+fn inherited(followed: &[&TableInfo]) -> Option<Finding> {
+    let inheriting: Vec<&TableName> = followed.iter().filter(|table| table.inherits).map(|table| &table.name).collect();
+    if inheriting.is_empty() {
+        return None;
+    }
+    Some(Finding::info(
+        "inherited_tables",
+        format!(
+            "{} inherit from other tables: each is a table of its own, whose rows come under its own name and never under its \
+             parent's",
+            names(inheriting)
+        ),
+        "nothing, if that is meant; else make the parent a partitioned table, or leave the tables out",
+    ))
 }
 
 fn without_identity(publication: Option<&Publication>, followed: &[&TableInfo]) -> Vec<Finding> {
@@ -362,7 +380,17 @@ mod tests {
         let unlogged = TableInfo { persistence: Persistence::Unlogged, ..table(1, "a") };
         let foreign = TableInfo { kind: TableKind::Foreign, ..table(2, "b") };
         let temporary = TableInfo { persistence: Persistence::Temporary, ..table(3, "c") };
-        assert_eq!(codes(&["public.*"], None, &[unlogged, foreign, temporary]), ["table_unsupported"; 2]);
+        assert_eq!(codes(&["public.*"], None, &[unlogged, foreign, temporary.clone()]), ["table_unsupported"; 2]);
+        // Nobody means a temporary table by a pattern; who names it is told.
+        assert_eq!(codes(&["public.*"], None, std::slice::from_ref(&temporary)), Vec::<&str>::new());
+        assert_eq!(codes(&["c"], None, &[temporary]), ["table_unsupported"]);
+    }
+
+    #[test]
+    fn tables_that_inherit_are_named() {
+        let child = TableInfo { inherits: true, ..table(2, "b") };
+        assert_eq!(codes(&["public.*"], None, &[table(1, "a"), child.clone()]), ["inherited_tables"]);
+        assert_eq!(codes(&["a"], None, &[table(1, "a"), child]), Vec::<&str>::new());
     }
 
     #[test]
