@@ -61,4 +61,5 @@ mod snapshot_throttle;
 mod subqueries;
 mod synchronous_standby;
 mod telemetry;
+mod transfers;
 mod undeliverable;
