@@ -45,6 +45,7 @@ mod shapes_at_random;
 mod shapes_edited;
 mod shapes_edited_at_random;
 mod shapes_held;
+mod shapes_of_partitions;
 mod shapes_on_demand;
 mod slow_subscriber;
 mod snapshot_crowd;

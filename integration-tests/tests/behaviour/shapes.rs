@@ -15,7 +15,7 @@ const ORDERS: &str = "
     insert into orders values (1, 7, 'new', 10, 'a'), (2, 7, 'closed', 20, 'b'), (3, 8, 'new', 30, 'c')";
 
 /// A database with these tables, of which the named are mirrored, and no others.
-async fn served(name: &str, sql: &str, mirror: &[&str]) -> Result<(Database, Server)> {
+pub(crate) async fn served(name: &str, sql: &str, mirror: &[&str]) -> Result<(Database, Server)> {
     let database = Cluster::shared().await?.database(name).await?;
     database.create_marker().await?;
     database.execute("alter table marker replica identity full").await?;
@@ -38,14 +38,14 @@ fn open_orders() -> Shape {
 }
 
 /// A subscriber, and the marker rows that tell it how far it is.
-struct Watcher {
+pub(crate) struct Watcher {
     events: Changes,
     token: Token,
 }
 
 impl Watcher {
     /// Opens it; the markers are its last selection.
-    async fn open(server: &Server, subscription: Subscription) -> Result<Self> {
+    pub(crate) async fn open(server: &Server, subscription: Subscription) -> Result<Self> {
         let client = Client::connect(server.endpoint()).await?;
         let mut events = client.subscribe(subscription.and_shape(Shape::of("marker")));
         let opening = async {
@@ -64,12 +64,12 @@ impl Watcher {
     }
 
     /// What it hears of until a marker.
-    async fn until(&mut self, database: &Database, marker: &str) -> Result<Vec<String>> {
+    pub(crate) async fn until(&mut self, database: &Database, marker: &str) -> Result<Vec<String>> {
         database.mark(marker).await?;
         self.heard(marker).await
     }
 
-    async fn heard(&mut self, marker: &str) -> Result<Vec<String>> {
+    pub(crate) async fn heard(&mut self, marker: &str) -> Result<Vec<String>> {
         let (mut heard, mut is_there) = (Vec::new(), false);
         loop {
             match self.next().await? {
@@ -91,7 +91,7 @@ impl Watcher {
     }
 
     /// The rows that the snapshot reads of its first selection.
-    async fn read(&mut self) -> Result<Vec<String>> {
+    pub(crate) async fn read(&mut self) -> Result<Vec<String>> {
         let mut read = Vec::new();
         loop {
             match self.next().await? {
@@ -106,7 +106,7 @@ impl Watcher {
     }
 
     /// Why it ends.
-    async fn end(&mut self) -> Result<String> {
+    pub(crate) async fn end(&mut self) -> Result<String> {
         loop {
             match self.next().await {
                 Ok(Event::Reset { reason, detail }) => return Ok(format!("{reason:?}: {detail}")),
@@ -141,7 +141,7 @@ fn said(change: &Change) -> Result<String> {
 }
 
 /// The error of a shape that is not opened.
-async fn refusal(server: &Server, shape: Shape) -> Result<String> {
+pub(crate) async fn refusal(server: &Server, shape: Shape) -> Result<String> {
     let client = Client::connect(server.endpoint()).await?;
     let mut events = client.subscribe(Subscription::shape(shape));
     let answer = tokio::time::timeout(DEADLINE, events.next()).await.context("no answer")?.context("no event")?;
@@ -189,7 +189,7 @@ async fn rows_move_in_and_out_of_a_shape() -> Result<()> {
 }
 
 /// In any order within an update of several rows.
-fn must_hear(heard: Vec<String>, expected: &[&str]) -> Result<()> {
+pub(crate) fn must_hear(heard: Vec<String>, expected: &[&str]) -> Result<()> {
     let sorted = |lines: Vec<String>| {
         let mut lines = lines;
         lines.sort_unstable();

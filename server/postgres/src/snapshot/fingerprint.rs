@@ -128,7 +128,7 @@ const DIGEST: &str = "encode(sha256(convert_to(coalesce(string_agg(fact, E'\\n' 
                                           getdatabaseencoding())), 'hex')";
 
 /// The facts about a table, an expression, for the publication $2. A fact is a row's text, told from those of other kinds by its
-/// first field.
+/// first field. A partition that was detached and is attached again, with rows that were written meanwhile, is told by who attached it.
 fn facts_of(table: &str, server_version: u32) -> String {
     // 14 publishes no schemas.
     let schemas = if server_version >= 150_000 {
@@ -161,7 +161,7 @@ fn facts_of(table: &str, server_version: u32) -> String {
              FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = {table}
            UNION ALL SELECT ROW('storage', c.oid, c.relfilenode, c.relpersistence, c.relkind)::text
              FROM pg_class c JOIN members m ON m.oid = c.oid
-           UNION ALL SELECT ROW('partition', i.inhrelid, i.inhparent, i.inhdetachpending)::text
+           UNION ALL SELECT ROW('partition', i.inhrelid, i.inhparent, i.inhdetachpending, i.xmin)::text
              FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid AND c.relispartition
              WHERE i.inhrelid IN (SELECT oid FROM members UNION SELECT oid FROM ancestors)
            UNION ALL SELECT ROW('column', a.attnum, a.attname, a.atttypid, a.atttypmod, a.attcollation, a.attgenerated,

@@ -176,6 +176,7 @@ const CHANGES: &[&str] = &[
 const PARTITION_CHANGES: &[&str] = &[
     "CREATE TABLE public.p2 (n int NOT NULL, v int); ALTER TABLE public.p ATTACH PARTITION public.p2 FOR VALUES FROM (9) TO (99)",
     "TRUNCATE public.p2",
+    "BEGIN; ALTER TABLE public.p DETACH PARTITION public.p2; ALTER TABLE public.p ATTACH PARTITION public.p2 FOR VALUES FROM (9) TO (99); COMMIT",
     "ALTER TABLE public.p ADD COLUMN w int DEFAULT 3",
     "ALTER TABLE public.p DETACH PARTITION public.p2",
     "DROP TABLE public.p1",
