@@ -15,6 +15,7 @@ mod discontinuity;
 mod disk_full;
 mod every_type;
 mod failed_fsync;
+mod failing_conditions;
 mod failover_slot;
 mod frozen_server;
 mod grpcurl;

@@ -32,7 +32,7 @@ pub(super) enum Consumer {
 
 /// The same for one row type.
 pub(super) enum Bound {
-    Subquery(Arc<Subquery>),
+    Subquery(Arc<Subquery>, Arc<RowType>),
     Shape(Arc<ShapeRoute>),
 }
 
@@ -58,7 +58,7 @@ impl Consumer {
         match self {
             Consumer::Subquery { of, known, bound: all } => {
                 if let Some(known) = all.get(number, lookup) {
-                    return Ok(Bound::Subquery(Arc::clone(known)));
+                    return Ok(Bound::Subquery(Arc::clone(known), Arc::clone(row_type)));
                 }
                 let failed = |cause| ShapeFailure::of_subquery(of.table(), Position::ZERO, cause);
                 let columns = of.condition().columns().chain([of.column()]);
@@ -66,7 +66,7 @@ impl Consumer {
                 let made = of.bound(&bound(known, row_type)).map_err(|error| Ended::Later(error.to_string()))?;
                 let made = Arc::new(made);
                 all.insert(number, Arc::clone(&made), lacks.then_some(version));
-                Ok(Bound::Subquery(made))
+                Ok(Bound::Subquery(made, Arc::clone(row_type)))
             }
             Consumer::Shape { of, routes } => {
                 if let Some(route) = routes.get(number, lookup) {
@@ -85,7 +85,7 @@ impl Consumer {
 impl Bound {
     fn subqueries(&self) -> &[Arc<Subquery>] {
         match self {
-            Bound::Subquery(subquery) => subquery.condition().subqueries(),
+            Bound::Subquery(subquery, _) => subquery.condition().subqueries(),
             Bound::Shape(route) => route.predicate().subqueries(),
         }
     }
@@ -96,7 +96,7 @@ impl Bound {
 
     fn selects(&self, row: &[u8], members: &dyn Members) -> Result<bool, Failure> {
         match self {
-            Bound::Subquery(subquery) => subquery.condition().selects_given(row, members),
+            Bound::Subquery(subquery, _) => subquery.condition().selects_given(row, members),
             Bound::Shape(route) => route.predicate().selects_given(row, members),
         }
     }
@@ -104,7 +104,7 @@ impl Bound {
     /// Is the row selected at a moment?
     pub(super) fn is_selected(&self, row: &[u8], sets: &Sets, moment: Moment) -> Result<bool, Ended> {
         let is_selected = self.selects(row, &self.given(sets, moment));
-        is_selected.map_err(|failure| self.failed(row, Position::ZERO, failure))
+        is_selected.map_err(|failure| self.failed(row, moment.position(), failure))
     }
 
     /// Where a row that is there from one position to another comes to be selected, or not any more.
@@ -119,12 +119,12 @@ impl Bound {
         turned.map_err(|failure| self.failed(row, until, failure))
     }
 
-    /// The member that a selected row brings.
-    pub(super) fn member(&self, row: &[u8], room: &mut Vec<u8>) -> Result<Option<Box<[u8]>>, Ended> {
+    /// The member that a row brings which is selected at a position.
+    pub(super) fn member(&self, row: &[u8], room: &mut Vec<u8>, at: Position) -> Result<Option<Box<[u8]>>, Ended> {
         match self {
-            Bound::Subquery(subquery) => {
+            Bound::Subquery(subquery, _) => {
                 let member = subquery.member(row, room).map(|member| member.map(Box::from));
-                member.map_err(|failure| self.failed(row, Position::ZERO, failure))
+                member.map_err(|failure| self.failed(row, at, failure))
             }
             Bound::Shape(_) => Ok(None),
         }
@@ -132,7 +132,7 @@ impl Bound {
 
     fn failed(&self, row: &[u8], position: Position, failure: Failure) -> Ended {
         match self {
-            Bound::Subquery(subquery) => ShapeFailure::of_subquery(subquery.table(), position, failure.into()).into(),
+            Bound::Subquery(_, row_type) => ShapeFailure::of_row(row_type, row, position, failure.into()).into(),
             Bound::Shape(route) => route.failed_for(row, position, failure).into(),
         }
     }
@@ -166,7 +166,7 @@ mod tests {
         let mut row_types = RowTypes(vec![without.clone(), with]);
         let mut is_lost = |row_types: &RowTypes| match shape.bound(&without, row_types) {
             Ok(Bound::Shape(route)) => route.is_lost(),
-            Ok(Bound::Subquery(_)) | Err(_) => panic!("it is bound"),
+            Ok(Bound::Subquery(..)) | Err(_) => panic!("it is bound"),
         };
         assert!(!is_lost(&row_types));
         row_types.0.push(without.clone());

@@ -82,14 +82,14 @@ impl Gathering {
         let bound = consumer.bound(row_type, &self.store)?;
         if self.wanted == Wanted::Selected {
             if bound.is_selected(row, sets, Moment::after(self.behind))? {
-                let member = bound.member(row, &mut self.room)?;
+                let member = bound.member(row, &mut self.room, self.behind)?;
                 self.begun.add(key.clone(), member, (consumer.table(), self.bytes_max))?;
                 self.share.set(self.held_bytes + self.begun.byte_count())?;
             }
             return Ok(());
         }
         for (at, is_in) in bound.turns(row, sets, (from, until))? {
-            let member = if is_in { bound.member(row, &mut self.room)? } else { None };
+            let member = if is_in { bound.member(row, &mut self.room, at)? } else { None };
             let row = match (self.keeps_rows, is_in) {
                 (false, _) => Bytes::new(),
                 (true, true) => Bytes::copy_from_slice(row),

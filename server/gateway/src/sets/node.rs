@@ -91,7 +91,7 @@ impl Node {
                         }
                         let is_in = bound.is_selected(&new.row, sets, Moment::before(*begun))?;
                         effects.push(if is_in {
-                            Effect::In(new.key, bound.member(&new.row, room)?)
+                            Effect::In(new.key, bound.member(&new.row, room, *begun)?)
                         } else {
                             Effect::Out(new.key)
                         });

@@ -94,11 +94,11 @@ impl SetsOnce {
         if let Some(missing) = row.missing.first() {
             let column = row_type.column_by_field(*missing).map(|column| column.name.clone()).unwrap_or_default();
             let cause = Cause::Unknown { column };
-            return Err(ShapeFailure::of_subquery(consumer.table(), position, cause).into());
+            return Err(ShapeFailure::of_row(&row_type, &row.row, position, cause).into());
         }
         let bound = consumer.bound(&row_type, store)?;
-        if bound.is_selected(&row.row, &self.sets, NOW)? {
-            self.sets.sets[number].add(bound.member(&row.row, room)?.as_deref());
+        if bound.is_selected(&row.row, &self.sets, Moment::after(position))? {
+            self.sets.sets[number].add(bound.member(&row.row, room, position)?.as_deref());
             let byte_count = self.sets.sets.iter().map(Set::byte_count).sum();
             if byte_count > SET_BYTES_MAX {
                 return Err(Ended::TooLarge { table: consumer.table().clone(), bytes_max: SET_BYTES_MAX });

@@ -39,6 +39,10 @@ impl Moment {
         Moment(position, true)
     }
 
+    pub(super) fn position(self) -> Position {
+        self.0
+    }
+
     fn has_seen(self, flip: Position) -> bool {
         self >= Moment::after(flip)
     }

@@ -112,10 +112,15 @@ pub(crate) struct ShapeFailure {
 }
 
 impl ShapeFailure {
-    /// Of a row that a subquery reads.
+    /// Of all rows that a subquery reads.
     pub(crate) fn of_subquery(table: &TableName, position: Position, cause: Cause) -> Arc<Self> {
         let key = "that a subquery reads".to_owned();
         Arc::new(ShapeFailure { table: table.clone(), position, key, cause })
+    }
+
+    /// Of one row.
+    pub(crate) fn of_row(row_type: &RowType, row: &[u8], position: Position, cause: Cause) -> Arc<Self> {
+        Arc::new(ShapeFailure { table: row_type.name().clone(), position, key: key_of_row(row_type, row), cause })
     }
 
     /// May it be otherwise with what the catalog says now?
@@ -270,14 +275,13 @@ impl ShapeRoute {
     }
 
     fn failure(&self, change: &WholeChange<'_>, position: Position, cause: Cause) -> Arc<ShapeFailure> {
-        let table = self.row_type.name().clone();
-        Arc::new(ShapeFailure { table, position, key: self.key_of(change), cause })
+        let row = if change.row.is_empty() { &change.old } else { &change.row };
+        ShapeFailure::of_row(&self.row_type, row, position, cause)
     }
 
     /// The condition fails for a row.
     pub(crate) fn failed_for(&self, row: &[u8], position: Position, failure: Failure) -> Arc<ShapeFailure> {
-        let (table, key) = (self.row_type.name().clone(), self.key_of_row(row));
-        Arc::new(ShapeFailure { table, position, key, cause: failure.into() })
+        ShapeFailure::of_row(&self.row_type, row, position, failure.into())
     }
 
     fn verdict<'a>(&self, change: &'a WholeChange<'a>, by: Judgement<'_>) -> Result<Verdict<'a>, Cause> {
@@ -413,24 +417,6 @@ impl ShapeRoute {
         let column = self.row_type.column_by_field(field);
         Err(Cause::Unknown { column: column.map(|column| column.name.clone()).unwrap_or_default() })
     }
-
-    /// The row's key, for people.
-    fn key_of(&self, change: &WholeChange<'_>) -> String {
-        self.key_of_row(if change.row.is_empty() { &change.old } else { &change.row })
-    }
-
-    fn key_of_row(&self, row: &[u8]) -> String {
-        let mut text = RowText::default();
-        let decoder = RowDecoder::of_row_type(&self.row_type, |_| b',');
-        let decoder = decoder.map(|decoder| decoder.only(self.row_type.key()));
-        let printed = decoder.is_ok_and(|decoder| decoder.text(row, &mut text).is_ok());
-        let names = self.row_type.proto().columns.iter().filter(|column| column.key).map(|column| &column.name);
-        if !printed {
-            return format!("({}, which cannot be read)", names.cloned().collect::<Vec<_>>().join(", "));
-        }
-        let pair = |(name, value): (&String, Option<&str>)| format!("{name} = {}", short(value.unwrap_or("NULL")));
-        format!("({})", names.zip(text.values()).map(pair).collect::<Vec<_>>().join(", "))
-    }
 }
 
 impl Lost {
@@ -464,6 +450,20 @@ pub(crate) fn completed<'a>(
         }
     }
     Ok((row, missing))
+}
+
+/// The row's key, for people.
+fn key_of_row(row_type: &RowType, row: &[u8]) -> String {
+    let mut text = RowText::default();
+    let decoder = RowDecoder::of_row_type(row_type, |_| b',');
+    let decoder = decoder.map(|decoder| decoder.only(row_type.key()));
+    let printed = decoder.is_ok_and(|decoder| decoder.text(row, &mut text).is_ok());
+    let names = row_type.proto().columns.iter().filter(|column| column.key).map(|column| &column.name);
+    if !printed {
+        return format!("({}, which cannot be read)", names.cloned().collect::<Vec<_>>().join(", "));
+    }
+    let pair = |(name, value): (&String, Option<&str>)| format!("{name} = {}", short(value.unwrap_or("NULL")));
+    format!("({})", names.zip(text.values()).map(pair).collect::<Vec<_>>().join(", "))
 }
 
 /// At most so much of a value as a person wants to read.
