@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
-use tidegate_client::{MirrorState, Shape, SourceStatus, Start, Subscription, Updates};
+use tidegate_client::{MirrorState, Parameter, Shape, SourceStatus, Start, Subscription, Updates};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Touched, Writers,
     asked_for, disturb, held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected,
@@ -20,8 +20,74 @@ const MORE_SHAPES: usize = 40;
 /// Commits that a subscriber takes between two comparisons.
 const COMMITS: u32 = 40;
 
+/// The keyed tables, and one with the other types that conditions are often about.
+const TABLES: [(&str, &[&str]); 4] = [KEYED_TABLES[0], KEYED_TABLES[1], KEYED_TABLES[2], ("public.reading", &["id"])];
+
 /// The columns besides the key.
-pub(crate) const COLUMNS: [&[&str]; 3] = [&["name", "note"], &["v"], &["v", "body"]];
+pub(crate) const COLUMNS: [&[&str]; 4] =
+    [&["name", "note"], &["v"], &["v", "body"], &["amount", "day", "at", "data", "tags", "counts"]];
+
+const READING: &str = "
+create table reading (id bigint primary key, amount numeric, day date, at timestamptz, data jsonb, tags text[], counts int[]);
+alter table reading alter data set storage external;
+insert into reading select n, n % 90 + (n % 4) * 0.25, date '2024-01-01' + n % 60, timestamptz '2024-01-01 00:00Z' + n * interval '1 hour',
+  jsonb_build_object('k', n % 60, 'n', (n % 70)::text), array['t' || n % 10, 't' || n % 3], array[n % 40, n % 7] from generate_series(1, 1500) n";
+
+/// A transaction on the keyed tables, or on the other one.
+fn transaction(random: &mut StdRng) -> String {
+    if random.random_ratio(2, 3) {
+        return keyed_transaction(random);
+    }
+    let changes: Vec<String> = (0..random.random_range(1..6)).map(|_| change(random)).collect();
+    let end = if random.random_ratio(1, 12) { "rollback" } else { "commit" };
+    format!("begin; {}; {end}", changes.join("; "))
+}
+
+fn change(random: &mut StdRng) -> String {
+    let (id, other, n) =
+        (random.random_range(1..1_700), random.random_range(1..1_700), random.random_range(0..60_usize));
+    let amount = match n % 6 {
+        0 => "null".to_owned(),
+        1 => "'NaN'".to_owned(),
+        2 => format!("{n}.{}00", n % 10),
+        _ => format!("{n}.{n}"),
+    };
+    let day = match n % 7 {
+        0 => "null".to_owned(),
+        1 => "'infinity'".to_owned(),
+        _ => format!("date '2024-01-01' + {n}"),
+    };
+    let at = if n % 5 == 0 {
+        "null".to_owned()
+    } else {
+        format!("timestamptz '2024-01-01 00:00Z' + interval '{other} hours'")
+    };
+    let data = match n % 8 {
+        0 => "null".to_owned(),
+        1 => "'null'".to_owned(),
+        2 => "'[1, 2, {\"k\": 3}]'".to_owned(),
+        3 => format!("'\"t{n}\"'"),
+        4 => format!("jsonb_build_object('k', {n}, 'pad', repeat('{other}', 900))"),
+        _ => format!("jsonb_build_object('k', {n}, 'n', '{other}')"),
+    };
+    let tags =
+        ["null".to_owned(), "'{}'".to_owned(), format!("array['t{}', null]", n % 10), format!("array['t{}']", n % 4)];
+    let (tags, counts) = (&tags[n % 4], format!("array[{}, {n}]", n % 5));
+    match random.random_range(0..8) {
+        0 => format!("delete from reading where id = {id}"),
+        1 => format!(
+            "update reading set id = {other} where id = {id} and not exists (select from reading where id = {other})"
+        ),
+        2 => format!("update reading set amount = {amount}, day = {day} where id = {id}"),
+        3 => format!("update reading set at = {at}, tags = {tags} where id = {id}"),
+        4 => format!("update reading set data = {data} where id = {id}"),
+        5 => format!("update reading set counts = counts || {n} where id % 50 = {n} and cardinality(counts) < 5"),
+        _ => format!(
+            "insert into reading values ({id}, {amount}, {day}, {at}, {data}, {tags}, {counts}) on conflict (id) do update \
+             set amount = excluded.amount, tags = excluded.tags, counts = excluded.counts"
+        ),
+    }
+}
 
 /// A condition on one of the tables.
 pub(crate) fn condition(random: &mut StdRng, table: usize, depth: u32) -> String {
@@ -55,7 +121,7 @@ pub(crate) fn condition(random: &mut StdRng, table: usize, depth: u32) -> String
             format!("(b, a) <> ({}, 'k{}')", m % 25, n % 160),
             format!("a like 'k{}%'", m % 10),
         ],
-        _ => vec![
+        2 => vec![
             format!("v < {n}"),
             "body is not null".to_owned(),
             format!("length(body) % {m} = 0"),
@@ -63,8 +129,77 @@ pub(crate) fn condition(random: &mut StdRng, table: usize, depth: u32) -> String
             "id < '80000000-0000-0000-0000-000000000000'".to_owned(),
             format!("v = any ('{{{n}, {}, {}}}')", n / 2, m),
         ],
+        _ => vec![
+            format!("amount > {m}.5"),
+            format!("amount = {}", n % 90),
+            "amount % 1 = 0".to_owned(),
+            format!("day between '2024-01-05' and '2024-02-{:02}'", m % 28 + 1),
+            format!("day - {} < '2024-01-20'", m % 9),
+            format!("at < '2024-{:02}-01 00:00+00'", m % 5 + 1),
+            format!("data @> '{{\"k\": {m}}}'"),
+            format!("(data ->> 'n')::numeric < {}", n % 1_500),
+            "jsonb_typeof(data) = 'object' and not data ? 'pad'".to_owned(),
+            format!("tags @> '{{t{}}}'", m % 10),
+            format!("tags && array['t{}', 't{}']", m % 10, n % 4),
+            format!("'t{}' = any (tags)", m % 4),
+            format!("counts[1] < {}", m % 40),
+            format!("cardinality(counts) > 2 or counts = '{{{}, {}}}'", n % 40, n % 7),
+            "tags is null".to_owned(),
+        ],
     };
     conditions.choose(random).cloned().unwrap_or_default()
+}
+
+/// Types and values of parameters.
+type Given = Vec<(&'static str, String)>;
+
+/// A condition on one of the tables with parameters.
+fn with_parameters(random: &mut StdRng, table: usize) -> (&'static str, Given) {
+    let (n, m) = (random.random_range(0..4_500), random.random_range(1..60));
+    let conditions: Vec<(&str, Given)> = match table {
+        0 => vec![
+            ("name = $1", vec![("text", format!("n{n}"))]),
+            ("id between $1 and $2", vec![("int8", n.to_string()), ("int8", (n + 40 * m).to_string())]),
+            ("length(note) > $1", vec![("int4", (m * 100).to_string())]),
+            ("starts_with(name, $1)", vec![("text", format!("u{}", m % 10))]),
+        ],
+        1 => vec![
+            ("b = $1", vec![("int4", (m % 25).to_string())]),
+            ("a = any ($1)", vec![("text[]", format!("{{k{m},k{}}}", n % 160))]),
+            ("v > $1 and b <> $2", vec![("int8", n.to_string()), ("int4", (m % 25).to_string())]),
+        ],
+        2 => vec![
+            ("id < $1", vec![("uuid", format!("{m:02}000000-0000-0000-0000-000000000000"))]),
+            (
+                "v in ($1, $2) or v % $3 = 0",
+                vec![("int4", n.to_string()), ("int4", "7".to_owned()), ("int4", m.to_string())],
+            ),
+        ],
+        _ => vec![
+            ("amount < $1 + 1", vec![("numeric", format!("{m}.50"))]),
+            (
+                "day = $1 or day > $2",
+                vec![("date", format!("2024-01-{:02}", m % 28 + 1)), ("date", "2024-02-20".to_owned())],
+            ),
+            ("at >= $1", vec![("timestamptz", format!("2024-02-{:02} 12:00:00+00", m % 28 + 1))]),
+            ("data @> $1", vec![("jsonb", format!("{{\"k\": {m}}}"))]),
+            ("data ->> $1 = $2", vec![("text", "n".to_owned()), ("text", m.to_string())]),
+            ("tags && $1", vec![("text[]", format!("{{t{},t{}}}", m % 10, n % 4))]),
+            ("counts @> $1", vec![("int4[]", format!("{{{}}}", m % 40))]),
+        ],
+    };
+    conditions.choose(random).cloned().unwrap_or_default()
+}
+
+/// One of either kind, or both.
+fn any_condition(random: &mut StdRng, table: usize) -> (String, Given) {
+    let plain = condition(random, table, 2);
+    let (asked, given) = with_parameters(random, table);
+    match random.random_range(0..4) {
+        0 | 1 => (plain, Given::new()),
+        2 => (asked.to_owned(), given),
+        _ => (format!("({plain}) or ({asked})"), given),
+    }
 }
 
 /// A shape, and how PostgreSQL is asked for its rows.
@@ -74,14 +209,27 @@ struct Watched {
 }
 
 impl Watched {
-    fn of(table: usize, condition: &str, columns: &[&str], updates: Updates) -> Self {
-        let (name, key) = KEYED_TABLES[table];
+    fn of(table: usize, (condition, given): (&str, &Given), columns: &[&str], random: &mut StdRng) -> Self {
+        let (name, key) = TABLES[table];
+        let updates = [Updates::FullRow, Updates::ChangedColumns][random.random_range(0..2)];
         let shape = Shape::of(name).matching(condition).columns(columns.iter().copied()).updates(updates);
-        let shown = match columns {
-            [] => "*".to_owned(),
-            columns => [key, columns].concat().join(", "),
-        };
-        let filter = if condition.is_empty() { String::new() } else { format!(" where {condition}") };
+        let shape = given.iter().fold(shape, |shape, (type_name, value)| {
+            // In most of these conditions the place asks for the parameter's type.
+            let is_typed = condition.contains("$1 + 1") || random.random_bool(0.5);
+            shape.parameter(Parameter::typed(if is_typed { *type_name } else { "" }, value.as_str()))
+        });
+        let columns = if columns.is_empty() { COLUMNS[table] } else { columns };
+        // As a row's JSON has them.
+        let shown = key.iter().chain(columns).map(|column| match *column {
+            "at" => "to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as at".to_owned(),
+            "tags" | "counts" => format!("to_json({column})::text as {column}"),
+            other => other.to_owned(),
+        });
+        let shown = shown.collect::<Vec<_>>().join(", ");
+        let written = (1..).zip(given).fold(condition.to_owned(), |text, (number, (type_name, value))| {
+            text.replace(&format!("${number}"), &format!("'{value}'::{type_name}"))
+        });
+        let filter = if written.is_empty() { written } else { format!(" where {written}") };
         Watched { shape, query: format!("(select {shown} from {name}{filter}) shape") }
     }
 }
@@ -98,18 +246,17 @@ struct Subscriber {
 
 impl Subscriber {
     fn new(endpoint: &str, mut random: StdRng) -> Self {
-        let table = random.random_range(0..KEYED_TABLES.len());
-        let tested = condition(&mut random, table, 2);
-        let updates = |random: &mut StdRng| [Updates::FullRow, Updates::ChangedColumns][random.random_range(0..2)];
-        let mut watched = vec![Watched::of(table, "", &[], updates(&mut random))];
+        let table = random.random_range(0..TABLES.len());
+        let (tested, given) = any_condition(&mut random, table);
+        let mut watched = vec![Watched::of(table, ("", &Given::new()), &[], &mut random)];
         for test in ["is true", "is not true"] {
-            watched.push(Watched::of(table, &format!("({tested}) {test}"), &[], updates(&mut random)));
+            watched.push(Watched::of(table, (&format!("({tested}) {test}"), &given), &[], &mut random));
         }
         for _ in 0..random.random_range(1..MORE_SHAPES) {
-            let table = random.random_range(0..KEYED_TABLES.len());
+            let table = random.random_range(0..TABLES.len());
             let columns: Vec<&str> = COLUMNS[table].iter().copied().filter(|_| random.random_ratio(1, 2)).collect();
-            let condition = condition(&mut random, table, 2);
-            watched.push(Watched::of(table, &condition, &columns, updates(&mut random)));
+            let (condition, given) = any_condition(&mut random, table);
+            watched.push(Watched::of(table, (&condition, &given), &columns, &mut random));
         }
         let mut shapes = watched.iter().map(|watched| watched.shape.clone());
         let first = Subscription::shape(shapes.next().expect("there are three at least"));
@@ -143,7 +290,7 @@ impl Subscriber {
 
     /// Each row that the commit has touched is in exactly one of a condition's shape and its opposite's, if it is there at all.
     fn must_agree(&self) -> Result<()> {
-        let (table, _) = KEYED_TABLES[self.table];
+        let (table, _) = TABLES[self.table];
         let names = [0, 1, 2].map(|selection| selected(table, selection));
         for touched in &self.copier.touched {
             let Touched::Row(name, key) = touched else { continue };
@@ -172,7 +319,7 @@ impl Subscriber {
         tokio::time::timeout(DEADLINE, reading).await.context("the snapshot does not end")??;
         self.copier.until_caught_up(database).await?;
         for (at, watched) in (0..).zip(&self.watched) {
-            let name = KEYED_TABLES.iter().find(|(name, _)| watched.query.contains(&format!("from {name}")));
+            let name = TABLES.iter().find(|(name, _)| watched.query.contains(&format!("from {name}")));
             let (name, key) = name.context("a table")?;
             let theirs = held_by_postgres(database, &watched.query, key).await?;
             let ours = self.copier.replica.table(&selected(name, at));
@@ -183,16 +330,16 @@ impl Subscriber {
 }
 
 fn is_complete(status: &SourceStatus) -> bool {
-    status.mirror.len() == KEYED_TABLES.len()
-        && status.mirror.iter().all(|table| table.state() == MirrorState::Complete)
+    status.mirror.len() == TABLES.len() && status.mirror.iter().all(|table| table.state() == MirrorState::Complete)
 }
 
-/// A server that has the keyed tables in its mirror, and little memory.
+/// A server that has the tables in its mirror, and little memory.
 pub(crate) async fn mirroring(database: &Database) -> Result<Server> {
     let (tables, rows) = keyed_tables();
     database.execute(tables).await?;
+    database.execute(READING).await?;
     let mut config = ServerConfig::of(database.url());
-    config.source_lines.push("mirror: [account, pair, thing]".to_owned());
+    config.source_lines.push("mirror: [account, pair, thing, reading]".to_owned());
     config.source_lines.push("memory: {transactions: 256KiB, feed: 256KiB, tail: 1MiB, mirror: 1MiB}".to_owned());
     let server = Server::start(config).await?;
     database.execute(&rows).await?;
@@ -207,7 +354,7 @@ async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
     let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s"), ("logical_decoding_work_mem", "64kB")]).await?;
     let database = cluster.database("shapes").await?;
     let mut server = mirroring(&database).await?;
-    let writers = Writers::start(WRITERS, (database.url(), seed), keyed_transaction);
+    let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
     let endpoint = server.endpoint();
     let mut next = 100;
     let mut another = || {
@@ -240,6 +387,7 @@ async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
         subscribers.retain(|_| random.random_ratio(4, 5));
     }
     writers.stop().await;
+    ensure!(compared >= shapes, "only {compared} comparisons");
     println!("{compared} comparisons of {} subscribers' shapes", next - 100);
     Ok(())
 }
