@@ -18,7 +18,7 @@ use tokio_stream::StreamExt as _;
 const WRITERS: u64 = 2;
 const QUERIES: u32 = 150;
 /// What row 0 counts to when nobody writes any more.
-const LAST: i64 = 1_000_000_000;
+pub(crate) const LAST: i64 = 1_000_000_000;
 
 const SCHEMA: &str = "
 create type mood as enum ('sad', 'ok', 'happy');
@@ -237,7 +237,9 @@ async fn it_answers_as_postgresql_does_at_one_version_and_a_subscription_goes_on
     writers.stop().await;
     database.execute(&format!("update item set v = {LAST} where id = 0")).await?;
     for (asked, token, rows) in &followed {
-        let ours = tokio::time::timeout(DEADLINE, follow(&client, asked, token, rows)).await.context("its end")??;
+        let ours = tokio::time::timeout(DEADLINE, follow(&client, asked.shape(), (token, rows), apply))
+            .await
+            .context("its end")??;
         let theirs = oracle(&database, LAST, (asked.condition, "", 0)).await?;
         ensure!(ours == theirs, "where {}, followed from {token}:\n{ours:?}\n{theirs:?}", asked.condition);
     }
@@ -253,10 +255,18 @@ async fn it_answers_as_postgresql_does_at_one_version_and_a_subscription_goes_on
     Ok(())
 }
 
-/// The rows with what has become of them, by a subscription from the token.
-async fn follow(client: &Client, asked: &Asked, token: &Token, rows: &[(i64, i64)]) -> Result<Vec<(i64, i64)>> {
-    let subscription = Subscription::shape(asked.shape()).source("shop").from(Start::Token(token.clone()));
-    let mut held: BTreeMap<i64, i64> = rows.iter().copied().collect();
+/// Numbers by key.
+pub(crate) type HeldNumbers = BTreeMap<i64, i64>;
+
+/// The rows with what has become of them, by a subscription to the shape from the token, until row 0 has counted to the last.
+pub(crate) async fn follow(
+    client: &Client,
+    shape: Shape,
+    (token, rows): (&Token, &[(i64, i64)]),
+    apply: fn(&Change, &mut HeldNumbers) -> Result<()>,
+) -> Result<Vec<(i64, i64)>> {
+    let subscription = Subscription::shape(shape).source("shop").from(Start::Token(token.clone()));
+    let mut held: HeldNumbers = rows.iter().copied().collect();
     let mut changes = client.subscribe(subscription);
     let mut open: Vec<Change> = Vec::new();
     while held.get(&0) != Some(&LAST) {
@@ -272,7 +282,7 @@ async fn follow(client: &Client, asked: &Asked, token: &Token, rows: &[(i64, i64
 }
 
 /// Strictly: what is inserted was not there, what is updated or deleted was.
-fn apply(change: &Change, held: &mut BTreeMap<i64, i64>) -> Result<()> {
+fn apply(change: &Change, held: &mut HeldNumbers) -> Result<()> {
     let number = |row: Option<serde_json::Map<String, Value>>, name: &str| {
         row.and_then(|row| row.get(name).and_then(Value::as_i64)).with_context(|| format!("{name} in {change:?}"))
     };

@@ -4,19 +4,16 @@
 //! Row 0 counts transactions: it is in every answer and says of which version that is. What each table held at each version stands in a
 //! history that triggers write, and PostgreSQL's own subqueries over that are the oracle.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use serde_json::Value;
-use tidegate_client::{Change, Client, Event, Op, OrderBy, Query, Shape, Start, Subscription, Token};
+use tidegate_client::{Change, Client, Op, OrderBy, Query, Shape};
 use tidegate_integration_tests::{Cluster, DEADLINE, Database, Seed, Server, ServerConfig, Writers, asked_for, within};
-use tokio_stream::StreamExt as _;
+
+use crate::shape_query::{HeldNumbers, LAST, follow};
 
 const WRITERS: u64 = 3;
 const QUERIES: u32 = 80;
-/// What row 0 counts to when nobody writes any more.
-const LAST: i64 = 1_000_000_000;
 
 const SCHEMA: &str = "
 create table item (id int primary key, v bigint, owner int, tag text);
@@ -147,8 +144,9 @@ async fn it_answers_as_postgresql_does_at_one_version_of_all_tables() -> Result<
     writers.stop().await;
     database.execute(&format!("update item set v = {LAST} where id = 0")).await?;
     for (condition, token, rows) in &followed {
-        let ours =
-            tokio::time::timeout(DEADLINE, follow(&client, condition, token, rows)).await.context("its end")??;
+        let ours = tokio::time::timeout(DEADLINE, follow(&client, shape(condition), (token, rows), apply))
+            .await
+            .context("its end")??;
         let theirs = oracle(&database, LAST, condition, 0).await?;
         ensure!(ours == theirs, "where {condition}, followed from {token}:\n{ours:?}\n{theirs:?}");
     }
@@ -156,24 +154,8 @@ async fn it_answers_as_postgresql_does_at_one_version_of_all_tables() -> Result<
     Ok(())
 }
 
-/// The rows with what has become of them, by a subscription from the token.
-async fn follow(client: &Client, condition: &str, token: &Token, rows: &[(i64, i64)]) -> Result<Rows> {
-    let mut changes = client.subscribe(Subscription::shape(shape(condition)).from(Start::Token(token.clone())));
-    let mut held: BTreeMap<i64, i64> = rows.iter().copied().collect();
-    let mut open: Vec<Change> = Vec::new();
-    while held.get(&0) != Some(&LAST) {
-        match changes.next().await.context("more")?? {
-            Event::Begin { .. } | Event::Abort => open.clear(),
-            Event::Change(change) => open.push(change),
-            Event::Commit { .. } => open.drain(..).try_for_each(|change| apply(&change, &mut held))?,
-            Event::Reset { detail, .. } => anyhow::bail!("reset: {detail}"),
-            _mark => {}
-        }
-    }
-    Ok(held.into_iter().collect())
-}
-
-fn apply(change: &Change, held: &mut BTreeMap<i64, i64>) -> Result<()> {
+/// A row may be told twice in one transaction: what is inserted may be there.
+fn apply(change: &Change, held: &mut HeldNumbers) -> Result<()> {
     if change.op == Op::Insert || change.op == Op::Update {
         let (id, v) = pair(&change.row_json()?.context("a row")?)?;
         held.insert(id, v);
