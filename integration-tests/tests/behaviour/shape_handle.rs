@@ -8,7 +8,7 @@ use tidegate_client::{
 };
 use tidegate_integration_tests::{
     Cluster, DEADLINE, Database, Seed, Server, ServerConfig, Writers, held_by_postgres, held_by_shape, keyed_tables,
-    keyed_transaction, must_equal,
+    keyed_transaction, must_equal, within,
 };
 use tokio::task::JoinSet;
 
@@ -129,6 +129,32 @@ async fn it_holds_what_a_select_has_whatever_happens_to_the_server() -> Result<(
     drop(purses);
     let seen = watching.join_next().await.context("the watcher")???;
     ensure!(seen > 0, "no update was seen");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_says_whether_its_rows_are_current() -> Result<()> {
+    let (database, mut server) = served("shape_is_current").await?;
+    let client = Client::connect(server.endpoint()).await?;
+    let purses = client.shape("shop", Shape::of("purse").matching("owner = 'a'"));
+    let current = async || {
+        tokio::time::timeout(DEADLINE, purses.current()).await.context("does not get current")??;
+        anyhow::Ok(purses.is_current())
+    };
+    ensure!(current().await?, "its rows are those of a server that has told all");
+    for is_killed in [true, false] {
+        if is_killed {
+            server.kill().await?;
+        } else {
+            server.terminate().await?;
+        }
+        within("it to notice that the server is away", async || Ok((!purses.is_current()).then_some(()))).await?;
+        ensure!(purses.rows().len() == 20, "the rows stay");
+        database.execute("update purse set amount = amount + 1").await?;
+        server.launch().await?;
+        must_equal_select(&purses, &database, "select * from purse where owner = 'a'").await?;
+        ensure!(current().await?, "it is current again");
+    }
     Ok(())
 }
 

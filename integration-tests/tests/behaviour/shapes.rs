@@ -6,7 +6,7 @@ use tidegate_client::{
     Change, Changes, Client, Event, MirrorState, Move, Parameter, ResetReason, Shape, SourceStatus, Start,
     Subscription, Token, Updates,
 };
-use tidegate_integration_tests::{Cluster, DEADLINE, Database, Server, ServerConfig};
+use tidegate_integration_tests::{Cluster, DEADLINE, Database, Server, ServerConfig, tidegate};
 use tidegate_proto::v1;
 use tokio_stream::StreamExt as _;
 
@@ -417,7 +417,9 @@ async fn a_shape_goes_on_over_schema_changes_that_leave_its_columns() -> Result<
         .await?;
     // What a row was is not known before it is written under the new row type: it may have been in the shape.
     let heard = plain.until(&database, "altered").await?;
-    moody.heard("altered").await?;
+    let mut of_moods = moody.heard("altered").await?;
+    of_moods.sort_unstable();
+    ensure!(of_moods == ["delete out:  | id=1", "delete out:  | id=2", "delete out:  | id=3"], "{of_moods:?}");
     ensure!(heard[0].starts_with("update: id=1 total=11.00"), "{heard:?}");
     ensure!(heard[1].starts_with("delete out:  | id=1"), "{heard:?}");
     // A label that is newer than what the shape was made of.
@@ -566,5 +568,59 @@ async fn rows_move_by_what_a_subquery_selects() -> Result<()> {
     let moved_out = seen[2..].iter().filter(|(op, moved, ..)| (*op, *moved) == (Op::Delete, Moved::MovedOut));
     ensure!(seen[..2] == [read, read] && moved_out.count() == 2, "{seen:?}");
     ensure!(seen[2..].contains(&(Op::Insert, Moved::MovedIn, true, false)), "{seen:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tail_prints_a_shape_from_now_on_and_behind_a_token() -> Result<()> {
+    let (database, server) = served("shape_tail", ORDERS, &["orders"]).await?;
+    let tail = ["tail", "--table", "orders", "--where", "tenant = $1", "--param", "7", "--json", "--limit"];
+    let lines = |printed: &str| -> Result<Vec<Json>> {
+        printed.lines().map(|line| Ok(serde_json::from_str::<Json>(line)?)).collect()
+    };
+    let client = Client::connect(server.endpoint()).await?;
+    let mut events = client.subscribe(Subscription::shape(Shape::of("orders").matching("tenant = 7")));
+    let first = tokio::time::timeout(DEADLINE, events.next()).await.context("nothing comes")?.context("no event")??;
+    let Event::Opened { token, .. } = first else { bail!("{first:?} instead of Opened") };
+    drop(events);
+
+    // It is not known when it has begun: written until it has seen something, and that is nothing of before.
+    let arguments = [&tail[..], &["1", "--from", "now"]].concat();
+    let is_over = std::cell::Cell::new(false);
+    let printing = async {
+        let printed = server.command(&arguments).await;
+        is_over.set(true);
+        printed
+    };
+    let writing = async {
+        let mut number = 100;
+        while !is_over.get() {
+            number += 1;
+            let rows = format!("({number}, 8, 'x', 1), (-{number}, 7, 'y', 2)");
+            database.execute(&format!("insert into orders values {rows}")).await?;
+        }
+        anyhow::Ok(number)
+    };
+    let (printed, number) = tokio::join!(printing, writing);
+    let (printed, number) = (lines(&printed?)?, number?);
+    let id = printed[0]["key"]["id"].as_i64().context("an id")?;
+    ensure!(printed.len() == 1 && printed[0]["op"] == "insert" && (-number..=-101).contains(&id), "{printed:?}");
+
+    // All that has been written since, in order, and how rows move.
+    database.execute("update orders set tenant = 7 where id = 3; update orders set tenant = 8 where id = 1").await?;
+    let count = usize::try_from(number - 100)? + 2;
+    let (limit, token) = (count.to_string(), token.to_string());
+    let printed = lines(&server.command(&[&tail[..], &[limit.as_str(), "--from", token.as_str()]].concat()).await?)?;
+    let told: Vec<i64> = printed.iter().filter_map(|line| line["key"]["id"].as_i64()).collect();
+    let expected: Vec<i64> = (101..=number).map(|number: i64| -number).chain([3, 1]).collect();
+    ensure!(told == expected, "{told:?} instead of {expected:?}");
+    let moves = [&printed[count - 2]["move"], &printed[count - 1]["move"]];
+    ensure!(moves == ["in", "out"], "{printed:?}");
+
+    let endpoint = server.endpoint();
+    let both = ["tail", "--server", &endpoint, "--shape", "mine", "--table", "orders", "--where", "tenant = 7"];
+    let refused = tidegate(&both).await?;
+    let message = String::from_utf8(refused.stderr)?;
+    ensure!(refused.status.code() == Some(2) && message.contains("'--shape <NAME>' cannot be used with"), "{message}");
     Ok(())
 }

@@ -260,17 +260,23 @@ async fn of_several_selections_the_one_that_is_edited_changes() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_difference_tells_is_a_reset_that_says_why() -> Result<()> {
-    let (_database, server) = served("edited_reset").await?;
+    let (database, server) = served("edited_reset").await?;
+    let of_others = |total: u32| format!("id in (select tenant from orders where total > {total})");
     let plain = |condition: &str| Shape::of("plain").matching(condition);
     let parameter = || Parameter::of_type("int8");
     for (before, after, why) in [
         (orders("tenant = 1"), plain("v = 1"), "table public.plain now"),
         (plain("v = 1"), plain("v = 2"), "not mirrored"),
         (orders("tenant = 1"), orders("tenant = $1").parameter(parameter()), "1 parameters"),
+        (orders("tenant = 1"), orders(&of_others(5)), "a shape with subqueries is selected"),
+        (orders(&of_others(5)), orders("tenant = 1"), "a shape with subqueries is selected"),
+        (orders(&of_others(5)), orders(&of_others(29)), "a shape with subqueries is selected"),
     ] {
         define(&server, "mine", before).await?;
         let mut copier = Copier::of(&server.endpoint(), mine(), Start::Snapshot);
         copier.until_snapshot_end().await?;
+        let condition = after.clone().into_proto().r#where;
+        let select = why.contains("subqueries").then(|| format!("select * from orders where {condition}"));
         define(&server, "mine", after).await?;
         let reset = async {
             loop {
@@ -281,6 +287,12 @@ async fn what_no_difference_tells_is_a_reset_that_says_why() -> Result<()> {
         };
         let (reason, detail) = tokio::time::timeout(DEADLINE, reset).await.context("no reset came")??;
         ensure!(reason == ResetReason::DefinitionChanged && detail.contains(why), "{reason:?}: {detail}");
+        // It is read anew, by the new definition.
+        if let Some(query) = &select {
+            let mut anew = Copier::of(&server.endpoint(), mine(), Start::Snapshot);
+            anew.until_snapshot_end().await?;
+            until_equal(&mut anew, &database, query).await?;
+        }
         Client::connect(server.endpoint()).await?.delete_shape("shop", "mine").await?;
     }
     Ok(())

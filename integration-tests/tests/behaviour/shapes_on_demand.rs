@@ -23,6 +23,8 @@ async fn served(name: &str, lines: &[&str]) -> Result<(Database, Server)> {
     database.execute(tables).await?;
     database.execute(&rows).await?;
     database.execute("create table marks (id int); insert into marks values (1)").await?;
+    // So that it is known how many rows there are, about.
+    database.execute("analyze account, pair, thing").await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.extend(lines.iter().map(|line| (*line).to_owned()));
     let server = Server::start(config).await?;
@@ -84,7 +86,9 @@ async fn it_waits_for_its_mirror_and_goes_on_by_itself_whatever_happens_to_the_s
 
 #[tokio::test(flavor = "multi_thread")]
 async fn watch_says_how_far_it_is() -> Result<()> {
-    let (_database, server) = served("shapes_on_demand_watch", &[SLOWLY]).await?;
+    const ROWS: u64 = 2_000;
+    let slowly = "snapshots: {readers: 1, rows_per_second: 500}";
+    let (_database, server) = served("shapes_on_demand_watch", &[slowly]).await?;
     let mut client = v1::changes_client::ChangesClient::connect(server.endpoint()).await?;
     let shape = v1::ShapeSelection { table: "thing".into(), ..v1::ShapeSelection::default() };
     let start = v1::Start { from: Some(v1::start::From::At(v1::start::Point::Snapshot as i32)) };
@@ -93,12 +97,16 @@ async fn watch_says_how_far_it_is() -> Result<()> {
     let mut marks = Vec::new();
     while let Some(response) = timeout(DEADLINE, responses.next()).await.context("nothing comes")? {
         match response?.mark {
-            Some(Mark::Preparing(preparing)) => marks.push(preparing.table),
+            Some(Mark::Preparing(preparing)) => marks.push(preparing),
             Some(Mark::SnapshotEnd(_)) => break,
             Some(_) | None => {}
         }
     }
-    ensure!(!marks.is_empty() && marks.iter().all(|table| table == "public.thing"), "{marks:?}");
+    ensure!(!marks.is_empty() && marks.iter().all(|mark| mark.table == "public.thing"), "{marks:?}");
+    ensure!(marks.is_sorted_by_key(|mark| mark.rows_read), "{marks:?}");
+    // While rows are being read, of as many as there are.
+    let is_amid = |mark: &v1::Preparing| (1..=ROWS).contains(&mark.rows_read) && mark.rows_estimated == ROWS;
+    ensure!(marks.iter().any(is_amid), "{marks:?}");
     Ok(())
 }
 
@@ -126,5 +134,27 @@ async fn what_may_not_be_mirrored_is_refused_with_the_next_step() -> Result<()> 
     let keyless = refused(&server, of("marks")).await?.to_string();
     ensure!(keyless.contains("does not hold it"), "{keyless}");
     ensure!(server.status().await?.mirror.is_empty(), "something is mirrored");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn to_validate_and_explain_a_shape_mirrors_nothing() -> Result<()> {
+    let (_database, server) = served("shapes_on_demand_asked", &[]).await?;
+    let client = Client::connect(server.endpoint()).await?;
+    let with_subquery = "name in (select body from thing where v > 7)";
+    for condition in [CONDITION, with_subquery] {
+        let shape = Shape::of("account").matching(condition);
+        let valid = client.validate_shape("shop", &shape).await?;
+        ensure!(valid.columns.len() == 3, "{valid:?}");
+        let explained = client.explain_shape("shop", &shape).await?;
+        ensure!(!explained.summary.is_empty(), "{explained:?}");
+    }
+    server.command(&["shape", "validate", "--table", "account", "--where", CONDITION]).await?;
+    server.command(&["shape", "explain", "--table", "account", "--where", CONDITION]).await?;
+    // What is asked for later is mirrored, and nothing else: what had been asked for before would be there too.
+    let mut shape = Copier::of(&server.endpoint(), Subscription::shape(Shape::of("pair")), Start::Snapshot);
+    shape.until_snapshot_end().await?;
+    let mirrored: Vec<String> = server.status().await?.mirror.into_iter().map(|table| table.table).collect();
+    ensure!(mirrored == ["public.pair"], "{mirrored:?}");
     Ok(())
 }
