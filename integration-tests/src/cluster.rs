@@ -64,12 +64,32 @@ impl Cluster {
     /// # Errors
     /// No programs, or it does not start.
     pub async fn start(settings: &[(&str, &str)]) -> Result<Cluster> {
+        Cluster::started(Cluster::stopped(Installation::find()?, Scratch::new()?)?, "C", settings).await
+    }
+
+    /// A new server whose databases have a locale of the operating system's, which is compiled for it: it need not be installed.
+    ///
+    /// # Errors
+    /// As of starting; the locale's sources are not there.
+    pub async fn start_in(locale: &str) -> Result<Cluster> {
         let mut cluster = Cluster::stopped(Installation::find()?, Scratch::new()?)?;
+        let folder = cluster.scratch.join("locales");
+        fs::create_dir(&folder)?;
+        let (name, encoding) = locale.split_once('.').context("a locale with its encoding")?;
+        let mut localedef = Command::new("localedef");
+        localedef.args(["-i", name, "-f", encoding]).arg(folder.join(locale));
+        run(localedef).context("the locale's sources are in Debian's package `locales`")?;
+        cluster.installation.locales = Some(folder);
+        Cluster::started(cluster, locale, &[]).await
+    }
+
+    async fn started(mut cluster: Cluster, locale: &str, settings: &[(&str, &str)]) -> Result<Cluster> {
         let data = cluster.data();
         fs::create_dir(&data)?;
         cluster.installation.own(&data)?;
         let mut initdb = cluster.installation.command("initdb");
-        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
+        initdb.arg("-D").arg(&data).args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"]);
+        initdb.arg(format!("--locale={locale}"));
         run(initdb)?;
         cluster.configure(SETTINGS)?;
         cluster.configure(settings)?;

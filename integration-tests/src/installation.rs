@@ -19,6 +19,8 @@ pub struct Installation {
     bin: PathBuf,
     /// Set when we are root, as whom PostgreSQL refuses to run.
     user: Option<(u32, u32)>,
+    /// A folder of compiled locales, beside the operating system's own.
+    pub(crate) locales: Option<PathBuf>,
 }
 
 impl Installation {
@@ -37,7 +39,7 @@ impl Installation {
         };
         ensure!(bin.join("postgres").is_file(), "no server program in {}", bin.display());
         let user = if rustix::process::geteuid().is_root() { Some(unprivileged()?) } else { None };
-        Ok(Installation { bin, user })
+        Ok(Installation { bin, user, locales: None })
     }
 
     /// A command for one of its programs, as the right user.
@@ -46,6 +48,9 @@ impl Installation {
         let mut command = Command::new(self.bin.join(program));
         self.unprivileged(&mut command);
         command.current_dir("/").env_remove("PGDATA");
+        if let Some(locales) = &self.locales {
+            command.env("LOCPATH", locales);
+        }
         command
     }
 

@@ -1,5 +1,59 @@
 //! Conditions that must be accepted: one at least of each function and operator that the documentation lists.
 
+/// Whatever the database's collation: what was found to mean something else there, or in PREPARE, once.
+pub(crate) const EVERYWHERE: &[&str] = &[
+    "t < ('b' collate \"C\") or ('B' collate \"POSIX\") >= t",
+    "t > any (array['B' collate \"C\", 'é']) or t < all (array['Z' collate \"C\"])",
+    "('a' collate \"C\") = tn or tn in ('ab' collate \"C\", 'É') or tn <> all (array['A' collate \"C\"])",
+    "tn like ('A%' collate \"C\") or tn ilike ('B' collate \"C\") or tn ~ ('^[a-c]\\w$' collate \"C\")",
+    "lower(t || ('B' collate \"C\")) = 'ab' or strpos(tn, 'B' collate \"C\") = 1 or split_part('a', 'B' collate \"C\", i) = t",
+    "greatest(t, 'B' collate \"C\") = 'a' or least('a' collate \"C\", t, v) = 'B' or coalesce(t, 'a' collate \"C\") < 'B'",
+    "coalesce(substr(tc, null), t) < 'Z' or nullif(t, 'B' collate \"C\") < 'a' or case when b then t else 'a' collate \"C\" end > 'B'",
+    "('a' collate \"C\") < any (ta) or ta[1] > ('Z' collate \"C\") or tac < '{a}' or 'Z' < any (tac)",
+    "v in (select t from few where t > ('B' collate \"C\")) or ('a' collate \"C\") in (select tn from few) or t collate \"C\" in (select tn from few)",
+    "c = ('a   ' collate \"C\") or cc < ('a    ' collate \"C\") or v = ('a ' collate \"POSIX\")",
+    "t = ti or t = tc or ti like 'a%' or ti ^@ 'a' or strpos(ti, 'b') = 2 or length(tn) = 1 or tn is null",
+    "sign(abs(0)) is not distinct from cardinality(da[null:2]) + (m % s) or (ia[null] + 1 / i) is null",
+    "y || ya[1] = '\\x00ff' or y || '\\x' = y or b is false or (i = 1) is not unknown or b is not false or b is not true",
+    "lr @> 42::bigint or zr @> tz or tz <@ zr or lr && '[5,50)' or upper(zr) > tz or dn @> 5::bigint or isempty(dn)",
+    "u = any (ua) or ua @> array['123e4567-e89b-12d3-a456-426614174000'::uuid] or na @> '{1}' or n = any (na) or na = '{1.00}' or ba && '{t}' or b = all (ba)",
+    "la @> array[42::bigint] or l = any (la) or tz = any (za) or za[1] < tz or ja = '{1,\"\\\"a\\\"\",NULL}' or j = any (ja)",
+    "dc = 'a' or dx < 'b' or dm > 0 or dl in (1, 42) or di @> '{1}' or 1 = any (di) or di[1] = 1 or dc like 'a%' or coalesce(dm, 0) = 42",
+];
+
+/// With the parameters' types and values.
+pub(crate) const GIVEN: &[(&str, &[(Option<&str>, Option<&str>)])] = &[
+    ("($1, r) in ((i, r), (i, 1)) and (i, $1) <> (l, i)", &[(None, Some("42"))]),
+    ("v = any ($1) or t = any ($1)", &[(None, Some("{a,ab}"))]),
+    ("l = any ($1) and $2 = any (na) or c = $3", &[(None, Some("{1,42}")), (None, Some("1")), (None, Some("a   "))]),
+    ("i = $1 or l = $1 or n > $1 or d < $1", &[(Some("int4"), Some("42"))]),
+    ("i = $1 or d = $2", &[(Some("numeric"), Some("42.0")), (Some("real"), Some("0.1"))]),
+    ("r = $1 or r in ($2, $3)", &[(None, Some("0.1")), (Some("numeric"), Some("0.1")), (None, Some("42"))]),
+    ("j @> $1 or j ->> $2 = $3 or j ? $2", &[(None, Some("{\"a\": 1}")), (None, Some("a")), (None, Some("42"))]),
+    (
+        "dt + $1 > $2 or dt - $2 > 7 or ts - $3 < tz - $4",
+        &[
+            (Some("int4"), Some("7")),
+            (None, Some("2000-01-01")),
+            (None, Some("2000-01-01")),
+            (None, Some("2000-01-01 00:00:00+00")),
+        ],
+    ),
+    ("lr @> $1 or ir && $2 or zr @> tz", &[(Some("int8"), Some("42")), (None, Some("[1,42)"))]),
+    ("t like $1 or t like any ($2) or t ~ $3", &[(None, Some("a%")), (None, Some("{a_,%c}")), (None, Some("^a"))]),
+    ("e = $1 or e in ($1, $2)", &[(None, Some("sad")), (None, None)]),
+    ("e = $1 or i in (select i from few where e = $1)", &[(None, Some("ok"))]),
+    (
+        "t between $1 and $2 or i between $3 and $4",
+        &[(None, Some("a")), (None, Some("b")), (None, Some("0")), (Some("int8"), Some("4294967296"))],
+    ),
+    (
+        "coalesce(t, $1) = $2 or nullif(i, $3) = 1 or greatest(n, $4) = 1",
+        &[(None, Some("x")), (None, Some("x")), (None, Some("42")), (None, Some("1"))],
+    ),
+    ("case $1 when t then b else $2 end", &[(None, Some("a")), (None, Some("true"))]),
+];
+
 pub(crate) const EXAMPLES: &[&str] = &[
     "t = E'tab\\t\\u00e9' or t = $$O'x$$ or t = $a$a'b$a$",
     "length(t) = 2 or char_length(v) = 1 or octet_length(c) = 5 or octet_length(y) = 2 or length(y) > 1",

@@ -1,115 +1,39 @@
 //! Conditions mean what they mean in PostgreSQL: the same tables, rows and conditions are given to both.
 //!
-//! Rows go through the real codec. Each condition is compared for each row, as it was written and as Tidegate prints it; the
-//! printed form in a session whose search path begins with a schema that has other operators and types of the same names.
-//! Subqueries read tables of the same columns; their sets are made of those tables' rows by the subqueries themselves.
+//! Columns are described by the product's own reading of the catalog, and rows go through the real codec. Each condition is compared
+//! for each row, as it was written, with its parameters, and as Tidegate prints it; the printed form in a session whose search path
+//! begins with a schema that has other operators and types of the same names. Subqueries read tables of the same columns; their sets
+//! are made of those tables' rows by the subqueries themselves. All that is done in databases of several default collations.
 //! `TIDEGATE_TEST_PREDICATES` says how many conditions.
 
-use anyhow::{Context, Result, ensure};
-use bytes::BytesMut;
-use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
-use tidegate_integration_tests::{Cluster, Database, Seed, asked_for};
-use tidegate_model::TableName;
-use tidegate_postgres::{ConnectConfig, Session};
-use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
-use tidegate_views::{CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Predicate, TableFacts};
-use tokio_postgres::SimpleQueryMessage;
+use std::collections::BTreeMap;
 
+use anyhow::{Context, Result, bail, ensure};
+use rand::{RngExt, rngs::StdRng};
+use tidegate_integration_tests::{Cluster, Database, Seed, asked_for};
+use tidegate_views::{EvaluationError, Outcome, Parameter, Predicate, TableFacts};
+use tokio_postgres::error::SqlState;
+
+mod catalog;
+mod columns;
 mod examples;
+mod locale;
+mod parameters;
 mod sets;
+mod verdicts;
 mod writer;
 
-use examples::EXAMPLES;
+use catalog::Table;
+use columns::TYPES;
+use examples::{EVERYWHERE, EXAMPLES, GIVEN};
+use locale::Locale;
+use parameters::Parametrised;
 use sets::Sets;
+use verdicts::VERDICTS;
 use writer::Writer;
-
-/// Columns by name and type, with awkward values as SQL.
-const COLUMNS: &[(&str, &str, u32, &str)] = &[
-    ("b", "boolean", 16, "true false"),
-    ("s", "smallint", 21, "0 1 -1 7 32767 -32768"),
-    ("i", "integer", 23, "0 1 -1 42 2147483647 -2147483648"),
-    ("l", "bigint", 20, "0 1 -1 42 4294967295 9223372036854775807 -9223372036854775808"),
-    (
-        "n",
-        "numeric",
-        1700,
-        "0 0.00 1 1.0 -1.5 0.1 42 NaN Infinity -Infinity 123456789012345678901234567890.000000001 1e-30 9999.9999",
-    ),
-    ("m", "numeric(10,2)", 1700, "0 0.10 -7.25 42 99999999.99 NaN"),
-    ("r", "real", 700, "0 -0 1.5 0.1 NaN Infinity -Infinity 3.4e38 1e-45 42"),
-    ("d", "double precision", 701, "0 -0 1.5 0.1 NaN Infinity -Infinity 1.7e308 5e-324 42 0.30000000000000004"),
-    ("t", "text", 25, "'' a A ab abc 'a ' 'a%c' 'a_c' é Éa 日本 'a\\c' 'O''x' 42"),
-    ("v", "varchar(10)", 1043, "'' a 'a ' ab aBc é 42"),
-    ("c", "char(5)", 1042, "'' a ab 'a b' é abcde"),
-    ("u", "uuid", 2950, "00000000-0000-0000-0000-000000000000 123e4567-e89b-12d3-a456-426614174000"),
-    ("dt", "date", 1082, "2024-02-29 2000-01-01 '0044-03-15 BC' infinity -infinity 5874897-12-31 '4714-11-24 BC'"),
-    (
-        "ts",
-        "timestamp",
-        1114,
-        "'2024-02-29 12:34:56.789' '2000-01-01 00:00:00' '0044-03-15 01:00:00 BC' infinity -infinity",
-    ),
-    (
-        "tz",
-        "timestamptz",
-        1184,
-        "'2024-02-29 12:34:56.789+00' '2000-01-01 00:00:00+02' '0044-03-15 01:00:00+00 BC' infinity '12024-01-01 00:00:00+00'",
-    ),
-    ("tm", "time", 1083, "00:00:00 12:34:56.000001 24:00:00 23:59:59"),
-    ("y", "bytea", 17, "'' '\\x00' '\\x00ff' '\\xff' '\\x616263'"),
-    ("e", "public.mood", 0, "sad ok 'so happy'"),
-    ("o", "oid", 26, "0 1 42 4294967295"),
-    ("ia", "integer[]", 1007, "{} {1} {1,2,3} {3,2,1,1} {1,NULL} [0:1]={1,2} {{1,2},{3,42}} {-1,2147483647}"),
-    ("ta", "text[]", 1009, "{} {a} '{a,ab,\"\"}' {NULL,é} '{\"a b\",\"NULL\"}' {42,1}"),
-    ("da", "date[]", 1182, "{} {2024-02-29} {2000-01-01,infinity,NULL}"),
-    (
-        "j",
-        "jsonb",
-        3802,
-        "{} [] null 1 '\"a\"' '{\"a\":1,\"b\":{\"a\":[1,2,{\"c\":null}]}}' '{\"a\":1.0,\"bb\":\"x\"}' '[1,\"a\",[2],{\"a\":\"é\"}]' '{\"a\":\"42\",\"b\":true}' '[1.50,1e2,\"a\\n\\u0001\",null]' '{\"a\":[1,\"ab\",\"a\"],\"c\":0.1}'",
-    ),
-    (
-        "js",
-        "json",
-        114,
-        "{} [] null '{\"a\": 1,  \"a\" :\"é\\u00e9\"}' '{\"b\": {\"a\":[1, 2 ]}, \"a\":null}' '[1, \"a\", {\"a\":1.0}]' '\"a\"' '{\"a\": \"\\u0000\", \"b\": 1}'",
-    ),
-    ("ir", "int4range", 3904, "empty [1,10) (,5] [42,) (,) [1,1] (-2147483648,0)"),
-    ("nr", "numrange", 3906, "empty [1,1.50] (1,2) (,0.1] [NaN,) (-Infinity,Infinity)"),
-    ("dr", "daterange", 3912, "empty [2024-02-29,2024-03-01] (,2000-01-01) [2000-01-01,infinity) [-infinity,infinity]"),
-    ("sr", "tsrange", 3908, "empty '[\"2024-02-29 12:34:56.789\",infinity]' '(,2000-01-01)' '[2000-01-01,2000-01-01]'"),
-    (
-        "iv",
-        "interval",
-        1186,
-        "'1 day' '24 hours' '1 mon' '30 days' '-1 mon -2 days' '1 year 2 mons -3 days 04:05:06.7' '00:00:00' '-00:00:00.000001' '100 years'",
-    ),
-];
 
 /// Tables that subqueries read, with how many rows they have; all have the same columns.
 const INNER: [(&str, usize); 3] = [("few", 4), ("nothing", 0), ("More Rows", 25)];
-
-const VERDICTS: &str = "
-    create function public.verdicts(condition text) returns text language plpgsql as $$
-    declare answer text; answers text := ''; row_id int;
-    begin
-        execute format('select string_agg(coalesce((%s)::pg_catalog.bool::pg_catalog.text, ''null''), '','' order by id) from public.rows', condition) into answers;
-        return answers;
-    exception when others then
-        answers := '';
-        for row_id in select id from public.rows order by id loop
-            begin
-                execute format('select coalesce((%s)::pg_catalog.bool::pg_catalog.text, ''null'') from public.rows where id operator(pg_catalog.=) $1', condition)
-                    into answer using row_id;
-            exception
-                when syntax_error or undefined_function or undefined_column or datatype_mismatch or ambiguous_function
-                    or indeterminate_datatype or cannot_coerce or undefined_object then raise;
-                when others then answer := 'error';
-            end;
-            answers := answers || ',' || answer;
-        end loop;
-        return ltrim(answers, ',');
-    end $$";
 
 /// What an unqualified name would find first.
 const TRAPS: &str = "
@@ -126,39 +50,27 @@ const TRAPS: &str = "
 struct Oracle {
     user: Database,
     trapped: Database,
-    rows: Vec<BytesMut>,
-    table: TableFacts,
-    /// What subqueries read: the table itself, and [`INNER`].
+    /// The first is the conditions' own, the others are [`INNER`].
+    tables: Vec<Table>,
+    /// What subqueries read: all of them.
     others: Vec<TableFacts>,
-    /// The rows of those.
-    inner: Vec<(TableName, Vec<BytesMut>)>,
 }
 
-/// The words of a list, some in quotes.
-fn words(text: &str) -> Vec<String> {
-    let (mut found, mut word, mut quoted, mut started) = (Vec::new(), String::new(), false, false);
-    let mut chars = text.chars().peekable();
-    while let Some(char) = chars.next() {
-        match char {
-            '\'' if quoted && chars.peek() == Some(&'\'') => {
-                chars.next();
-                word.push('\'');
-            }
-            '\'' => (quoted, started) = (!quoted, true),
-            ' ' if !quoted => {
-                found.push(std::mem::take(&mut word));
-                started = false;
-            }
-            _ => {
-                word.push(char);
-                started = true;
-            }
-        }
-    }
-    if started {
-        found.push(word);
-    }
-    found
+/// What became of the conditions.
+#[derive(Default)]
+struct Tally {
+    accepted: usize,
+    /// With subqueries.
+    asking: usize,
+    /// With parameters.
+    given: usize,
+    /// Of those, how many PostgreSQL does not take, since it does not find a parameter's type: only what is printed is compared.
+    indeterminate: usize,
+    verdicts: usize,
+    errors: usize,
+    undecided: usize,
+    /// By what is said of them.
+    reasons: BTreeMap<&'static str, usize>,
 }
 
 fn quoted(text: &str) -> String {
@@ -166,170 +78,242 @@ fn quoted(text: &str) -> String {
 }
 
 impl Oracle {
-    async fn new(name: &str, random: &mut StdRng, row_count: usize) -> Result<Self> {
-        let user = Cluster::shared().await?.database(name).await?;
-        user.execute("create type public.mood as enum ('sad', 'ok', 'so happy')").await?;
-        user.execute(VERDICTS).await?;
-        user.execute(TRAPS).await?;
-        let mut inner =
-            vec![(TableName::new("public", "rows"), filled(&user, "rows", (&mut *random, row_count)).await?)];
+    async fn new(user: Database, random: &mut StdRng, row_count: usize) -> Result<Self> {
+        for sql in [TYPES, VERDICTS, TRAPS, "create publication oracle for all tables"] {
+            user.execute(sql).await?;
+        }
+        user.execute("set plan_cache_mode = force_custom_plan").await?;
+        let mut tables = vec![Table::new(&user, "rows", (&mut *random, row_count)).await?];
         for (table, row_count) in INNER {
-            inner.push((TableName::new("public", table), filled(&user, table, (&mut *random, row_count)).await?));
+            tables.push(Table::new(&user, table, (&mut *random, row_count)).await?);
         }
         let trapped = user.another().await?;
         trapped.execute("set search_path = trap, public, pg_catalog; set standard_conforming_strings = off").await?;
         trapped.execute("set datestyle = 'Postgres, DMY'; set timezone = 'Asia/Tokyo'").await?;
-        let others = inner.iter().map(|(name, _)| table(&name.table, true)).collect();
-        Ok(Oracle { user, trapped, rows: inner[0].1.clone(), table: table("rows", false), others, inner })
+        let others = tables.iter().map(Table::turned).collect();
+        Ok(Oracle { user, trapped, tables, others })
     }
 
-    async fn verdicts(&self, database: &Database, condition: &str) -> Result<Vec<String>> {
-        let answer = database.client().query_one("select public.verdicts($1)", &[&condition]).await;
-        let text: String = answer.with_context(|| condition.to_owned())?.try_get(0)?;
-        Ok(text.split(',').map(str::to_owned).collect())
+    fn predicate(&self, condition: &Parametrised) -> Result<Predicate, tidegate_views::Refusal> {
+        Predicate::with_tables(&condition.text, &condition.parameters, &self.tables[0].facts, &self.others)
     }
 
-    /// Compares all rows; None where the condition is refused. Tells how many are not decided here, and whether there are subqueries.
-    async fn compare(&self, condition: &str) -> Result<Option<(usize, bool)>> {
-        let predicate = match Predicate::with_tables(condition, &[], &self.table, &self.others) {
-            Ok(predicate) => predicate,
-            Err(_) => return Ok(None),
-        };
-        let Some(sets) = Sets::of(&predicate, &self.inner)? else { return Ok(None) };
+    /// None where a parameter's type does not follow from its place.
+    async fn verdicts(&self, database: &Database, condition: &Parametrised) -> Result<Option<Vec<String>>> {
+        let (types, values) = condition.prepared();
+        let select = "select public.verdicts($1, $2, $3, $4)";
+        let count = i32::try_from(condition.parameters.len())?;
+        let answer = database.client().query_one(select, &[&condition.text, &types, &values, &count]).await;
+        if let Err(error) = &answer
+            && error.code() == Some(&SqlState::INDETERMINATE_DATATYPE)
+            && condition.parameters.iter().any(|parameter| parameter.type_name.is_none())
+        {
+            return Ok(None);
+        }
+        let text: String = answer.with_context(|| format!("{}\n{types}\n{values}", condition.text))?.try_get(0)?;
+        Ok(Some(text.split(',').map(str::to_owned).collect()))
+    }
+
+    /// Compares all rows, where the condition is accepted and no subquery's condition fails.
+    async fn compare(&self, condition: &Parametrised, tally: &mut Tally) -> Result<()> {
+        let Ok(predicate) = self.predicate(condition) else { return Ok(()) };
+        let Some(sets) = Sets::of(&predicate, &self.tables)? else { return Ok(()) };
         let written = self.verdicts(&self.user, condition).await?;
-        let printed = self.verdicts(&self.trapped, predicate.sql()).await?;
-        let normal = self.verdicts(&self.trapped, predicate.normal_form()).await?;
-        let mut undecided = 0;
-        for (at, row) in self.rows.iter().enumerate() {
+        let printed = self.verdicts(&self.trapped, &Parametrised::without(predicate.sql())).await?;
+        let normal = self.verdicts(&self.trapped, &Parametrised::without(predicate.normal_form())).await?;
+        tally.accepted += 1;
+        tally.asking += usize::from(!predicate.written_subqueries().is_empty());
+        tally.given += usize::from(!condition.parameters.is_empty());
+        tally.indeterminate += usize::from(written.is_none());
+        for (at, row) in self.tables[0].rows.iter().enumerate() {
             let outcome = predicate.evaluate_given(row, &sets)?;
-            let ours = match outcome.verdict {
-                Ok(Some(verdict)) => verdict.to_string(),
-                Ok(None) => "null".to_owned(),
-                Err(EvaluationError::Undecided { .. }) => {
-                    undecided += 1;
-                    continue;
+            tally.verdicts += 1;
+            tally.errors += usize::from(outcome.verdict.is_err());
+            if let Err(EvaluationError::Undecided { what }) = outcome.verdict {
+                tally.undecided += 1;
+                *tally.reasons.entry(what).or_default() += 1;
+                continue;
+            }
+            let hides_error = outcome.hides_error || sets.hide_error();
+            for (theirs, form) in [(&written, Form::Written), (&printed, Form::Printed), (&normal, Form::Normal)] {
+                let Some(theirs) = theirs else { continue };
+                if !form.agrees(&theirs[at], &outcome, hides_error, is_one_step(&condition.text)) {
+                    let (theirs, ours) = (&theirs[at], &outcome.verdict);
+                    let (text, parameters, sql) = (&condition.text, &condition.parameters, predicate.sql());
+                    bail!(
+                        "row {at}: PostgreSQL says {theirs}, Tidegate {ours:?}\n{form:?}\n{text}\n{parameters:?}\n{sql}"
+                    );
                 }
-                Err(_) => "error".to_owned(),
-            };
-            for (theirs, form) in [(&written, "written"), (&printed, "printed"), (&normal, "normal form")] {
-                // In the normal form, operands that fail may stand before the one that decides, or behind it.
-                let normal = form == "normal form";
-                let hides_error = outcome.hides_error || sets.hide_error();
-                let allowed = (theirs[at] == "error" && (hides_error || normal)) || (ours == "error" && normal);
-                ensure!(
-                    theirs[at] == ours || allowed,
-                    "row {at}: PostgreSQL says {}, Tidegate {ours} ({:?})\n{form}\n{condition}\n{}",
-                    theirs[at],
-                    outcome.verdict,
-                    predicate.sql()
-                );
             }
         }
-        Ok(Some((undecided, !predicate.written_subqueries().is_empty())))
+        Ok(())
     }
 }
 
-/// A new table with random rows, which are read as they come out of it.
-async fn filled(database: &Database, table: &str, (random, row_count): (&mut StdRng, usize)) -> Result<Vec<BytesMut>> {
-    let definitions: Vec<String> = COLUMNS.iter().map(|(name, kind, ..)| format!("{name} {kind}")).collect();
-    let create = format!("create table public.\"{table}\" (id int primary key, {})", definitions.join(", "));
-    database.execute(&create).await?;
-    for id in 0..row_count {
-        let mut values = vec![id.to_string()];
-        for (.., pool) in COLUMNS {
-            let value = words(pool).choose(random).context("a value")?.clone();
-            values.push(if random.random_ratio(1, 6) { "null".to_owned() } else { quoted(&value) });
+impl Oracle {
+    /// Those that are refused, or mean something else.
+    async fn differing_examples(&self) -> Vec<String> {
+        let given = GIVEN.iter().map(|(text, parameters)| Parametrised {
+            text: (*text).to_owned(),
+            parameters: parameters.iter().map(|&(kind, value)| parameter(kind, value)).collect(),
+        });
+        // What is ordered here is ordered by bytes only where the database is.
+        let is_c = self.tables[0].facts.default_collation.is_c;
+        let given = given.filter(|given| is_c || !given.text.contains("t between"));
+        let mut complaints = Vec::new();
+        for condition in EVERYWHERE.iter().map(|text| Parametrised::without(text)).chain(given) {
+            if let Err(refusal) = self.predicate(&condition) {
+                complaints.push(format!("{}: {refusal}", condition.text));
+            }
+            if let Err(error) = self.compare(&condition, &mut Tally::default()).await {
+                complaints.push(format!("{error:#}"));
+            }
         }
-        database.execute(&format!("insert into public.\"{table}\" values ({})", values.join(", "))).await?;
+        complaints
     }
-    let session = Session::connect(&ConnectConfig::from_url(database.url())?).await?;
-    let (mut rows, encoder) = (Vec::new(), RowEncoder::new(&columns()));
-    let select = format!("select * from public.\"{table}\" order by id");
-    for message in session.client().simple_query(&select).await? {
-        let SimpleQueryMessage::Row(row) = message else { continue };
-        let mut encoded = BytesMut::new();
-        let text = |at| row.get(at).map_or(Value::Null, |text: &str| Value::Text(text.as_bytes()));
-        encoder.encode((1..=COLUMNS.len()).map(text), &mut encoded)?;
-        rows.push(encoded);
-    }
-    Ok(rows)
 }
 
-fn columns() -> Vec<ColumnSpec> {
-    let column = |(field, (name, type_name, oid, _)): (u32, &(&str, &str, u32, &str))| ColumnSpec {
-        name: (*name).to_owned(),
-        attnum: 0,
-        type_oid: *oid,
-        type_name: (*type_name).to_owned(),
-        codec: ValueKind::of(*oid, if *oid == 0 { TypeShape::Enum } else { TypeShape::Base }),
-        key: false,
-        field,
-    };
-    (1..).zip(COLUMNS).map(column).collect()
+fn parameter(type_name: Option<&str>, value: Option<&str>) -> Parameter {
+    Parameter { type_name: type_name.map(str::to_owned), value: value.map(str::to_owned) }
 }
 
-/// `turned`: its columns come in another order, so that an enum is not told by the same place.
-fn table(name: &str, turned: bool) -> TableFacts {
-    let collation = CollationFacts { name: "default".to_owned(), is_default: true, deterministic: true, is_c: true };
-    let column = |(field, (name, _, oid, _)): (u32, &(&str, &str, u32, &str))| ColumnFacts {
-        name: (*name).to_owned(),
-        field,
-        type_oid: *oid,
-        collation: matches!(oid, 25 | 1009 | 1042 | 1043).then(|| collation.clone()),
-        enum_type: (*oid == 0).then(|| EnumFacts {
-            schema: "public".to_owned(),
-            name: "mood".to_owned(),
-            labels: ["sad", "ok", "so happy"].map(str::to_owned).to_vec(),
-        }),
-    };
-    let mut columns: Vec<_> = (1..).zip(COLUMNS).map(column).collect();
-    if turned {
-        columns.reverse();
+/// Which text of the condition PostgreSQL was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Written,
+    Printed,
+    Normal,
+}
+
+impl Form {
+    /// `one_step`: no more than one operand can fail, so that the error must be the same.
+    fn agrees(self, theirs: &str, outcome: &Outcome, hides_error: bool, one_step: bool) -> bool {
+        // In the normal form, operands that fail may stand before the one that decides, or behind it.
+        let normal = self == Form::Normal;
+        match (theirs.strip_prefix("error "), outcome.verdict) {
+            (Some(_), Ok(_)) => hides_error || normal,
+            (None, Err(_)) => normal,
+            (Some(code), Err(error)) => !one_step || normal || codes(error).is_empty() || codes(error).contains(&code),
+            (None, Ok(verdict)) => theirs == verdict.map_or_else(|| "null".to_owned(), |verdict| verdict.to_string()),
+        }
     }
-    TableFacts { schema: "public".to_owned(), name: name.to_owned(), columns, default_collation: collation.clone() }
+}
+
+/// Do its operands come one after the other?
+fn is_one_step(condition: &str) -> bool {
+    !["and", "or", "in", "between", "case", "any", "all", "row"]
+        .iter()
+        .any(|word| condition.split(|char: char| !char.is_alphanumeric()).any(|other| other == *word))
+}
+
+/// PostgreSQL's for the error; none where one of ours stands for many.
+fn codes(error: EvaluationError) -> &'static [&'static str] {
+    match error {
+        EvaluationError::DivisionByZero => &["22012"],
+        // Of numbers; of dates and timestamps; of intervals; and of infinities that become whole numbers.
+        EvaluationError::OutOfRange { .. } => &["22003", "22008", "22015", "0A000"],
+        EvaluationError::Pattern | EvaluationError::Escape => &["22025", "22019"],
+        // A number of the right form may be too large, and JSON may hold what no text does.
+        EvaluationError::Malformed { .. } => &["22P02", "22003", "22P05"],
+        EvaluationError::Argument { .. } | EvaluationError::TooLarge { .. } | EvaluationError::Undecided { .. } => &[],
+    }
+}
+
+/// Random conditions in a database of this kind.
+async fn compare_in(locale: Locale) -> Result<()> {
+    let count = asked_for("TIDEGATE_TEST_PREDICATES", 600);
+    let seed = Seed::from_environment();
+    let Some(home) = locale.database("predicate").await? else { return Ok(()) };
+    let oracle = Oracle::new(home.database.another().await?, &mut seed.generator(0), 60).await?;
+    let default = &oracle.tables[0].facts.default_collation;
+    ensure!(default.is_c == (locale == Locale::C), "{locale:?}: {default:?}");
+    check_collations(&oracle.tables[0].facts)?;
+    let mut random = seed.generator(1);
+    let mut complaints = oracle.differing_examples().await;
+    let mut tally = Tally::default();
+    for _ in 0..count {
+        let condition = Writer::new(&mut random).condition(3);
+        let condition = match random.random_ratio(1, 3) {
+            true => Parametrised::of(&condition, &mut random),
+            false => Parametrised::without(&condition),
+        };
+        if let Err(error) = oracle.compare(&condition, &mut tally).await {
+            complaints.push(format!("{error:#}"));
+        }
+    }
+    tally.print(locale, count);
+    ensure!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n\n"));
+    tally.check(count)
+}
+
+/// What the catalog says of the columns' collations, whatever the version.
+fn check_collations(facts: &TableFacts) -> Result<()> {
+    let by_bytes =
+        [("tc", true), ("tp", true), ("tu", true), ("dx", true), ("tac", true), ("ti", false), ("tn", false)];
+    for (name, is_c) in by_bytes {
+        let column = facts.columns.iter().find(|column| column.name == name).context("a column")?;
+        let collation = column.collation.as_ref().context("a collation")?;
+        let expected = (is_c, name != "tn", false);
+        ensure!((collation.is_c, collation.deterministic, collation.is_default) == expected, "{name}: {collation:?}");
+    }
+    let of = |name| facts.columns.iter().find(|column| column.name == name).and_then(|column| column.collation.clone());
+    ensure!(of("t").as_ref() == Some(&facts.default_collation) && of("i").is_none(), "{:?}", of("t"));
+    ensure!(of("dc").as_ref() == Some(&facts.default_collation), "a domain's: {:?}", of("dc"));
+    Ok(())
+}
+
+impl Tally {
+    fn print(&self, locale: Locale, count: usize) {
+        let Tally { accepted, asking, given, indeterminate, verdicts, errors, undecided, reasons } = self;
+        println!(
+            "{locale:?}: {accepted} of {count} conditions accepted, {asking} with subqueries, {given} with parameters, {indeterminate} \
+             of those not by PostgreSQL; {verdicts} verdicts compared, {errors} of them errors, {undecided} not decided: {reasons:?}"
+        );
+    }
+
+    fn check(&self, count: usize) -> Result<()> {
+        let Tally { accepted, asking, given, indeterminate, verdicts, undecided, .. } = self;
+        ensure!(undecided * 20 < *verdicts, "{undecided} of {verdicts} verdicts are not decided");
+        ensure!(accepted * 3 > count, "only {accepted} of {count} conditions were accepted");
+        ensure!(asking * 50 > *accepted, "only {asking} of {accepted} conditions had subqueries");
+        ensure!(given * 20 > *accepted, "only {given} of {accepted} conditions had parameters");
+        ensure!(indeterminate * 5 < *given, "{indeterminate} of {given} parameters' types are not PostgreSQL's");
+        Ok(())
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn conditions_mean_what_they_mean_in_postgresql() -> Result<()> {
-    let count = asked_for("TIDEGATE_TEST_PREDICATES", 600);
-    let seed = Seed::from_environment();
-    let oracle = Oracle::new("predicate", &mut seed.generator(0), 60).await?;
-    let mut random = seed.generator(1);
-    let (mut undecided, mut accepted, mut asking) = (0, 0, 0);
-    let mut complaints = Vec::new();
-    for _ in 0..count {
-        let condition = Writer::new(&mut random).condition(3);
-        match oracle.compare(&condition).await {
-            Ok(Some((count, has_subqueries))) => {
-                undecided += count;
-                accepted += 1;
-                asking += usize::from(has_subqueries);
-            }
-            Ok(None) => {}
-            Err(error) => complaints.push(format!("{error:#}")),
-        }
-    }
-    let verdicts = accepted * oracle.rows.len();
-    println!(
-        "{accepted} of {count} conditions accepted, {asking} with subqueries; {verdicts} verdicts compared, {undecided} of them not decided"
-    );
-    ensure!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n\n"));
-    ensure!(undecided * 20 < verdicts, "{undecided} of {verdicts} verdicts are not decided");
-    ensure!(accepted * 3 > count, "only {accepted} of {count} conditions were accepted");
-    ensure!(asking * 50 > accepted, "only {asking} of {accepted} conditions had subqueries");
-    Ok(())
+    compare_in(Locale::C).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_mean_the_same_under_the_operating_system_s_collation() -> Result<()> {
+    compare_in(Locale::Libc).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_mean_the_same_under_a_collation_of_icu() -> Result<()> {
+    compare_in(Locale::Icu).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn conditions_mean_the_same_under_postgresql_s_own_collation() -> Result<()> {
+    compare_in(Locale::Builtin).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_documented_is_accepted() -> Result<()> {
     let seed = Seed::from_environment();
-    let oracle = Oracle::new("predicate_examples", &mut seed.generator(0), 60).await?;
+    let user = Cluster::shared().await?.database("predicate_examples").await?;
+    let oracle = Oracle::new(user, &mut seed.generator(0), 60).await?;
     let mut complaints = Vec::new();
     for condition in EXAMPLES {
-        if let Err(refusal) = Predicate::with_tables(condition, &[], &oracle.table, &oracle.others) {
-            complaints.push(format!("{condition}: {refusal}"));
+        let condition = Parametrised::without(condition);
+        if let Err(refusal) = oracle.predicate(&condition) {
+            complaints.push(format!("{}: {refusal}", condition.text));
         }
-        if let Err(error) = oracle.compare(condition).await {
+        if let Err(error) = oracle.compare(&condition, &mut Tally::default()).await {
             complaints.push(format!("{error:#}"));
         }
     }

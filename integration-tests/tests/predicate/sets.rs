@@ -3,9 +3,9 @@
 use std::collections::HashSet;
 
 use anyhow::{Context, Result};
-use bytes::BytesMut;
-use tidegate_model::TableName;
 use tidegate_views::{Members, Membership, Predicate, Subquery};
+
+use crate::catalog::Table;
 
 pub(crate) struct Sets {
     sets: Vec<Set>,
@@ -29,7 +29,7 @@ impl Members for Sets {
 
 impl Sets {
     /// None where a subquery's condition fails for a row.
-    pub(crate) fn of(predicate: &Predicate, tables: &[(TableName, Vec<BytesMut>)]) -> Result<Option<Self>> {
+    pub(crate) fn of(predicate: &Predicate, tables: &[Table]) -> Result<Option<Self>> {
         let mut sets = Vec::new();
         for subquery in predicate.written_subqueries() {
             let Some(set) = Set::of(subquery, tables)? else { return Ok(None) };
@@ -44,12 +44,12 @@ impl Sets {
 }
 
 impl Set {
-    fn of(subquery: &Subquery, tables: &[(TableName, Vec<BytesMut>)]) -> Result<Option<Self>> {
+    fn of(subquery: &Subquery, tables: &[Table]) -> Result<Option<Self>> {
         let Some(inner) = Sets::of(subquery.condition(), tables)? else { return Ok(None) };
-        let (_, rows) = tables.iter().find(|(name, _)| name == subquery.table()).context("a table that was given")?;
+        let table = tables.iter().find(|table| table.name == *subquery.table()).context("a table that was given")?;
         let mut set = Set { hides_error: inner.hide_error(), ..Set::default() };
         let mut room = Vec::new();
-        for row in rows {
+        for row in &table.rows {
             let written = subquery.condition().evaluate_given(row, &inner)?;
             set.hides_error |= written.hides_error || written.verdict.is_err();
             match subquery.condition().selects_given(row, &inner) {

@@ -2,7 +2,8 @@
 
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 
-use super::{COLUMNS, quoted, words};
+use crate::columns::{COLUMNS, NUMBERS, WORDS, cast_type, words};
+use crate::quoted;
 
 /// What a random expression is about.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -54,9 +55,13 @@ impl<'r> Writer<'r> {
         match self.random.random_range(0..5) {
             0 | 1 => About::Number,
             2 => About::Text,
-            _ => {
-                About::Column([0, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 24][self.random.random_range(0..14)])
-            }
+            _ => loop {
+                let index = self.random.random_range(0..COLUMNS.len());
+                let name = COLUMNS[index].0;
+                if !NUMBERS.contains(&name) && !WORDS.contains(&name) && name != "js" {
+                    return About::Column(index);
+                }
+            },
         }
     }
 
@@ -75,7 +80,7 @@ impl<'r> Writer<'r> {
             About::Number => self.number(depth),
             About::Text => self.text(depth),
             About::Column(index) => {
-                let (name, _, _, pool) = COLUMNS[index];
+                let (name, _, pool) = COLUMNS[index];
                 if self.random.random_ratio(1, 2) {
                     return self.column_among(&[name]);
                 }
@@ -101,6 +106,27 @@ impl<'r> Writer<'r> {
             "ta",
             "ta",
             "da",
+            "di",
+            "ba",
+            "sa",
+            "la",
+            "na",
+            "ra",
+            "fa",
+            "ua",
+            "za",
+            "sta",
+            "ja",
+            "va",
+            "ca",
+            "tac",
+            "ya",
+            "iva",
+            "'{1,42}'::bigint[]",
+            "'{0.1,1.0}'::numeric[]",
+            "'{t,f}'::bool[]",
+            "array[true]",
+            "array[0.1, 42]",
             "'{1,2}'",
             "'{a}'",
             "'{}'",
@@ -120,8 +146,52 @@ impl<'r> Writer<'r> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "@>", "<@", "&&", "@>", "&&"]);
         let comparison = self.pick(&["=", "<>", "<", ">="]);
         let quantifier = self.pick(&["any", "all"]);
-        match self.random.random_range(0..7) {
-            0..=2 => format!("{a} {op} {b}"),
+        match self.random.random_range(0..9) {
+            0 | 1 => format!("{a} {op} {b}"),
+            2 => {
+                // Of one type.
+                let (name, kind, pool) = COLUMNS[self.among(&[
+                    "ia", "ta", "da", "di", "ba", "sa", "la", "na", "ra", "fa", "ua", "za", "sta", "ja", "va", "ca",
+                    "tac", "ya", "iva",
+                ])];
+                let constant = words(pool).choose(self.random).map(|word| quoted(word)).unwrap_or_default();
+                let kind =
+                    if self.random.random_ratio(1, 2) { String::new() } else { format!("::{}", cast_type(kind)) };
+                format!("{name} {op} {constant}{kind}")
+            }
+            7 | 8 => {
+                let element = |name: &str, element: &str| (name.to_owned(), element.to_owned());
+                let (name, element) = [
+                    element("ba", "b"),
+                    element("sa", "s"),
+                    element("la", "l"),
+                    element("la", "42"),
+                    element("na", "n"),
+                    element("na", "i"),
+                    element("ra", "r"),
+                    element("fa", "d"),
+                    element("ua", "u"),
+                    element("za", "tz"),
+                    element("sta", "ts"),
+                    element("ja", "j"),
+                    element("va", "t"),
+                    element("ca", "c"),
+                    element("ca", "'a  '"),
+                    element("tac", "t"),
+                    element("ta", "t collate \"C\""),
+                    element("ya", "y"),
+                    element("iva", "iv"),
+                    element("di", "i"),
+                ]
+                .choose(self.random)
+                .cloned()
+                .unwrap_or_default();
+                let place = self.pick(&["1", "2", "s"]);
+                match self.random.random_range(0..3) {
+                    0 => format!("{name}[{place}] {comparison} {element}"),
+                    _ => format!("{element} {comparison} {quantifier} ({name})"),
+                }
+            }
             3 => {
                 let (name, element) = [("ia", self.number(depth)), ("ta", self.text(depth)), ("da", "dt".to_owned())]
                     .choose(self.random)
@@ -148,6 +218,11 @@ impl<'r> Writer<'r> {
             "nr",
             "dr",
             "sr",
+            "lr",
+            "zr",
+            "dn",
+            "'[1,4294967296)'::int8range",
+            "'[2000-01-01 00:00:00+02,)'::tstzrange",
             "'[1,3]'::int4range",
             "'(0.1,)'::numrange",
             "'[2000-01-01,2024-02-29)'",
@@ -156,7 +231,8 @@ impl<'r> Writer<'r> {
             "tsrange '(2000-01-01 00:00,]'",
         ];
         let (a, b) = (self.pick(&ranges), self.pick(&ranges));
-        let element = self.pick(&["i", "n", "dt", "ts", "42", "1.0", "s", "null", "'2024-02-29'::date"]);
+        let element =
+            self.pick(&["i", "n", "dt", "ts", "l", "l", "tz", "42", "1.0", "s", "null", "'2024-02-29'::date"]);
         let comparison = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
         match self.random.random_range(0..6) {
             0 | 1 => {
@@ -352,7 +428,7 @@ impl<'r> Writer<'r> {
         }
         let choice = self.random.random_range(0..if depth > 0 { 9 } else { 5 });
         match choice {
-            0 | 1 => self.column_among(&["s", "i", "l", "n", "m", "r", "d"]),
+            0 | 1 => self.column_among(NUMBERS),
             2 => self.pick(&["0", "1", "-1", "42", "2147483648", "-2147483648", "9223372036854775808"]).to_owned(),
             3 => self.pick(&["0.1", "1.50", "1e3", "-0.0", "0.30000000000000004", "1e-30"]).to_owned(),
             4 => self.pick(&["'42'", "'1'", "null", "'NaN'::numeric", "'-0'::float8", "'Infinity'::real"]).to_owned(),
@@ -374,12 +450,35 @@ impl<'r> Writer<'r> {
         }
     }
 
+    /// The place of one of these columns.
+    fn among(&mut self, names: &[&str]) -> usize {
+        let name = self.pick(names);
+        COLUMNS.iter().position(|column| column.0 == name).unwrap_or_default()
+    }
+
+    /// With a collation, perhaps.
     fn text(&mut self, depth: usize) -> String {
+        let text = self.text_alone(depth);
+        match self.random.random_range(0..24) {
+            0 | 1 => format!("({text}) collate \"C\""),
+            2 => format!("({text}) collate {}", self.pick(&["pg_catalog.\"C\"", "\"POSIX\"", "\"C\""])),
+            _ => text,
+        }
+    }
+
+    fn bytes(&mut self, depth: usize) -> String {
+        if depth > 0 && self.random.random_ratio(1, 3) {
+            return format!("({} || {})", self.bytes(depth - 1), self.bytes(depth - 1));
+        }
+        self.pick(&["y", "y", "ya[1]", "'\\x00ff'", "'\\x61'::bytea", "null"]).to_owned()
+    }
+
+    fn text_alone(&mut self, depth: usize) -> String {
         if depth > 0 && self.random.random_ratio(1, 3) {
             return self.text_function(depth - 1);
         }
         match self.random.random_range(0..if depth > 0 { 7 } else { 4 }) {
-            0..=1 => self.column_among(&["t", "v", "c"]),
+            0..=1 => self.column_among(WORDS),
             2..=3 => {
                 self.pick(&["''", "'a'", "'a '", "'ab'", "'é'", "'A'", "'42'", "'O''x'", "'a\\c'", "null"]).to_owned()
             }
@@ -404,7 +503,19 @@ impl<'r> Writer<'r> {
                 0 => format!("not {a}"),
                 1 => format!("({a}) {word} {b}"),
                 2 => format!("{a} {word} ({b})"),
-                _ => format!("({a}) is {}", self.pick(&["true", "not false", "unknown", "not null", "not true"])),
+                _ => format!(
+                    "({a}) is {}",
+                    self.pick(&[
+                        "true",
+                        "not false",
+                        "unknown",
+                        "not null",
+                        "not true",
+                        "false",
+                        "not unknown",
+                        "null"
+                    ])
+                ),
             };
         }
         let about = self.about();
@@ -412,7 +523,8 @@ impl<'r> Writer<'r> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
         let a = self.value(about, below);
         let (b, c) = (self.value(about, below), self.value(about, below));
-        match self.random.random_range(0..21) {
+        match self.random.random_range(0..22) {
+            21 => format!("{} {op} {}", self.bytes(below + 1), self.bytes(below)),
             17 | 18 => self.of_range(below),
             19 | 20 if self.queries < 3 => self.of_subquery(about, (&a, not)),
             15 => {
@@ -445,8 +557,8 @@ impl<'r> Writer<'r> {
         let around = std::mem::replace(&mut self.table, table);
         self.queries += 1;
         let column = match about {
-            About::Number => self.column_among(&["s", "i", "l", "n", "m", "r", "d"]),
-            About::Text => self.column_among(&["t", "v", "c"]),
+            About::Number => self.column_among(NUMBERS),
+            About::Text => self.column_among(WORDS),
             About::Column(index) => self.column_among(&[COLUMNS[index].0]),
         };
         let condition = match self.random.random_range(0..5) {
@@ -526,8 +638,9 @@ impl<'r> Writer<'r> {
             About::Number => self.pick(&["0", "1", "42", "1.5", "0.1", "-1", "null", "2147483648"]).to_owned(),
             About::Text => self.pick(&["'a'", "'ab'::text", "'é'", "null", "'a '::char(3)"]).to_owned(),
             About::Column(index) => {
-                let (_, kind, _, pool) = COLUMNS[index];
-                words(pool).choose(self.random).map(|word| format!("{}::{kind}", quoted(word))).unwrap_or_default()
+                let (_, kind, pool) = COLUMNS[index];
+                let word = words(pool).choose(self.random).map(|word| quoted(word)).unwrap_or_default();
+                format!("{word}::{}", cast_type(kind))
             }
         }
     }

@@ -20,6 +20,7 @@ mod array;
 mod array_functions;
 mod bit_functions;
 mod calls;
+mod collation;
 mod comparison;
 mod concerned;
 mod escape;

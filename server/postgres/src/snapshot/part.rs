@@ -24,7 +24,7 @@ pub struct PartColumn {
     pub base_type_oid: u32,
     /// `pg_attribute.attcollation`; None where the type has none.
     pub collation: Option<Collation>,
-    /// Of an enum: schema, name, and labels in their order.
+    /// Of an enum: schema, name, and labels in their order. None of a domain over one: PostgreSQL has no operators for that.
     pub enum_type: Option<(String, String, Vec<String>)>,
 }
 
@@ -67,10 +67,11 @@ pub async fn part_columns(
         FROM pg_database d WHERE d.datname = current_database()";
     const COLUMNS: &str = "
         WITH RECURSIVE base AS (
-            SELECT a.attnum, a.attname, a.attcollation, a.atttypid AS oid, format_type(a.atttypid, a.atttypmod) AS type_name
+            SELECT a.attnum, a.attname, a.attcollation, a.atttypid AS oid, format_type(a.atttypid, a.atttypmod) AS type_name,
+                   false AS is_domain
             FROM pg_attribute a WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
             UNION ALL
-            SELECT b.attnum, b.attname, b.attcollation, t.typbasetype, b.type_name FROM base b JOIN pg_type t ON t.oid = b.oid
+            SELECT b.attnum, b.attname, b.attcollation, t.typbasetype, b.type_name, true FROM base b JOIN pg_type t ON t.oid = b.oid
             WHERE t.typtype = 'd')
         SELECT b.attname::text, b.oid,
                CASE WHEN cn.nspname = 'pg_catalog' THEN c.collname::text
@@ -81,7 +82,7 @@ pub async fn part_columns(
                    WHEN 'b' THEN coalesce(to_jsonb(c) ->> 'colllocale' = 'C', false)
                    ELSE false END,
                tn.nspname::text, t.typname::text,
-               CASE WHEN t.typtype = 'e' THEN
+               CASE WHEN t.typtype = 'e' AND NOT b.is_domain THEN
                    ARRAY(SELECT e.enumlabel::text FROM pg_enum e WHERE e.enumtypid = t.oid ORDER BY e.enumsortorder) END,
                b.type_name
         FROM base b JOIN pg_type t ON t.oid = b.oid AND t.typtype <> 'd' JOIN pg_namespace tn ON tn.oid = t.typnamespace

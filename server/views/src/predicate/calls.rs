@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::array::Array;
+use super::collation::Collation;
 use super::evaluate::Evaluator;
 use super::expression::{Expression, Function};
 use super::kind::Kind;
@@ -12,7 +13,7 @@ use super::refusal::{Reason, Refusal};
 use super::resolution;
 use super::signature::{self, Chosen, Does, Needs, Signature};
 use super::syntax::{Subscript, Syntax};
-use super::typing::{Collation, Typed, Typing, constant};
+use super::typing::{Typed, Typing, constant};
 use super::value::Value;
 use super::zone::is_zone;
 
@@ -96,6 +97,9 @@ impl Typing<'_> {
         }
         self.check_needs(at, signature, &collation, &kinds)?;
         self.check_field(at, signature.name, &trees)?;
+        if signature.needs != Needs::Nothing {
+            trees = self.collated_among(trees, |place| kinds[place].is_collatable(), &collation);
+        }
         let tree = Expression::Strict(Function::Call { signature, result }, trees);
         let typed = self.folded(Typed::known(at, result, tree))?;
         Ok(if result.is_collatable() { typed.with(collation) } else { typed })

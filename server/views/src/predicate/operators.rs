@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use super::collation::Collation;
 use super::comparison::Comparison;
 use super::expression::{Expression, Function, Quantified};
 use super::kind::Kind;
@@ -10,7 +11,7 @@ use super::refusal::{Reason, Refusal};
 use super::resolution;
 use super::signature;
 use super::syntax::{Arithmetic, Syntax, What};
-use super::typing::{Collation, Typed, Typing, constant};
+use super::typing::{Typed, Typing, constant};
 use super::value::Value;
 
 impl Typing<'_> {
@@ -82,8 +83,8 @@ impl Typing<'_> {
         let collation = self.merged(at, left.collation, &right.collation)?;
         self.check_comparable(at, kind, &collation, op.orders())?;
         let padded = kind.innermost() == Kind::Bpchar;
-        let tree = Expression::Strict(Function::Compare { op, padded }, vec![left.tree, right.tree]);
-        self.folded(Typed::known(at, Kind::Bool, tree))
+        let operands = self.collated(vec![left.tree, right.tree], &collation);
+        self.folded(Typed::known(at, Kind::Bool, Expression::Strict(Function::Compare { op, padded }, operands)))
     }
 
     /// Refuses what cannot be compared exactly, or not in this way.
@@ -235,7 +236,8 @@ impl Typing<'_> {
             constants.push(self.constant_of(value)?);
         }
         self.check_comparable(at, left_kind, &collation, op.orders())?;
-        let quantified = Quantified { all, op, kind: right_kind, left: Box::new(left.tree), values: constants };
+        let left = self.collated_one(left.tree, &collation);
+        let quantified = Quantified { all, op, kind: right_kind, left: Box::new(left), values: constants };
         Ok(Typed::known(at, Kind::Bool, Expression::Quantified(quantified)))
     }
 
@@ -303,7 +305,8 @@ impl Typing<'_> {
             Some(to) => self.coerced(array, to, "ANY and ALL")?,
             None => array,
         };
-        let tree = Expression::QuantifiedArray { all, op, kind: right_kind, operands: vec![left.tree, array.tree] };
+        let operands = self.collated(vec![left.tree, array.tree], &collation);
+        let tree = Expression::QuantifiedArray { all, op, kind: right_kind, operands };
         self.folded(Typed::known(at, Kind::Bool, tree))
     }
 
@@ -445,7 +448,7 @@ impl Typing<'_> {
         let (kind, operands) = self.common(at, operands, "GREATEST and LEAST")?;
         let collation = self.common_collation(at, &operands)?;
         self.check_comparable(at, kind, &collation, true)?;
-        let operands = operands.into_iter().map(|operand| operand.tree).collect();
+        let operands = self.collated(operands.into_iter().map(|operand| operand.tree).collect(), &collation);
         let tree = Expression::Extreme { greatest, padded: kind.innermost() == Kind::Bpchar, operands };
         Ok(Typed::known(at, kind, tree).with(collation))
     }

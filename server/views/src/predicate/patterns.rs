@@ -1,12 +1,13 @@
 //! Typing of LIKE, of regular expressions, and of SIMILAR TO, which is one.
 
+use super::collation::Collation;
 use super::comparison::Comparison;
 use super::expression::{Expression, Function, Quantified};
 use super::kind::Kind;
 use super::refusal::{Reason, Refusal};
 use super::regex;
 use super::syntax::{Escape, Syntax};
-use super::typing::{Collation, Typed, Typing, constant};
+use super::typing::{Typed, Typing, constant};
 use super::value::Value;
 
 impl Typing<'_> {
@@ -39,7 +40,7 @@ impl Typing<'_> {
             pattern = self.folded(Typed::known(pattern.at, Kind::Text, tree))?;
         }
         self.check_collation(at, &collation, fold, if fold { "ILIKE" } else { "LIKE" })?;
-        self.matched(at, Function::Like { fold }, [text, pattern], negated)
+        self.matched(at, Function::Like { fold }, ([text, pattern], &collation), negated)
     }
 
     /// `text LIKE a OR text LIKE b`
@@ -60,7 +61,7 @@ impl Typing<'_> {
             let text = self.again(&text)?;
             let (text, pattern, collation) = self.with_pattern(text, pattern, "LIKE")?;
             self.check_collation(at, &collation, fold, if fold { "ILIKE" } else { "LIKE" })?;
-            parts.push(self.matched(at, Function::Like { fold }, [text, pattern], negated)?.tree);
+            parts.push(self.matched(at, Function::Like { fold }, ([text, pattern], &collation), negated)?.tree);
         }
         if parts.iter().all(Expression::is_null) {
             // It decides nothing, but what fails in the text fails.
@@ -105,7 +106,7 @@ impl Typing<'_> {
         let (compiled, nodes) = regex::compile(&expression, fold, self.is_c(&collation)).map_err(refused)?;
         self.charge(at, nodes)?;
         pattern.tree = Expression::Constant(Kind::Text, Value::text(expression));
-        self.matched(at, Function::Regex { compiled, fold }, [text, pattern], negated)
+        self.matched(at, Function::Regex { compiled, fold }, ([text, pattern], &collation), negated)
     }
 
     /// A backslash, unless another is written, or none at all.
@@ -126,8 +127,14 @@ impl Typing<'_> {
         }
     }
 
-    fn matched(&mut self, at: usize, function: Function, of: [Typed; 2], negated: bool) -> Result<Typed, Refusal> {
-        let operands = of.into_iter().map(|operand| operand.tree).collect();
+    fn matched(
+        &mut self,
+        at: usize,
+        function: Function,
+        (of, collation): ([Typed; 2], &Collation),
+        negated: bool,
+    ) -> Result<Typed, Refusal> {
+        let operands = self.collated(of.into_iter().map(|operand| operand.tree).collect(), collation);
         let typed = self.folded(Typed::known(at, Kind::Bool, Expression::Strict(function, operands)))?;
         let tree = if negated { Expression::Not(Box::new(typed.tree)) } else { typed.tree };
         Ok(Typed::known(at, Kind::Bool, tree))

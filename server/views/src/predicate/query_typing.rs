@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use super::access;
+use super::collation::Collation;
 use super::comparison::Comparison;
 use super::expression::{Expression, Member};
 use super::input::Input;
@@ -14,7 +15,7 @@ use super::resolution;
 use super::subquery::Subquery;
 use super::syntax::{Negated, Query, Syntax, What};
 use super::table::TableFacts;
-use super::typing::{Collation, Given, Scope, Typed, Typing};
+use super::typing::{Given, Scope, Typed, Typing};
 use super::{Predicate, condition_of};
 
 /// A subquery's column and condition, before it is known what the column is compared with.
@@ -49,7 +50,7 @@ impl<'t> Typing<'t> {
             _ => Vec::new(),
         };
         let subquery = Arc::new(Subquery::new(facts, input, kind, condition));
-        let operand = Box::new(operand.tree);
+        let operand = Box::new(self.collated_one(operand.tree, &collation));
         let member = Expression::Member(Member { subquery, number: 0, operand, labels: labels.into() });
         let tree = if negated { Expression::Not(Box::new(member)) } else { member };
         Ok(Typed::known(at, Kind::Bool, tree))

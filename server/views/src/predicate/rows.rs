@@ -17,14 +17,28 @@ impl Typing<'_> {
         left: &[Syntax],
         right: &[Syntax],
     ) -> Result<Typed, Refusal> {
+        let left = self.row(left)?;
+        let right = self.row(right)?;
+        self.compare_pairs(at, op, left, right)
+    }
+
+    /// Its values. PostgreSQL looks at all rows before it compares them, which matters to parameters without a type.
+    fn row(&mut self, values: &[Syntax]) -> Result<Vec<Typed>, Refusal> {
+        values.iter().map(|value| self.typed(value)).collect()
+    }
+
+    fn compare_pairs(
+        &mut self,
+        at: usize,
+        op: Comparison,
+        left: Vec<Typed>,
+        right: Vec<Typed>,
+    ) -> Result<Typed, Refusal> {
         if left.len() != right.len() {
             let what = format!("comparing a row of {} values with one of {}", left.len(), right.len());
             return self.refuse(at, Reason::Unsupported { what, instead: "write as many on both sides" });
         }
-        let mut pairs = Vec::with_capacity(left.len());
-        for (left, right) in left.iter().zip(right) {
-            pairs.push((self.typed(left)?, self.typed(right)?));
-        }
+        let pairs: Vec<_> = left.into_iter().zip(right).collect();
         let tree = match op {
             Comparison::Equal | Comparison::NotEqual => {
                 let compare = |(left, right)| self.compare(at, op, left, right).map(|typed| typed.tree);
@@ -70,10 +84,15 @@ impl Typing<'_> {
         rows: &[Syntax],
         (op, negated): (Comparison, bool),
     ) -> Result<Typed, Refusal> {
-        let mut parts = Vec::with_capacity(rows.len());
+        let (left, mut others) = (self.row(left)?, Vec::with_capacity(rows.len()));
         for row in rows {
             let What::Row(right) = &row.what else { return self.no_such_row(row.at) };
-            parts.push(self.compare_rows(row.at, op, left, right)?.tree);
+            others.push((row.at, self.row(right)?));
+        }
+        let mut parts = Vec::with_capacity(others.len());
+        for (at, right) in others {
+            let left = left.iter().map(|value| self.again(value)).collect::<Result<_, _>>()?;
+            parts.push(self.compare_pairs(at, op, left, right)?.tree);
         }
         let tree = if negated { Expression::And(parts) } else { Expression::Or(parts) };
         self.folded(Typed::known(at, Kind::Bool, tree))

@@ -8,6 +8,7 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 
+use super::collation::{self, Collation};
 use super::evaluate::Evaluator;
 use super::expression::{Expression, Function};
 use super::kind::Kind;
@@ -16,7 +17,7 @@ use super::numeric::Numeric;
 use super::refusal::{Reason, Refusal};
 use super::signature;
 use super::syntax::{Sign, Syntax, TypeName, What};
-use super::table::{CollationFacts, TableFacts};
+use super::table::TableFacts;
 use super::value::Value;
 
 /// Nodes of an expression and values of its lists.
@@ -32,15 +33,6 @@ pub(super) struct Typed {
     /// The parameter that this is.
     pub(super) parameter: Option<usize>,
     pub(super) collation: Collation,
-}
-
-/// The collation of an expression, and how it came to it.
-#[derive(Clone, Debug)]
-pub(super) enum Collation {
-    /// The database's default, of a constant or a cast; or the type has none.
-    Default,
-    Column(Rc<CollationFacts>),
-    Written(Rc<CollationFacts>),
 }
 
 /// A parameter's value, and its type as soon as that is known.
@@ -283,7 +275,8 @@ impl<'t> Typing<'t> {
                 return self.refuse(unknown.at, Reason::InconsistentParameter { number: number + 1, first, second });
             }
         }
-        Ok(Typed { parameter: None, ..constant(unknown.at, kind, value) })
+        let collation = if kind.is_collatable() { unknown.collation } else { Collation::Default };
+        Ok(Typed { parameter: None, ..constant(unknown.at, kind, value) }.with(collation))
     }
 
     /// What is still unknown is text.
@@ -406,35 +399,31 @@ impl<'t> Typing<'t> {
     }
 
     fn collate(&mut self, at: usize, operand: &Syntax, name: &[String]) -> Result<Typed, Refusal> {
-        let (last, schema) = name.split_last().expect("a name has a part");
-        let sql = match (last.as_str(), schema) {
-            ("C", []) => "pg_catalog.\"C\"",
-            ("C", [schema]) if schema == "pg_catalog" => "pg_catalog.\"C\"",
-            ("POSIX", []) => "pg_catalog.\"POSIX\"",
-            ("POSIX", [schema]) if schema == "pg_catalog" => "pg_catalog.\"POSIX\"",
-            _ => {
-                let what = format!("the collation {}", name.join("."));
-                return self
-                    .refuse(at, Reason::Unsupported { what, instead: "write COLLATE \"C\", which orders by bytes" });
-            }
+        let Some(sql) = collation::named(name) else {
+            let what = format!("the collation {}", name.join("."));
+            return self
+                .refuse(at, Reason::Unsupported { what, instead: "write COLLATE \"C\", which orders by bytes" });
         };
         let operand = self.typed(operand)?;
-        let operand = self.settled(operand)?;
-        let kind = operand.kind.unwrap_or(Kind::Text);
+        // Its place decides the type, as without COLLATE.
+        let Some(kind) = operand.kind else { return Ok(operand.with(collation::written(sql))) };
         if !kind.is_text() {
             let (found, expected) = (self.table.kind_name(kind), "text".to_owned());
             return self.refuse(at, Reason::WrongType { what: "COLLATE", found, expected });
         }
-        let facts = CollationFacts { name: last.clone(), is_default: false, deterministic: true, is_c: true };
         let tree = Expression::Strict(Function::Collate(sql), vec![operand.tree]);
-        Ok(Typed::known(at, kind, tree).with(Collation::Written(Rc::new(facts))))
+        Ok(Typed::known(at, kind, tree).with(collation::written(sql)))
     }
 
     /// What has no columns is evaluated; a strict function of a constant NULL is NULL, whatever else would fail.
     pub(super) fn folded(&self, typed: Typed) -> Result<Typed, Refusal> {
         let Some(kind) = typed.kind.filter(|_| !typed.tree.is_constant()) else { return Ok(typed) };
-        let is_null =
-            matches!(&typed.tree, Expression::Strict(_, operands) if operands.iter().any(Expression::is_null));
+        let is_null = match &typed.tree {
+            // PostgreSQL looks at these row by row, and at what stands around them.
+            Expression::Strict(Function::Subscript | Function::Slice(_), operands) => operands[0].is_null(),
+            Expression::Strict(_, operands) => operands.iter().any(Expression::is_null),
+            _ => false,
+        };
         let value = if is_null {
             Value::Null
         } else if typed.tree.has_column() {
@@ -447,48 +436,6 @@ impl<'t> Typing<'t> {
             }
         };
         Ok(Typed { tree: Expression::Constant(kind, value), ..typed })
-    }
-
-    /// One collation of two operands.
-    pub(super) fn merged(&self, at: usize, left: Collation, right: &Collation) -> Result<Collation, Refusal> {
-        let two = |left: &CollationFacts, right: &CollationFacts| {
-            self.refuse(at, Reason::TwoCollations { left: left.name.clone(), right: right.name.clone() })
-        };
-        match (&left, right) {
-            (Collation::Written(a), Collation::Written(b)) | (Collation::Column(a), Collation::Column(b)) if a != b => {
-                two(a, b)
-            }
-            (Collation::Written(_), _) | (_, Collation::Default) => Ok(left),
-            (_, Collation::Written(_)) | (Collation::Default, _) => Ok(right.clone()),
-            (Collation::Column(_), Collation::Column(_)) => Ok(left),
-        }
-    }
-
-    fn facts<'c>(&'c self, collation: &'c Collation) -> &'c CollationFacts {
-        match collation {
-            Collation::Default => &self.table.default_collation,
-            Collation::Column(facts) | Collation::Written(facts) => facts,
-        }
-    }
-
-    pub(super) fn is_c(&self, collation: &Collation) -> bool {
-        self.facts(collation).is_c
-    }
-
-    /// Refuses what depends on more than bytes. `orders`: equality is not enough.
-    pub(super) fn check_collation(
-        &self,
-        at: usize,
-        collation: &Collation,
-        orders: bool,
-        what: &'static str,
-    ) -> Result<(), Refusal> {
-        let facts = self.facts(collation);
-        if facts.deterministic && (facts.is_c || !orders) {
-            return Ok(());
-        }
-        let (collation, nondeterministic) = (facts.name.clone(), !facts.deterministic);
-        self.refuse(at, Reason::Collation { what, collation, nondeterministic })
     }
 }
 
