@@ -130,6 +130,36 @@ async fn check_names_what_is_wrong_with_a_database_and_how_to_mend_it() -> Resul
     Ok(())
 }
 
+/// The zones that it names are those in which PostgreSQL says something else than conditions do.
+#[tokio::test(flavor = "multi_thread")]
+async fn check_names_the_zones_whose_clocks_the_server_sets_otherwise() -> Result<()> {
+    let database = Cluster::shared().await?.database("zones_checked").await?;
+    let output = tidegate_integration_tests::tidegate(&["check", "--url", database.url()]).await?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    let told = printed.lines().find(|line| line.contains("time_zones:")).unwrap_or_default();
+    let known = database.client().query("select name from pg_timezone_names", &[]).await?;
+    let known: Vec<String> = known.iter().map(|row| row.get(0)).collect();
+    let differing = "
+        select name from unnest($1::text[]) name where exists (
+            select from unnest($2::int8[], $3::int4[]) as sample (instant, ahead)
+            where timestamp '1970-01-01' + make_interval(secs => instant + ahead)
+                <> (timestamptz '1970-01-01 00:00:00+00' + make_interval(secs => instant)) at time zone name)";
+    let mut expected = Vec::new();
+    for zone in tidegate_views::zone_clocks() {
+        let (there, missing): (Vec<String>, Vec<String>) =
+            zone.names.into_iter().partition(|name| known.contains(name));
+        expected.extend(missing);
+        let rows = database.client().query(differing, &[&there, &zone.instants, &zone.offsets]).await?;
+        expected.extend(rows.iter().map(|row| row.get::<_, String>(0)));
+    }
+    expected.sort_unstable();
+    println!("zones that differ: {expected:?}");
+    ensure!(told.is_empty() == expected.is_empty(), "{expected:?} differ\n{printed}");
+    let named = expected.iter().take(10).all(|name| told.contains(&format!(" {name} (")));
+    ensure!(named && told.matches(" (").count() == expected.len().min(10), "{expected:?} differ\n{printed}");
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unknown_key_is_refused_with_the_nearest_known_one() -> Result<()> {
     let mut config = ServerConfig::of("postgres://nobody@127.0.0.1:1/nothing");

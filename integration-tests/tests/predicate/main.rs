@@ -233,7 +233,7 @@ async fn compare_in(locale: Locale) -> Result<()> {
     let mut tally = Tally::default();
     for _ in 0..count {
         let condition = Writer::new(&mut random).condition(3);
-        let condition = match random.random_ratio(1, 3) {
+        let condition = match random.random_ratio(1, 2) {
             true => Parametrised::of(&condition, &mut random),
             false => Parametrised::without(&condition),
         };
@@ -243,7 +243,7 @@ async fn compare_in(locale: Locale) -> Result<()> {
     }
     tally.print(locale, count);
     ensure!(complaints.is_empty(), "{} differ:\n{}", complaints.len(), complaints.join("\n\n"));
-    tally.check(count)
+    tally.check(locale, count)
 }
 
 /// What the catalog says of the columns' collations, whatever the version.
@@ -271,13 +271,18 @@ impl Tally {
         );
     }
 
-    fn check(&self, count: usize) -> Result<()> {
+    fn check(&self, locale: Locale, count: usize) -> Result<()> {
         let Tally { accepted, asking, given, indeterminate, verdicts, undecided, .. } = self;
-        ensure!(undecided * 20 < *verdicts, "{undecided} of {verdicts} verdicts are not decided");
-        ensure!(accepted * 3 > count, "only {accepted} of {count} conditions were accepted");
+        // What is not decided here is what the documentation names, above all text out of JSON that is cast to a number: 0.6 % of the
+        // verdicts, and by conditions, so that a run of 600 may have twice as many.
+        ensure!(undecided * 50 < *verdicts, "{undecided} of {verdicts} verdicts are not decided");
+        // Operands of random types often have no operator: PostgreSQL refuses nearly as many. Where text is not ordered by bytes, its
+        // order is refused, too.
+        let percent = if locale == Locale::C { 55 } else { 45 };
+        ensure!(accepted * 100 > count * percent, "only {accepted} of {count} conditions were accepted");
         ensure!(asking * 50 > *accepted, "only {asking} of {accepted} conditions had subqueries");
-        ensure!(given * 20 > *accepted, "only {given} of {accepted} conditions had parameters");
-        ensure!(indeterminate * 5 < *given, "{indeterminate} of {given} parameters' types are not PostgreSQL's");
+        ensure!(given * 25 > *accepted, "only {given} of {accepted} conditions had parameters");
+        ensure!(indeterminate * 5 <= *given, "{indeterminate} of {given} parameters' types are not PostgreSQL's");
         Ok(())
     }
 }

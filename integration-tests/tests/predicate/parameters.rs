@@ -33,10 +33,11 @@ impl Parametrised {
         if condition.contains(['$', '"']) || condition.contains("E'") {
             return Parametrised::without(condition);
         }
+        let share = [1, 2, 4].choose(random).copied().unwrap_or(2);
         while let Some(constant) = Constant::next(rest, &parametrised.text) {
             parametrised.text.push_str(&rest[..constant.start]);
             let (written, behind) = (&rest[constant.start..constant.end], &rest[constant.end..]);
-            if constant.is_free && random.random_ratio(1, 3) {
+            if constant.is_free && random.random_ratio(1, share) {
                 let number = parametrised.number(constant, random);
                 parametrised.text.push_str(&format!("${number}"));
             } else {

@@ -5,7 +5,7 @@
 use clap::Args;
 use tidegate_postgres::{
     Session,
-    preflight::{self, CheckRequest, Finding, Setup, Severity},
+    preflight::{self, CheckRequest, Finding, Setup, Severity, ZoneClocks},
 };
 
 use crate::{Outcome, config::Source, databases::DatabaseArgs};
@@ -71,7 +71,15 @@ async fn examine(source: &Source) -> anyhow::Result<Vec<Finding>> {
         Ok(session) => session,
         Err(error) => return Ok(vec![Finding::of_connect_error(&error)]),
     };
-    Ok(preflight::check(&session, &request(source)).await?)
+    let mut findings = preflight::check(&session, &request(source)).await?;
+    findings.extend(preflight::zone_finding(&session, &zones()).await?);
+    Ok(findings)
+}
+
+/// What conditions with `AT TIME ZONE` are decided by.
+fn zones() -> Vec<ZoneClocks> {
+    let zones = tidegate_views::zone_clocks().into_iter();
+    zones.map(|zone| ZoneClocks { names: zone.names, instants: zone.instants, offsets: zone.offsets }).collect()
 }
 
 fn must_be_mended(severity: Severity) -> bool {

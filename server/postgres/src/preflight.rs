@@ -5,6 +5,7 @@
 //! slot_status  ─▶ slot   ─┤
 //! publication ──▶ tables ─┼─▶ findings, errors first
 //! replication connection ─┘
+//! zones of conditions ─▶ zones ─▶ a finding, where they are given
 //! ```
 //!
 //! Invariant: each finding says what is wrong and the next step, as SQL where SQL does it. Checking changes nothing on the server.
@@ -13,12 +14,14 @@ mod server;
 mod setup;
 mod slot;
 mod tables;
+mod zones;
 
 use tidegate_model::TablePatterns;
 
 use crate::{CatalogError, ConnectError, ReplicationConnection, Session, publication, server_facts, slot_status};
 
 pub use setup::{Setup, setup, setup_sql};
+pub use zones::{ZoneClocks, zone_finding};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

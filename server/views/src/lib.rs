@@ -22,6 +22,6 @@ pub use index::{Effect, Effort, Explanation, Index, IndexError, LookupKind, Room
 pub use predicate::{
     CollationFacts, ColumnFacts, EnumFacts, EvaluationError, Failure, Members, Membership, Order, OrderBy, Outcome,
     Parameter, Pinned, Place, Predicate, Rank, Reason, Refusal, RowError, Subquery, TEXT_BYTES_MAX, TableFacts,
-    subquery_tables,
+    ZoneClocks, subquery_tables, zone_clocks,
 };
 pub use shape::{Shape, ShapeDefinition, ShapeError, Updates};

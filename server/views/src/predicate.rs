@@ -80,6 +80,7 @@ pub use refusal::{Place, Reason, Refusal};
 pub use selection::Failure;
 pub use subquery::Subquery;
 pub use table::{CollationFacts, ColumnFacts, EnumFacts, TableFacts};
+pub use zone::{ZoneClocks, zone_clocks};
 
 pub(crate) use access::{Access, Lookup, Path};
 pub(crate) use input::Input;

@@ -3,7 +3,7 @@
 use tidegate_model::TablePatterns;
 use tidegate_postgres::{
     ConnectConfig, Session,
-    preflight::{self, CheckRequest, Severity},
+    preflight::{self, CheckRequest, Severity, ZoneClocks},
 };
 
 use crate::launcher::Server;
@@ -52,6 +52,31 @@ async fn what_is_wrong_is_found() {
         assert!(codes.contains(&code), "{code} in {codes:?}");
     }
     assert!(findings.is_sorted_by_key(|finding| finding.severity) && findings[0].severity == Severity::Error);
+}
+
+#[tokio::test]
+async fn zones_whose_clocks_differ_are_named() {
+    let server = Server::start(&[]);
+    let session = server.session().await;
+    // In the middle of January and of July 2024.
+    let zone = |names: &[&str], winter, summer| ZoneClocks {
+        names: names.iter().map(|name| (*name).to_owned()).collect(),
+        instants: vec![1_705_276_800, 1_721_001_600],
+        offsets: vec![winter, summer],
+    };
+    let right = [zone(&["Europe/Berlin", "Europe/Rome"], 3600, 7200), zone(&["America/New_York"], -18_000, -14_400)];
+    assert_eq!(preflight::zone_finding(&session, &right).await.expect("an answer"), None);
+    let wrong =
+        [right[0].clone(), zone(&["Asia/Kolkata", "Asia/Tokyo"], 32_400, 32_400), zone(&["Mars/Olympus"], 0, 0)];
+    let wrong = [&wrong[..], &[zone(&["Africa/Cairo"], 7200, 7200)]].concat();
+    let finding = preflight::zone_finding(&session, &wrong).await.expect("an answer").expect("a finding");
+    assert_eq!((finding.code, finding.severity), ("time_zones", Severity::Info));
+    assert_eq!(
+        finding.problem,
+        "the server's time zone data differ from Tidegate's: Africa/Cairo (first at 2024-07-15 00:00:00Z: 03:00:00 on the server, \
+         02:00:00 here), Asia/Kolkata (first at 2024-01-15 00:00:00Z: 05:30:00 on the server, 09:00:00 here), Mars/Olympus (unknown to \
+         the server)"
+    );
 }
 
 #[tokio::test]

@@ -1,7 +1,10 @@
 //! `AT TIME ZONE`, by zone data of our own: the IANA data that the crate jiff brings along.
 //!
 //! PostgreSQL has data of its own, or the operating system's, which may be older or newer, and differs for many zones before
-//! 1970, which is therefore not decided here. Zones are taken by name; abbreviations and POSIX rules are not.
+//! 1970, which is therefore not decided here. Zones are taken by name; abbreviations and POSIX rules are not. What clocks show here
+//! can be compared with what they show in PostgreSQL ([`zone_clocks`]).
+
+use std::collections::BTreeMap;
 
 use jiff::civil::DateTime;
 use jiff::tz::{AmbiguousOffset, TimeZone, TimeZoneDatabase};
@@ -17,6 +20,39 @@ const UNIX_EPOCH: i64 = 946_684_800_000_000;
 
 const UNDECIDED: EvaluationError =
     EvaluationError::Undecided { what: "such a zone, or a time before 1970 or after 9999 in one" };
+
+/// What the clocks of zones show, at some instants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ZoneClocks {
+    /// Zones whose clocks always show the same, by their IANA names.
+    pub names: Vec<String>,
+    /// Seconds since 1970.
+    pub instants: Vec<i64>,
+    /// At each of them, how far they are ahead of UTC, in seconds.
+    pub offsets: Vec<i32>,
+}
+
+/// Of every zone that conditions know, right before and at each change from 1970 to 2040, and once in each month between.
+#[must_use]
+pub fn zone_clocks() -> Vec<ZoneClocks> {
+    let (first, last) = (Timestamp::UNIX_EPOCH, Timestamp::constant(2_208_988_800, 0));
+    let mut zones: BTreeMap<(Vec<i64>, Vec<i32>), Vec<String>> = BTreeMap::new();
+    for name in TimeZoneDatabase::bundled().available() {
+        let Some(Zone::Named(zone)) = Zone::of(name.as_str()) else { continue };
+        let changes = zone.following(first).map(|change| change.timestamp()).take_while(|change| *change < last);
+        let around = changes.map(Timestamp::as_second).flat_map(|change| [change - 1, change]);
+        let mut instants: Vec<i64> = (1..last.as_second() / MONTH).map(|month| month * MONTH).chain(around).collect();
+        instants.sort_unstable();
+        instants.dedup();
+        let offset = |&second: &i64| Timestamp::from_second(second).map(|instant| zone.to_offset(instant).seconds());
+        let Ok(offsets) = instants.iter().map(offset).collect() else { continue };
+        zones.entry((instants, offsets)).or_default().push(name.as_str().to_owned());
+    }
+    zones.into_iter().map(|((instants, offsets), names)| ZoneClocks { names, instants, offsets }).collect()
+}
+
+/// Seconds of the shortest one.
+const MONTH: i64 = 28 * 86_400;
 
 /// A zone.
 enum Zone {
@@ -78,6 +114,18 @@ fn shifted<'v>(zone: &Value<'_>, micros: i64, shift: impl Fn(&TimeZone, i64) -> 
 mod tests {
     use super::*;
     use crate::predicate::moment::parse_timestamp;
+
+    #[test]
+    fn clocks_are_told_around_each_change() {
+        let all = zone_clocks();
+        let berlin = all.iter().find(|zone| zone.names.iter().any(|name| name == "Europe/Berlin")).expect("Berlin");
+        // 2024-03-31 01:00:00+00
+        let change = berlin.instants.binary_search(&1_711_846_800).expect("an instant");
+        assert_eq!((berlin.offsets[change - 1], berlin.offsets[change]), (3600, 7200));
+        assert_eq!(berlin.instants[change - 1], 1_711_846_799);
+        assert!(all.len() > 200 && all.iter().map(|zone| zone.names.len()).sum::<usize>() > 400, "{}", all.len());
+        assert!(all.iter().all(|zone| zone.instants.len() == zone.offsets.len() && zone.instants.is_sorted()));
+    }
 
     #[test]
     fn clocks_that_are_changed_mean_what_postgresql_takes_them_for() {
