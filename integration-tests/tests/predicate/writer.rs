@@ -236,12 +236,15 @@ impl<'r> Writer<'r> {
         let comparison = self.pick(&["=", "<>", "<", "<=", ">", ">="]);
         match self.random.random_range(0..6) {
             0 | 1 => {
-                format!("{a} {} {b}", self.pick(&["@>", "<@", "&&", "<<", ">>", "=", "<", ">=", "is distinct from"]))
+                format!(
+                    "{a} {} {b}",
+                    self.pick(&["@>", "<@", "&&", "<<", ">>", "&<", "&>", "-|-", "=", "<", ">=", "is distinct from"])
+                )
             }
             2 => format!("{a} @> {element}"),
             3 => format!("{element} <@ {a}"),
             4 => format!("{}({a}) {comparison} {}", self.pick(&["lower", "upper"]), self.value(About::Number, depth)),
-            _ => format!("{}({a})", self.pick(&["isempty", "lower_inc", "upper_inc"])),
+            _ => format!("{}({a})", self.pick(&["isempty", "lower_inc", "upper_inc", "lower_inf", "upper_inf"])),
         }
     }
 
@@ -252,7 +255,11 @@ impl<'r> Writer<'r> {
                 .to_owned();
         }
         let json = self.json(depth - 1);
-        match self.random.random_range(0..3) {
+        match self.random.random_range(0..4) {
+            3 => format!(
+                "({json}){}",
+                self.pick(&["['a']", "['b']['a']", "[0]", "[-1]", "['1']", "['a'][1]", "['b'][null]"])
+            ),
             0 => format!("({json} -> {})", self.pick(&["'a'", "'b'", "'c'", "t"])),
             1 => format!("({json} -> {})", self.pick(&["0", "1", "-1", "2", "s"])),
             _ => format!(
@@ -263,7 +270,41 @@ impl<'r> Writer<'r> {
     }
 
     fn json_text(&mut self, depth: usize) -> String {
-        match self.random.random_range(0..4) {
+        match self.random.random_range(0..7) {
+            4 => format!(
+                "(js #>> {})",
+                self.pick(&[
+                    "'{a}'",
+                    "'{b,a,0}'",
+                    "'{}'",
+                    "ta",
+                    "'{2,a}'",
+                    "'{a,1}'",
+                    "'{-1}'",
+                    "'{ 1}'",
+                    "'{a,NULL}'"
+                ])
+            ),
+            5 => format!(
+                "{} ->> {}",
+                self.pick(&[
+                    "(js #> '{b}')",
+                    "(js #> '{}')",
+                    "json_extract_path(js, 'b')",
+                    "jsonb_extract_path(j, 'b', t)"
+                ]),
+                self.pick(&["'a'", "0", "'b'"])
+            ),
+            6 => self
+                .pick(&[
+                    "jsonb_extract_path_text(j, 'a')",
+                    "jsonb_extract_path_text(j, 'b', 'a', '2', 'c')",
+                    "json_extract_path_text(js, 'b', 'a', '1')",
+                    "json_extract_path_text(js, t)",
+                    "json_typeof(js)",
+                    "json_typeof(js -> 'a')",
+                ])
+                .to_owned(),
             0 => format!("({} ->> {})", self.json(depth), self.pick(&["'a'", "'b'", "'bb'", "0", "-1", "1", "3"])),
             1 => format!("({} #>> {})", self.json(depth), self.pick(&["'{a}'", "'{b,a}'", "'{}'", "ta", "'{a,1}'"])),
             2 => format!(
@@ -377,7 +418,23 @@ impl<'r> Writer<'r> {
             "milliseconds",
             "microseconds",
         ]);
-        match self.random.random_range(0..4) {
+        match self.random.random_range(0..7) {
+            4 => format!(
+                "age({}, {}) {op} {}",
+                self.pick(&["case when isfinite(ts) then ts end", "'2024-03-31 12:00'::timestamp", "ts"]),
+                self.pick(&[
+                    "timestamp '2000-02-29'",
+                    "case when isfinite(dt) then least(dt, '2024-02-29')::timestamp end",
+                    "'2024-01-30 23:59:59'",
+                ]),
+                self.pick(&["'1 mon'", "iv", "interval '24 years'"])
+            ),
+            5 => format!("isfinite({a})"),
+            6 => format!(
+                "{} {op} {}",
+                self.pick(&["extract(epoch from tz)", "date_part('epoch', tz)", "extract(epoch from tz)"]),
+                self.number(0)
+            ),
             0 | 1 => format!("{a} {op} {b}"),
             2 => format!("extract({field} from {a}) {op} {}", self.number(0)),
             _ => format!("date_part('{field}', {a}) {op} {}", self.pick(&["12", "2", "2024", "0.5", "59.789", "i"])),
@@ -386,7 +443,9 @@ impl<'r> Writer<'r> {
 
     fn number_function(&mut self, depth: usize) -> String {
         let (a, b) = (self.number(depth), self.number(depth));
-        match self.random.random_range(0..12) {
+        match self.random.random_range(0..14) {
+            12 => format!("div({a}, {b})"),
+            13 => format!("gcd({}, {})", self.pick(&["i", "l", "42", "s"]), self.pick(&["i", "l", "6", "0"])),
             0 => format!("{}({})", self.pick(&["length", "char_length", "octet_length", "ascii"]), self.text(depth)),
             1 => format!("strpos({}, {})", self.text(depth), self.text(0)),
             2 => format!("position({} in {})", self.text(0), self.text(0)),
@@ -407,8 +466,15 @@ impl<'r> Writer<'r> {
     fn text_function(&mut self, depth: usize) -> String {
         let (a, b) = (self.text(depth), self.text(0));
         let place = self.pick(&["0", "1", "2", "-1", "3", "i"]);
-        match self.random.random_range(0..12) {
-            0 => format!("{}({a})", self.pick(&["lower", "upper", "reverse", "md5", "btrim", "ltrim", "rtrim"])),
+        match self.random.random_range(0..14) {
+            12 => {
+                format!("{}({a}, {place}{})", self.pick(&["lpad", "rpad"]), self.pick(&["", ", 'xy'", ", t", ", ''"]))
+            }
+            13 => format!("repeat({a}, {})", self.pick(&["0", "2", "-1", "3"])),
+            0 => format!(
+                "{}({a})",
+                self.pick(&["lower", "upper", "reverse", "md5", "btrim", "ltrim", "rtrim", "initcap"])
+            ),
             1 => format!("trim({} {b} from {a})", self.pick(&["both", "leading", "trailing", ""])),
             2 => format!("substring({a} from {place}{})", self.pick(&["", " for 1", " for 2", " for 0"])),
             3 => format!("substr({a}, {place}, {})", self.pick(&["0", "1", "2147483647", "s"])),
@@ -523,7 +589,7 @@ impl<'r> Writer<'r> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "!="]);
         let a = self.value(about, below);
         let (b, c) = (self.value(about, below), self.value(about, below));
-        match self.random.random_range(0..22) {
+        match self.random.random_range(0..23) {
             21 => format!("{} {op} {}", self.bytes(below + 1), self.bytes(below)),
             17 | 18 => self.of_range(below),
             19 | 20 if self.queries < 3 => self.of_subquery(about, (&a, not)),
@@ -531,6 +597,13 @@ impl<'r> Writer<'r> {
                 let (x, y, z) = (self.value(about, 0), self.number(0), self.number(0));
                 let row = self.pick(&["", "row "]);
                 format!("{row}({a}, {y}, tz) {op} ({x}, {z}, tz)")
+            }
+            22 => {
+                let (x, y) = (self.number(0), self.text(0));
+                format!(
+                    "({a}, {x}, {y}) is {not}{}",
+                    self.pick(&["null", "distinct from (b, i, t)", "distinct from (tz, 1, 'a')"])
+                )
             }
             16 => {
                 let (x, y) = (self.number(0), self.text(0));

@@ -7,6 +7,7 @@ use super::collation::Collation;
 use super::evaluate::Evaluator;
 use super::expression::{Expression, Function};
 use super::kind::Kind;
+use super::moment_functions::ZONE;
 use super::moment_parts::is_field;
 use super::operand::NOT_IMMUTABLE;
 use super::refusal::{Reason, Refusal};
@@ -18,7 +19,7 @@ use super::value::Value;
 use super::zone::is_zone;
 
 /// Functions whose results change by themselves.
-const CHANGING: [&str; 11] = [
+const CHANGING: [&str; 10] = [
     "now",
     "clock_timestamp",
     "statement_timestamp",
@@ -28,7 +29,6 @@ const CHANGING: [&str; 11] = [
     "gen_random_uuid",
     "nextval",
     "currval",
-    "age",
     "pg_sleep",
 ];
 
@@ -97,6 +97,7 @@ impl Typing<'_> {
         }
         self.check_needs(at, signature, &collation, &kinds)?;
         self.check_field(at, signature.name, &trees)?;
+        self.check_operands(at, signature.name, &kinds, &trees)?;
         if signature.needs != Needs::Nothing {
             trees = self.collated_among(trees, |place| kinds[place].is_collatable(), &collation);
         }
@@ -139,6 +140,32 @@ impl Typing<'_> {
         }
     }
 
+    /// Of a point in time, only its distance from 1970 does not depend on the session's TimeZone; and a path has no NULL.
+    fn check_operands(
+        &self,
+        at: usize,
+        name: &'static str,
+        kinds: &[Kind],
+        operands: &[Expression],
+    ) -> Result<(), Refusal> {
+        if name.ends_with("_path") || name.ends_with("_path_text") {
+            // PostgreSQL makes an array of them, and looks at it row by row.
+            let Some(_) = operands.iter().skip(1).find(|step| step.is_null()) else { return Ok(()) };
+            let what = format!("NULL in the path of {name}");
+            return self.refuse(at, Reason::Unsupported { what, instead: "the answer is NULL; leave it out" });
+        }
+        if !matches!((name, kinds), ("extract" | "date_part", [_, Kind::Timestamptz])) {
+            return Ok(());
+        }
+        match operands.first() {
+            Some(Expression::Constant(_, Value::Text(field))) if field.eq_ignore_ascii_case("epoch") => Ok(()),
+            _ => {
+                let what = format!("{name}(text, timestamptz)");
+                self.refuse(at, Reason::Unsupported { what, instead: ZONE })
+            }
+        }
+    }
+
     pub(super) fn subscript(
         &mut self,
         (at, operand): (usize, &Syntax),
@@ -146,6 +173,9 @@ impl Typing<'_> {
         is_slice: bool,
     ) -> Result<Typed, Refusal> {
         let operand = self.typed(operand)?;
+        if operand.kind == Some(Kind::Jsonb) && !is_slice {
+            return self.json_subscript(at, operand, subscripts);
+        }
         let Some(element) = operand.kind.and_then(Kind::element) else {
             let (found, expected) = (self.name(operand.kind), "an array".to_owned());
             return self.refuse(at, Reason::WrongType { what: "a subscript", found, expected });
@@ -171,6 +201,30 @@ impl Typing<'_> {
         };
         let tree = Expression::Strict(function, trees);
         Ok(self.folded(Typed::known(at, kind, tree))?.with(operand.collation))
+    }
+
+    /// `j['a'][1]` is `j #> '{a,1}'` (`jsonbsubs.c`).
+    fn json_subscript(&mut self, at: usize, operand: Typed, subscripts: &[Subscript]) -> Result<Typed, Refusal> {
+        let mut path = Vec::with_capacity(subscripts.len());
+        for step in subscripts.iter().flat_map(Subscript::bounds) {
+            let step = self.typed(step)?;
+            let step = self.settled(step)?;
+            path.push(match (step.kind, step.tree) {
+                (Some(Kind::Text | Kind::Int2 | Kind::Int4), Expression::Constant(_, Value::Null)) => Value::Null,
+                (Some(Kind::Int2 | Kind::Int4), Expression::Constant(_, Value::Int(place))) => {
+                    Value::text(place.to_string())
+                }
+                (Some(Kind::Text), Expression::Constant(_, name)) => name,
+                _ => {
+                    let what = "such a subscript of jsonb".to_owned();
+                    let instead = "write a constant, a string or a whole number; or use -> with a value of a column";
+                    return self.refuse(step.at, Reason::Unsupported { what, instead });
+                }
+            });
+        }
+        let kind = Kind::Array(&Kind::Text);
+        let path = constant(at, kind, Value::Array(Arc::new(Array::of(path))));
+        self.chosen(at, signature::named("#>", true), vec![operand, path])
     }
 
     /// The values of ARRAY[…], brought to one type.

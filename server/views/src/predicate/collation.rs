@@ -94,7 +94,7 @@ impl Typing<'_> {
         has_one: impl Fn(usize) -> bool,
         collation: &Collation,
     ) -> Vec<Expression> {
-        if !self.is_lost(operands.iter(), collation) {
+        if !self.is_lost(Collation::Default, operands.iter(), collation) {
             return operands;
         }
         // Better one that is not constant: what is compared with constants is found by an index.
@@ -107,18 +107,24 @@ impl Typing<'_> {
         operands
     }
 
-    /// The same of an operand whose neighbour is constant, or a subquery.
-    pub(super) fn collated_one(&self, operand: Expression, collation: &Collation) -> Expression {
-        if self.is_lost(std::iter::once(&operand), collation) { over(operand, collation) } else { operand }
+    /// The same of an operand whose neighbour has this collation: it is constant, or a subquery.
+    pub(super) fn collated_beside(&self, beside: &Collation, operand: Expression, collation: &Collation) -> Expression {
+        let is_lost = self.is_lost(beside.clone(), std::iter::once(&operand), collation);
+        if is_lost { over(operand, collation) } else { operand }
     }
 
     /// Would PostgreSQL compare these otherwise than by bytes, where they are to be compared by bytes?
-    fn is_lost<'e>(&self, mut operands: impl Iterator<Item = &'e Expression>, collation: &Collation) -> bool {
+    fn is_lost<'e>(
+        &self,
+        beside: Collation,
+        mut operands: impl Iterator<Item = &'e Expression>,
+        collation: &Collation,
+    ) -> bool {
         let by_bytes = |facts: &CollationFacts| facts.is_c && facts.deterministic;
         if !by_bytes(self.facts(collation)) || matches!(collation, Collation::Default) {
             return false;
         }
-        let found = operands.try_fold(Collation::Default, |found, operand| self.with_found(found, operand));
+        let found = operands.try_fold(beside, |found, operand| self.with_found(found, operand));
         found.is_none_or(|found| !by_bytes(self.facts(&found)))
     }
 

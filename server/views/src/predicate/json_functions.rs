@@ -17,7 +17,6 @@ const TEXT: Slot = Slot::Of(Kind::Text);
 const TEXTS: Slot = Slot::Of(Kind::Array(&Kind::Text));
 const INT: Slot = Slot::Of(Kind::Int4);
 const BOOL: Slot = Slot::Of(Kind::Bool);
-const PATH: &str = "cast it to jsonb";
 
 pub(super) static SIGNATURES: &[Signature] = &[
     operator("->", &[JSONB, TEXT], JSONB, |_, of| json(of[0].as_json().member(of[1].as_str()))),
@@ -35,8 +34,25 @@ pub(super) static SIGNATURES: &[Signature] = &[
     operator("->", &[JSON, INT], JSON, |_, of| part(&of[0], Step::Item(of[1].as_int()))),
     operator("->>", &[JSON, TEXT], TEXT, |_, of| part_text(&of[0], Step::Member(of[1].as_str()))),
     operator("->>", &[JSON, INT], TEXT, |_, of| part_text(&of[0], Step::Item(of[1].as_int()))),
-    operator("#>", &[JSON, TEXTS], JSON, |_, _| Ok(Value::Null)).refused(PATH),
-    operator("#>>", &[JSON, TEXTS], TEXT, |_, _| Ok(Value::Null)).refused(PATH),
+    operator("#>", &[JSON, TEXTS], JSON, |_, of| part_at(of[0].as_str(), path(&of[1]))),
+    operator("#>>", &[JSON, TEXTS], TEXT, |_, of| part_text_at(of[0].as_str(), path(&of[1]))),
+    function("jsonb_extract_path", &[JSONB, TEXT], JSONB, |_, of| extracted(of)),
+    function("jsonb_extract_path", &[JSONB, TEXT, TEXT], JSONB, |_, of| extracted(of)),
+    function("jsonb_extract_path", &[JSONB, TEXT, TEXT, TEXT], JSONB, |_, of| extracted(of)),
+    function("jsonb_extract_path", &[JSONB, TEXT, TEXT, TEXT, TEXT], JSONB, |_, of| extracted(of)),
+    function("jsonb_extract_path_text", &[JSONB, TEXT], TEXT, |_, of| extracted_text(of)),
+    function("jsonb_extract_path_text", &[JSONB, TEXT, TEXT], TEXT, |_, of| extracted_text(of)),
+    function("jsonb_extract_path_text", &[JSONB, TEXT, TEXT, TEXT], TEXT, |_, of| extracted_text(of)),
+    function("jsonb_extract_path_text", &[JSONB, TEXT, TEXT, TEXT, TEXT], TEXT, |_, of| extracted_text(of)),
+    function("json_extract_path", &[JSON, TEXT], JSON, |_, of| part_at(of[0].as_str(), steps(of))),
+    function("json_extract_path", &[JSON, TEXT, TEXT], JSON, |_, of| part_at(of[0].as_str(), steps(of))),
+    function("json_extract_path", &[JSON, TEXT, TEXT, TEXT], JSON, |_, of| part_at(of[0].as_str(), steps(of))),
+    function("json_extract_path_text", &[JSON, TEXT], TEXT, |_, of| part_text_at(of[0].as_str(), steps(of))),
+    function("json_extract_path_text", &[JSON, TEXT, TEXT], TEXT, |_, of| part_text_at(of[0].as_str(), steps(of))),
+    function("json_extract_path_text", &[JSON, TEXT, TEXT, TEXT], TEXT, |_, of| {
+        part_text_at(of[0].as_str(), steps(of))
+    }),
+    function("json_typeof", &[JSON], TEXT, |_, of| Ok(Value::text(type_of_text(of[0].as_str())))),
     function("jsonb_typeof", &[JSONB], TEXT, |_, of| Ok(Value::text(type_of(of[0].as_json())))),
     function("jsonb_array_length", &[JSONB], INT, |_, of| match &**of[0].as_json() {
         Json::Array(items) => Ok(Value::Int(items.len() as i64)),
@@ -78,6 +94,49 @@ fn at_path<'j>(json: &'j Value<'_>, path: &Value<'_>) -> Option<&'j Arc<Json>> {
     let has_null = steps.contains(&Value::Null);
     let steps: Vec<&str> = names(path).collect();
     if has_null { None } else { json.as_json().at_path(&steps) }
+}
+
+/// The steps of a path; None where one is NULL.
+fn path<'p>(path: &'p Value<'_>) -> Option<Vec<&'p str>> {
+    let has_null = path.as_array().elements.contains(&Value::Null);
+    (!has_null).then(|| names(path).collect())
+}
+
+/// Those that are operands of their own.
+fn steps<'o>(of: &'o [Value<'_>]) -> Option<Vec<&'o str>> {
+    Some(of[1..].iter().map(Value::as_str).collect())
+}
+
+fn extracted<'v>(of: &[Value<'_>]) -> Evaluated<'v> {
+    json(of[0].as_json().at_path(&steps(of).unwrap_or_default()))
+}
+
+fn extracted_text<'v>(of: &[Value<'_>]) -> Evaluated<'v> {
+    text(of[0].as_json().at_path(&steps(of).unwrap_or_default()))
+}
+
+fn part_at<'v>(json: &str, path: Option<Vec<&str>>) -> Evaluated<'v> {
+    let Some(path) = path else { return Ok(Value::Null) };
+    let found = json_text::at_path(json, &path)?;
+    Ok(found.map_or(Value::Null, |part| Value::Text(Cow::Owned(part.to_owned()))))
+}
+
+fn part_text_at<'v>(json: &str, path: Option<Vec<&str>>) -> Evaluated<'v> {
+    let Some(path) = path else { return Ok(Value::Null) };
+    let Some(found) = json_text::at_path(json, &path)? else { return Ok(Value::Null) };
+    Ok(json_text::as_text(found)?.map_or(Value::Null, Value::text))
+}
+
+/// By the first character.
+fn type_of_text(json: &str) -> &'static str {
+    match json.trim_start_matches([' ', '\t', '\n', '\r']).bytes().next() {
+        Some(b'{') => "object",
+        Some(b'[') => "array",
+        Some(b'"') => "string",
+        Some(b't' | b'f') => "boolean",
+        Some(b'n') => "null",
+        Some(_) | None => "number",
+    }
 }
 
 fn part<'v>(json: &Value<'_>, step: Step<'_>) -> Evaluated<'v> {

@@ -1,10 +1,10 @@
-//! `->` and `->>` of `json`, which keeps its text as it was written (`get_worker` in `src/backend/utils/adt/jsonfuncs.c`).
+//! `->`, `->>`, `#>` and `#>>` of `json`, which keeps its text as it was written (`get_worker` in `src/backend/utils/adt/jsonfuncs.c`).
 //!
 //! The text is JSON, as the type has seen to. PostgreSQL reads all of it, whatever it is asked for, and fails on an escape
 //! that no character has, wherever it stands; so does this.
 
 use super::evaluate::EvaluationError;
-use super::json::JsonReader;
+use super::json::{JsonReader, path_index};
 
 /// What is asked for.
 #[derive(Clone, Copy, Debug)]
@@ -16,32 +16,73 @@ pub(super) enum Step<'a> {
 
 const UNREADABLE: EvaluationError = EvaluationError::Malformed { type_name: "json" };
 
+/// What stands in a value.
+enum Parts<'a> {
+    /// By name, in order.
+    Members(Vec<(String, &'a str)>),
+    Items(Vec<&'a str>),
+    None,
+}
+
+impl<'a> Parts<'a> {
+    fn of(text: &'a str) -> Result<Self, EvaluationError> {
+        let mut reader = JsonReader::new(text);
+        let close = if reader.take("{") {
+            "}"
+        } else if reader.take("[") {
+            "]"
+        } else {
+            skip(&mut reader).ok_or(UNREADABLE)?;
+            return Ok(Parts::None);
+        };
+        let mut parts = Vec::new();
+        while !reader.take(close) {
+            parts.push(next(&mut reader, close == "}").ok_or(UNREADABLE)?);
+            reader.take(",");
+        }
+        Ok(match close {
+            "}" => Parts::Members(parts),
+            _ => Parts::Items(parts.into_iter().map(|(_, part)| part).collect()),
+        })
+    }
+}
+
 /// The text of the part, as it stands; of members with the same name, the last.
 pub(super) fn part<'a>(text: &'a str, step: Step<'_>) -> Result<Option<&'a str>, EvaluationError> {
-    let mut reader = JsonReader::new(text);
-    let close = if reader.take("{") {
-        "}"
-    } else if reader.take("[") {
-        "]"
-    } else {
-        skip(&mut reader).ok_or(UNREADABLE)?;
-        return Ok(None);
-    };
-    let mut parts = Vec::new();
-    while !reader.take(close) {
-        parts.push(next(&mut reader, close == "}").ok_or(UNREADABLE)?);
-        reader.take(",");
-    }
-    Ok(match step {
-        Step::Member(name) if close == "}" => {
-            parts.iter().rev().find(|(other, _)| other == name).map(|&(_, part)| part)
+    Ok(match (Parts::of(text)?, step) {
+        (Parts::Members(members), Step::Member(name)) => {
+            members.iter().rev().find(|(other, _)| other == name).map(|&(_, part)| part)
         }
-        Step::Item(index) if close == "]" => {
-            let index = if index < 0 { index + parts.len() as i64 } else { index };
-            usize::try_from(index).ok().and_then(|index| parts.get(index)).map(|&(_, part)| part)
-        }
-        Step::Member(_) | Step::Item(_) => None,
+        (Parts::Items(items), Step::Item(index)) => item(&items, index),
+        (Parts::Members(_) | Parts::Items(_) | Parts::None, _) => None,
     })
+}
+
+fn item<'a>(items: &[&'a str], index: i64) -> Option<&'a str> {
+    let index = if index < 0 { index + items.len() as i64 } else { index };
+    usize::try_from(index).ok().and_then(|index| items.get(index)).copied()
+}
+
+/// `#>` and `#>>`. Among members of the same name it is the last in which the rest of the path leads somewhere.
+pub(super) fn at_path<'a>(text: &'a str, path: &[&str]) -> Result<Option<&'a str>, EvaluationError> {
+    let parts = Parts::of(text)?;
+    let Some((step, rest)) = path.split_first() else {
+        return Ok(Some(text.trim_matches([' ', '\t', '\n', '\r'])));
+    };
+    match parts {
+        Parts::Members(members) => {
+            let mut found = None;
+            for (_, part) in members.iter().filter(|(name, _)| name == step) {
+                found = at_path(part, rest)?.or(found);
+            }
+            Ok(found)
+        }
+        Parts::Items(items) => match path_index(step).and_then(|index| item(&items, index)) {
+            Some(part) => at_path(part, rest),
+            None => Ok(None),
+        },
+        Parts::None => Ok(None),
+    }
 }
 
 /// As `->>` gives it: None for null, a string without its quotes.

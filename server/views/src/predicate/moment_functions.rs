@@ -9,6 +9,7 @@ use super::interval::Interval;
 use super::kind::Kind;
 use super::moment::{self, DATE_INFINITY, DAY, TIME_INFINITY};
 use super::moment_parts::{date_part, extract, truncated};
+use super::operand::NOT_IMMUTABLE;
 use super::signature::{Evaluated, Signature, Slot, function, operator};
 use super::value::Value;
 use super::zone::{to_instant, to_local};
@@ -21,9 +22,10 @@ const INTERVAL: Slot = Slot::Of(Kind::Interval);
 const INT: Slot = Slot::Of(Kind::Int4);
 const TEXT: Slot = Slot::Of(Kind::Text);
 const NUMERIC: Slot = Slot::Of(Kind::Numeric);
+const BOOL: Slot = Slot::Of(Kind::Bool);
 const FLOAT8: Slot = Slot::Of(Kind::Float8);
 
-const ZONE: &str =
+pub(super) const ZONE: &str =
     "it depends on the session's TimeZone; use columns of the type timestamp, or compare with a constant";
 const AS_TIMESTAMP: &str =
     "it takes a date as timestamptz, which depends on the session's TimeZone; cast it to timestamp";
@@ -63,15 +65,25 @@ pub(super) static SIGNATURES: &[Signature] = &[
     function("extract", &[TEXT, DATE], NUMERIC, |_, of| extract(&of[0], Kind::Date, &of[1])),
     function("extract", &[TEXT, TIME], NUMERIC, |_, of| extract(&of[0], Kind::Time, &of[1])),
     function("extract", &[TEXT, TIMESTAMP], NUMERIC, |_, of| extract(&of[0], Kind::Timestamp, &of[1])),
-    function("extract", &[TEXT, TIMESTAMPTZ], NUMERIC, |_, _| Ok(Value::Null)).refused(ZONE),
+    function("extract", &[TEXT, TIMESTAMPTZ], NUMERIC, |_, of| extract(&of[0], Kind::Timestamp, &of[1])),
     function("extract", &[TEXT, INTERVAL], NUMERIC, |_, of| extract(&of[0], Kind::Interval, &of[1])),
     function("date_part", &[TEXT, DATE], FLOAT8, |_, of| {
         date_part(&of[0], Kind::Timestamp, &date_to_timestamp(of[1].as_int())?)
     }),
     function("date_part", &[TEXT, TIME], FLOAT8, |_, of| date_part(&of[0], Kind::Time, &of[1])),
     function("date_part", &[TEXT, TIMESTAMP], FLOAT8, |_, of| date_part(&of[0], Kind::Timestamp, &of[1])),
-    function("date_part", &[TEXT, TIMESTAMPTZ], FLOAT8, |_, _| Ok(Value::Null)).refused(ZONE),
+    function("date_part", &[TEXT, TIMESTAMPTZ], FLOAT8, |_, of| date_part(&of[0], Kind::Timestamp, &of[1])),
     function("date_part", &[TEXT, INTERVAL], FLOAT8, |_, of| date_part(&of[0], Kind::Interval, &of[1])),
+    function("isfinite", &[DATE], BOOL, |_, of| {
+        Ok(Value::Bool(![DATE_INFINITY.0, DATE_INFINITY.1].contains(&of[0].as_int())))
+    }),
+    function("isfinite", &[TIMESTAMP], BOOL, |_, of| Ok(Value::Bool(!is_infinite(of[0].as_int())))),
+    function("isfinite", &[TIMESTAMPTZ], BOOL, |_, of| Ok(Value::Bool(!is_infinite(of[0].as_int())))),
+    function("isfinite", &[INTERVAL], BOOL, |_, of| Ok(Value::Bool(of[0].as_interval().is_finite()))),
+    function("age", &[TIMESTAMP, TIMESTAMP], INTERVAL, |_, of| age(of[0].as_int(), of[1].as_int())),
+    function("age", &[TIMESTAMPTZ, TIMESTAMPTZ], INTERVAL, |_, _| Ok(Value::Null)).refused(AS_TIMESTAMP),
+    function("age", &[TIMESTAMP], INTERVAL, |_, _| Ok(Value::Null)).refused(NOT_IMMUTABLE),
+    function("age", &[TIMESTAMPTZ], INTERVAL, |_, _| Ok(Value::Null)).refused(NOT_IMMUTABLE),
     function("timezone", &[TEXT, TIMESTAMP], TIMESTAMPTZ, |_, of| to_instant(&of[0], of[1].as_int())),
     function("timezone", &[TEXT, TIMESTAMPTZ], TIMESTAMP, |_, of| to_local(&of[0], of[1].as_int())),
     function("timezone", &[INTERVAL, TIMESTAMP], TIMESTAMPTZ, |_, _| Ok(Value::Null)).refused(NAMED),
@@ -156,6 +168,31 @@ fn sum<'v>(a: Interval, b: Option<Interval>) -> Evaluated<'v> {
         return Err(EvaluationError::Undecided { what: "an infinite interval" });
     }
     a.plus(b).map(Value::Interval).ok_or(out_of_range("interval"))
+}
+
+/// The difference in months, days of the month in which it ends, and the rest (`timestamp_age`).
+fn age<'v>(a: i64, b: i64) -> Evaluated<'v> {
+    if is_infinite(a) || is_infinite(b) {
+        return Err(EvaluationError::Undecided { what: "the difference of infinite timestamps" });
+    }
+    let parts = |micros: i64| (moment::civil(micros.div_euclid(DAY)), micros.rem_euclid(DAY));
+    let (((year, month, day), time), ((other_year, other_month, other_day), other_time)) = (parts(a), parts(b));
+    let sign = if a < b { -1 } else { 1 };
+    let mut months = ((year - other_year) * 12 + month - other_month) * sign;
+    let (mut days, mut micros) = ((day - other_day) * sign, (time - other_time) * sign);
+    if micros < 0 {
+        (micros, days) = (micros + DAY, days - 1);
+    }
+    // Of the month in which the earlier one lies.
+    let length =
+        if a < b { moment::days_in_month(year, month) } else { moment::days_in_month(other_year, other_month) };
+    while days < 0 {
+        (days, months) = (days + length, months - 1);
+    }
+    let within = |value: i64| i32::try_from(value * sign).ok();
+    let interval = within(months).zip(within(days));
+    let interval = interval.map(|(months, days)| Interval { months, days, micros: micros * sign });
+    interval.map(Value::Interval).ok_or(out_of_range("interval"))
 }
 
 /// Within the day.

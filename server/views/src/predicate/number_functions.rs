@@ -42,6 +42,12 @@ pub(super) static SIGNATURES: &[Signature] = &[
     function("mod", &[INT4, INT4], INT4, remainder),
     function("mod", &[INT8, INT8], INT8, remainder),
     function("mod", &[NUMERIC, NUMERIC], NUMERIC, remainder),
+    function("div", &[NUMERIC, NUMERIC], NUMERIC, |_, of| {
+        Ok(Value::numeric(of[0].as_numeric().whole_quotient(of[1].as_numeric())?))
+    }),
+    function("gcd", &[INT4, INT4], INT4, gcd),
+    function("gcd", &[INT8, INT8], INT8, gcd),
+    function("gcd", &[NUMERIC, NUMERIC], NUMERIC, abs).refused("write it for whole numbers"),
     function("power", &[NUMERIC, NUMERIC], NUMERIC, abs).refused(INEXACT),
     function("power", &[FLOAT8, FLOAT8], FLOAT8, abs).refused(INEXACT),
     function("sqrt", &[NUMERIC], NUMERIC, abs).refused(INEXACT),
@@ -73,6 +79,14 @@ fn sign(value: f64) -> f64 {
     } else {
         0.0
     }
+}
+
+fn gcd<'v>(kind: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
+    let (mut a, mut b) = (of[0].as_int().unsigned_abs(), of[1].as_int().unsigned_abs());
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    int_within(kind, i64::try_from(a).ok())
 }
 
 fn remainder<'v>(kind: Kind, of: &[Value<'v>]) -> Evaluated<'v> {

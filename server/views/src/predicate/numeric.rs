@@ -169,6 +169,21 @@ impl Numeric {
         }
     }
 
+    /// The quotient without what stands behind its point (`div`).
+    pub(super) fn whole_quotient(&self, other: &Self) -> Result<Self, EvaluationError> {
+        match (self, other) {
+            (Numeric::Finite { digits: a, scale: m }, Numeric::Finite { digits: b, scale: n })
+                if b.sign() != Sign::NoSign =>
+            {
+                let scale = *m.max(n);
+                let digits = (a * power_of_ten(scale - m)) / (b * power_of_ten(scale - n));
+                Numeric::Finite { digits, scale: 0 }.checked()
+            }
+            // NaN, infinities and zero, as of any quotient, and zero for a number by an infinity.
+            _ => Ok(self.divide(other)?.truncated_at(0)),
+        }
+    }
+
     pub(super) fn remainder(&self, other: &Self) -> Result<Self, EvaluationError> {
         match (self, other) {
             (Numeric::NaN, _) | (_, Numeric::NaN) => Ok(Numeric::NaN),

@@ -149,8 +149,15 @@ impl Typing<'_> {
     /// `CASE WHEN a IS NULL THEN b IS NOT NULL WHEN b IS NULL THEN true ELSE a <> b END`: PostgreSQL's own form looks for
     /// its operator by name only.
     pub(super) fn distinct(&mut self, at: usize, operands: &[Syntax; 2]) -> Result<Typed, Refusal> {
+        if let [What::Row(left), What::Row(right)] = [&operands[0].what, &operands[1].what] {
+            return self.distinct_rows(at, left, right);
+        }
         let left = self.typed(&operands[0])?;
         let right = self.typed(&operands[1])?;
+        self.distinct_values(at, left, right)
+    }
+
+    pub(super) fn distinct_values(&mut self, at: usize, left: Typed, right: Typed) -> Result<Typed, Refusal> {
         let [left, right] = self.comparable(at, Comparison::Equal, left, right)?;
         let (left_again, right_again) = (self.again(&left)?, self.again(&right)?);
         let right_last = self.again(&right)?;
@@ -236,7 +243,7 @@ impl Typing<'_> {
             constants.push(self.constant_of(value)?);
         }
         self.check_comparable(at, left_kind, &collation, op.orders())?;
-        let left = self.collated_one(left.tree, &collation);
+        let left = self.collated_beside(&Collation::Default, left.tree, &collation);
         let quantified = Quantified { all, op, kind: right_kind, left: Box::new(left), values: constants };
         Ok(Typed::known(at, Kind::Bool, Expression::Quantified(quantified)))
     }

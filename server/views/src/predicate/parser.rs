@@ -338,6 +338,9 @@ impl<'a> Parser<'a> {
         } else if bound {
             return self.unexpected("DISTINCT FROM");
         } else if self.take_word("null") {
+            if let What::Row(values) = left.what {
+                return Ok(Taken::Chains(bounded(at, left.depth, What::RowIsNull(values, negated))?));
+            }
             over(at, left, What::IsNull)?
         } else if self.take_word("true") {
             over(at, left, |operand| What::Is(Some(true), operand))?

@@ -35,7 +35,7 @@ impl<'t> Typing<'t> {
         negated: Negated,
     ) -> Result<Typed, Refusal> {
         // As in PostgreSQL, the subquery is the first to say which types parameters have.
-        let Selected { facts, input, collation, condition } = self.selected(query)?;
+        let Selected { facts, input, collation: beside, condition } = self.selected(query)?;
         if let What::Row(_) = operand.what {
             return self.no_such_row(operand.at);
         }
@@ -43,14 +43,14 @@ impl<'t> Typing<'t> {
         let operand = self.typed(operand)?;
         let (operand_kind, kind) = self.compared_as(at, &operand, (facts, input.kind))?;
         let operand = self.coerced(operand, operand_kind, "the comparison")?;
-        let collation = self.merged(at, operand.collation.clone(), &collation)?;
+        let collation = self.merged(at, operand.collation.clone(), &beside)?;
         self.check_comparable(at, operand_kind, &collation, false)?;
         let labels = match operand_kind {
             Kind::Enum(column) => self.table.enum_facts(column).map(|facts| facts.labels.clone()).unwrap_or_default(),
             _ => Vec::new(),
         };
         let subquery = Arc::new(Subquery::new(facts, input, kind, condition));
-        let operand = Box::new(self.collated_one(operand.tree, &collation));
+        let operand = Box::new(self.collated_beside(&beside, operand.tree, &collation));
         let member = Expression::Member(Member { subquery, number: 0, operand, labels: labels.into() });
         let tree = if negated { Expression::Not(Box::new(member)) } else { member };
         Ok(Typed::known(at, Kind::Bool, tree))

@@ -132,6 +132,34 @@ impl Range {
         }
     }
 
+    /// `&<`: it does not go on behind the other's end.
+    pub(super) fn ends_by(&self, other: &Self) -> bool {
+        match (self.edges(), other.edges()) {
+            (Some((_, high)), Some((_, other_high))) => high.compare(other_high).is_le(),
+            _ => false,
+        }
+    }
+
+    /// `&>`: it does not begin before the other.
+    pub(super) fn begins_by(&self, other: &Self) -> bool {
+        match (self.edges(), other.edges()) {
+            (Some((low, _)), Some((other_low, _))) => low.compare(other_low).is_ge(),
+            _ => false,
+        }
+    }
+
+    /// `-|-`: nothing lies between them, and nothing is in both. Those of whole numbers have one form, so that their bounds are equal.
+    pub(super) fn is_adjacent(&self, other: &Self) -> bool {
+        let meet = |upper: Edge<'_>, lower: Edge<'_>| match (upper.bound, lower.bound) {
+            (Some(a), Some(b)) => a.inclusive != b.inclusive && a.value.compare(&b.value, false).is_eq(),
+            _ => false,
+        };
+        match (self.edges(), other.edges()) {
+            (Some((low, high)), Some((other_low, other_high))) => meet(high, other_low) || meet(other_high, low),
+            _ => false,
+        }
+    }
+
     /// The bounds, for `lower`, `upper` and the like; none of the empty range.
     pub(super) fn bound(&self, is_lower: bool) -> Option<&Bound> {
         let (low, high) = self.edges()?;

@@ -4,7 +4,7 @@ use super::comparison::Comparison;
 use super::expression::Expression;
 use super::kind::Kind;
 use super::refusal::{Reason, Refusal};
-use super::syntax::{Syntax, What};
+use super::syntax::{Negated, Syntax, What};
 use super::typing::{Typed, Typing, constant};
 use super::value::Value;
 
@@ -34,11 +34,7 @@ impl Typing<'_> {
         left: Vec<Typed>,
         right: Vec<Typed>,
     ) -> Result<Typed, Refusal> {
-        if left.len() != right.len() {
-            let what = format!("comparing a row of {} values with one of {}", left.len(), right.len());
-            return self.refuse(at, Reason::Unsupported { what, instead: "write as many on both sides" });
-        }
-        let pairs: Vec<_> = left.into_iter().zip(right).collect();
+        let pairs = self.pairs(at, left, right)?;
         let tree = match op {
             Comparison::Equal | Comparison::NotEqual => {
                 let compare = |(left, right)| self.compare(at, op, left, right).map(|typed| typed.tree);
@@ -51,6 +47,33 @@ impl Typing<'_> {
             Comparison::GreaterOrEqual => self.in_order(at, (Comparison::Greater, op), pairs)?,
         };
         self.folded(Typed::known(at, Kind::Bool, tree))
+    }
+
+    /// Is each of the values NULL, or none of them?
+    pub(super) fn row_is_null(&mut self, at: usize, values: &[Syntax], negated: Negated) -> Result<Typed, Refusal> {
+        let mut parts = Vec::with_capacity(values.len());
+        for value in self.row(values)? {
+            let is_null = Expression::IsNull(Box::new(self.settled(value)?.tree));
+            parts.push(if negated { Expression::Not(Box::new(is_null)) } else { is_null });
+        }
+        self.folded(Typed::known(at, Kind::Bool, Expression::And(parts)))
+    }
+
+    /// Is one of the pairs?
+    pub(super) fn distinct_rows(&mut self, at: usize, left: &[Syntax], right: &[Syntax]) -> Result<Typed, Refusal> {
+        let (left, right) = (self.row(left)?, self.row(right)?);
+        let pairs = self.pairs(at, left, right)?.into_iter();
+        let parts = pairs.map(|(left, right)| self.distinct_values(at, left, right).map(|typed| typed.tree));
+        let tree = Expression::Or(parts.collect::<Result<_, _>>()?);
+        self.folded(Typed::known(at, Kind::Bool, tree))
+    }
+
+    fn pairs(&self, at: usize, left: Vec<Typed>, right: Vec<Typed>) -> Result<Vec<(Typed, Typed)>, Refusal> {
+        if left.len() != right.len() {
+            let what = format!("comparing a row of {} values with one of {}", left.len(), right.len());
+            return self.refuse(at, Reason::Unsupported { what, instead: "write as many on both sides" });
+        }
+        Ok(left.into_iter().zip(right).collect())
     }
 
     /// From the last pair, which `last` compares, to the first.

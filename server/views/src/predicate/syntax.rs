@@ -34,6 +34,8 @@ pub(super) enum What {
     Or(Vec<Syntax>),
     Not(Box<Syntax>),
     IsNull(Box<Syntax>),
+    /// `(a, b) IS NULL`, and `(a, b) IS NOT NULL`, which is not its negation.
+    RowIsNull(Vec<Syntax>, Negated),
     /// `IS TRUE`, `IS FALSE`, `IS UNKNOWN`.
     Is(Option<bool>, Box<Syntax>),
     Distinct(Box<[Syntax; 2]>),

@@ -43,6 +43,12 @@ pub(super) static SIGNATURES: &[Signature] = &[
     function("substring", &[TEXT, TEXT, TEXT], TEXT, |_, _| Ok(Value::Null)).refused(PATTERN),
     function("left", &[TEXT, INT], TEXT, |_, of| left(of[0].as_str(), of[1].as_int())),
     function("right", &[TEXT, INT], TEXT, |_, of| right(of[0].as_str(), of[1].as_int())),
+    function("lpad", &[TEXT, INT], TEXT, |_, of| padded(of, " ", true)),
+    function("lpad", &[TEXT, INT, TEXT], TEXT, |_, of| padded(of, of[2].as_str(), true)),
+    function("rpad", &[TEXT, INT], TEXT, |_, of| padded(of, " ", false)),
+    function("rpad", &[TEXT, INT, TEXT], TEXT, |_, of| padded(of, of[2].as_str(), false)),
+    function("repeat", &[TEXT, INT], TEXT, |_, of| repeated(of[0].as_str(), of[1].as_int())),
+    function("initcap", &[TEXT], TEXT, |_, of| text(capitalised(of[0].as_str()))).needing(Needs::Bytes),
     function("reverse", &[TEXT], TEXT, |_, of| text(of[0].as_str().chars().rev().collect())),
     function("replace", &[TEXT, TEXT, TEXT], TEXT, |_, of| replace(of[0].as_str(), of[1].as_str(), of[2].as_str()))
         .needing(Needs::Deterministic),
@@ -101,6 +107,39 @@ fn substring<'v>(of: &[Value<'_>], length: Option<i64>) -> Evaluated<'v> {
     let skipped = usize::try_from(start - 1).unwrap_or(0);
     let taken = usize::try_from(end.saturating_sub(start.max(1))).unwrap_or(0);
     text(of[0].as_str().chars().skip(skipped).take(taken).collect())
+}
+
+/// As long as it is said, by characters of the fill; cut at the end where it is too long (`lpad`, `rpad`).
+fn padded<'v>(of: &[Value<'_>], fill: &str, before: bool) -> Evaluated<'v> {
+    let (value, length) = (of[0].as_str(), usize::try_from(of[1].as_int()).unwrap_or(0));
+    let missing = length.saturating_sub(value.chars().count());
+    if missing == 0 || fill.is_empty() {
+        return text(value.chars().take(length).collect());
+    }
+    if value.len() + missing.saturating_mul(4) > BYTES_MAX {
+        return Err(EvaluationError::TooLarge { max: BYTES_MAX });
+    }
+    let filled: String = fill.chars().cycle().take(missing).collect();
+    text(if before { filled + value } else { value.to_owned() + &filled })
+}
+
+fn repeated<'v>(value: &str, count: i64) -> Evaluated<'v> {
+    let count = usize::try_from(count).unwrap_or(0);
+    if value.len().saturating_mul(count) > BYTES_MAX {
+        return Err(EvaluationError::TooLarge { max: BYTES_MAX });
+    }
+    text(value.repeat(count))
+}
+
+/// The first letter of each word of ASCII's letters and digits in upper case, the others in lower.
+fn capitalised(value: &str) -> String {
+    let mut within = false;
+    let cased = value.chars().map(|char| {
+        let cased = if within { char.to_ascii_lowercase() } else { char.to_ascii_uppercase() };
+        within = char.is_ascii_alphanumeric();
+        cased
+    });
+    cased.collect()
 }
 
 /// A number below zero leaves out so many at the other end.

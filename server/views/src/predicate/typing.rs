@@ -142,6 +142,7 @@ impl<'t> Typing<'t> {
                 let operand = self.settled(operand)?;
                 Ok(Typed::known(at, Kind::Bool, Expression::IsNull(Box::new(operand.tree))))
             }
+            What::RowIsNull(values, negated) => self.row_is_null(at, values, *negated),
             What::Distinct(operands) => self.distinct(at, operands),
             What::In(operand, values, negated) => self.in_list(at, operand, values, *negated),
             What::InQuery(operand, query, negated) => self.in_query(at, operand, query, *negated),
