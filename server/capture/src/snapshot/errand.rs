@@ -136,11 +136,7 @@ pub(super) async fn end(
 
 /// Records what has become of a snapshot, as soon as the control database can be asked. One that it has for unfinished would be made
 /// again when the server is started, unless the newest part of the changelog has its end.
-pub(super) async fn record(
-    (control, source): (Control, SourceName),
-    ended: (u32, JobState),
-    detail: String,
-) -> Done {
+pub(super) async fn record((control, source): (Control, SourceName), ended: (u32, JobState), detail: String) -> Done {
     while control.set_snapshot_state(&source, ended, &detail).await.is_err() {
         tokio::time::sleep(RETRY).await;
     }
