@@ -48,6 +48,7 @@ mod shapes_edited_at_random;
 mod shapes_held;
 mod shapes_of_partitions;
 mod shapes_on_demand;
+mod shapes_printed;
 mod slow_subscriber;
 mod snapshot_crowd;
 mod snapshot_equal_keys;

@@ -158,6 +158,13 @@ async fn rows_of_transactions_from_before_someone_else_added_the_table_arrive() 
     written_to_before(AddedBy::SomeoneElse).await
 }
 
+/// A table for each kind of transaction that may have written to one, and one with partitions.
+const WRITTEN_TO: &str = "create table plain (id int primary key, v text); create table prepared (id int primary key, v text); \
+                          create table late (id int primary key, v text); \
+                          create table root (id int primary key, v text) partition by range (id); \
+                          create table leaf_a partition of root for values from (0) to (100); \
+                          create table leaf_b partition of root for values from (100) to (200)";
+
 async fn written_to_before(added_by: AddedBy) -> Result<()> {
     let cluster = Cluster::start(&[("max_prepared_transactions", "10")]).await?;
     let database = cluster.database("writers").await?;
@@ -174,15 +181,7 @@ async fn written_to_before(added_by: AddedBy) -> Result<()> {
     }
 
     // Tables appear, and transactions are left open that have written to them.
-    database
-        .execute(
-            "create table plain (id int primary key, v text); create table prepared (id int primary key, v text); \
-             create table late (id int primary key, v text); \
-             create table root (id int primary key, v text) partition by range (id); \
-             create table leaf_a partition of root for values from (0) to (100); \
-             create table leaf_b partition of root for values from (100) to (200)",
-        )
-        .await?;
+    database.execute(WRITTEN_TO).await?;
     let by = async |of: &str| {
         let session = database.another().await?;
         session.execute(&format!("begin; {of}")).await?;

@@ -12,6 +12,7 @@ pub(crate) const EVERYWHERE: &[&str] = &[
     "('a' collate \"C\") < any (ta) or ta[1] > ('Z' collate \"C\") or tac < '{a}' or 'Z' < any (tac)",
     "v in (select t from few where t > ('B' collate \"C\")) or ('a' collate \"C\") in (select tn from few) or t collate \"C\" in (select tn from few)",
     "least(dx, replace(cc, 'a' collate \"C\", 'b'), dx) in (select vn from few) or tc || ('b' collate \"C\") <> all (select tn from few)",
+    "nullif(case when null then t collate \"C\" else dx end, 'a') < ti or case when b and false then t collate \"C\" else v end > 'B'",
     "c = ('a   ' collate \"C\") or cc < ('a    ' collate \"C\") or v = ('a ' collate \"POSIX\")",
     "t = ti or t = tc or ti like 'a%' or ti ^@ 'a' or strpos(ti, 'b') = 2 or length(tn) = 1 or tn is null",
     "sign(abs(0)) is not distinct from cardinality(da[null:2]) + (m % s) or (ia[null] + 1 / i) is null",
@@ -22,8 +23,11 @@ pub(crate) const EVERYWHERE: &[&str] = &[
     "dc = 'a' or dx < 'b' or dm > 0 or dl in (1, 42) or di @> '{1}' or 1 = any (di) or di[1] = 1 or dc like 'a%' or coalesce(dm, 0) = 42",
 ];
 
+/// A parameter's type, where it is named, and its value.
+type Given = (Option<&'static str>, Option<&'static str>);
+
 /// With the parameters' types and values.
-pub(crate) const GIVEN: &[(&str, &[(Option<&str>, Option<&str>)])] = &[
+pub(crate) const GIVEN: &[(&str, &[Given])] = &[
     ("($1, r) in ((i, r), (i, 1)) and (i, $1) <> (l, i)", &[(None, Some("42"))]),
     ("v = any ($1) or t = any ($1)", &[(None, Some("{a,ab}"))]),
     ("l = any ($1) and $2 = any (na) or c = $3", &[(None, Some("{1,42}")), (None, Some("1")), (None, Some("a   "))]),

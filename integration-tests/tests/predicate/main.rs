@@ -238,7 +238,7 @@ async fn compare_in(locale: Locale) -> Result<()> {
             false => Parametrised::without(&condition),
         };
         if let Err(error) = oracle.compare(&condition, &mut tally).await {
-            complaints.push(format!("{error:#}"));
+            complaints.push(format!("{}\n{error:#}", condition.text));
         }
     }
     tally.print(locale, count);

@@ -44,7 +44,9 @@ pub(crate) enum HoldsError {
          holds to receive the difference"
     )]
     Start,
-    #[error("holds is of selection {selection}, and there are {count}, counted from 0")]
+    #[error(
+        "holds is of selection {selection}, and there are {count}; count the selections of the subscription from 0"
+    )]
     Selection { selection: u32, count: usize },
     #[error("holds is of selection {selection} twice; say once what is held of it")]
     Twice { selection: u32 },

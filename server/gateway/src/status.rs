@@ -33,7 +33,7 @@ const TAIL_BYTES: usize = 400;
 pub(crate) enum GatewayError {
     #[error("the source must be named; this server has {}", list(names))]
     SourceRequired { names: Vec<String> },
-    #[error("there is no source '{name}'{}", meant(near))]
+    #[error("there is no source '{name}'{}", meant_source(near))]
     UnknownSource { name: String, near: Vec<String> },
     #[error("a subscription needs at least one selection; give it tables, or a shape")]
     NoSelection,
@@ -521,6 +521,10 @@ fn list(names: &[String]) -> String {
 
 fn selected_none(names: &[String]) -> String {
     if names.is_empty() { "there is none".to_owned() } else { format!("{} selects none", names.join(", ")) }
+}
+
+fn meant_source(near: &[String]) -> String {
+    if near.is_empty() { "; `tidegate status` lists those that there are".to_owned() } else { meant(near) }
 }
 
 fn meant(near: &[String]) -> String {

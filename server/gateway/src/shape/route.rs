@@ -77,7 +77,7 @@ pub(crate) enum Cause {
     Unknown { column: String },
     #[error(transparent)]
     Lost(#[from] Lost),
-    #[error("the change is damaged")]
+    #[error("the change is damaged; this is a defect, or the disk is damaged")]
     Damaged,
 }
 

@@ -19,6 +19,17 @@ pub(super) enum Collation {
     Written(Rc<CollationFacts>),
 }
 
+impl Collation {
+    /// The greater wins.
+    fn strength(&self) -> u8 {
+        match self {
+            Collation::Default => 0,
+            Collation::Column(_) => 1,
+            Collation::Written(_) => 2,
+        }
+    }
+}
+
 const C: &str = "pg_catalog.\"C\"";
 const POSIX: &str = "pg_catalog.\"POSIX\"";
 
@@ -120,12 +131,16 @@ impl Typing<'_> {
         mut operands: impl Iterator<Item = &'e Expression>,
         collation: &Collation,
     ) -> bool {
-        let by_bytes = |facts: &CollationFacts| facts.is_c && facts.deterministic;
-        if !by_bytes(self.facts(collation)) || matches!(collation, Collation::Default) {
+        if !self.is_by_bytes(collation) || matches!(collation, Collation::Default) {
             return false;
         }
         let found = operands.try_fold(beside, |found, operand| self.with_found(found, operand));
-        found.is_none_or(|found| !by_bytes(self.facts(&found)))
+        found.is_none_or(|found| !self.is_by_bytes(&found))
+    }
+
+    fn is_by_bytes(&self, collation: &Collation) -> bool {
+        let facts = self.facts(collation);
+        facts.is_c && facts.deterministic
     }
 
     /// With the collation that the expression has as it stands; None where it has two.
@@ -136,6 +151,15 @@ impl Typing<'_> {
                 Some(_) | None => Collation::Default,
             },
             Expression::Strict(Function::Collate(sql), _) => written(sql),
+            // In the normal form, any of its results may be left alone.
+            Expression::Case { .. } => {
+                let results = passed_on(expression);
+                results.iter().try_fold(so_far.clone(), |so_far, result| self.with_found(so_far, result))?;
+                let alone = results.iter().map(|result| self.with_found(Collation::Default, result));
+                let alone = alone.collect::<Option<Vec<_>>>()?;
+                let is_by_bytes = alone.iter().all(|found| self.is_by_bytes(found));
+                alone.into_iter().min_by_key(Collation::strength).filter(|_| is_by_bytes)?
+            }
             other => {
                 return passed_on(other).into_iter().try_fold(so_far, |so_far, below| self.with_found(so_far, below));
             }

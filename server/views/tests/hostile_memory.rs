@@ -1,0 +1,115 @@
+//! What definitions cost in memory that are made to cost much: refused or accepted, and however they are written, it is bounded. Counted, not
+//! timed.
+
+use allocation_counter::measure;
+use tidegate_views::{CollationFacts, ColumnFacts, Parameter, Predicate, TEXT_BYTES_MAX, TableFacts};
+
+/// The most that is held at a time while a definition of at most 64 KiB is read.
+const PEAK_BYTES_MAX: u64 = 48 << 20;
+/// Of one that is longer, besides its text: it is not read.
+const UNREAD_BYTES_MAX: u64 = 64 << 10;
+
+fn table() -> TableFacts {
+    let collation = CollationFacts { name: "default".to_owned(), is_default: true, deterministic: true, is_c: true };
+    let columns = [("tenant", 20), ("status", 25), ("sku", 25)];
+    let column = |(field, (name, type_oid)): (u32, (&str, u32))| ColumnFacts {
+        name: name.to_owned(),
+        field,
+        type_oid,
+        collation: (type_oid == 25).then(|| collation.clone()),
+        enum_type: None,
+    };
+    TableFacts {
+        schema: "public".to_owned(),
+        name: "orders".to_owned(),
+        columns: (1..).zip(columns).map(column).collect(),
+        default_collation: collation.clone(),
+    }
+}
+
+/// What has been held at most, what stays of it, and whether it was accepted.
+fn cost(condition: &str, parameters: &[Parameter]) -> (u64, u64, bool) {
+    let (table, mut predicate) = (table(), None);
+    let reading = measure(|| predicate = Predicate::new(condition, parameters, &table).ok());
+    (reading.bytes_max, u64::try_from(reading.bytes_current).unwrap_or_default(), predicate.is_some())
+}
+
+/// As long as a condition may be, of a part that comes again and again.
+fn filled(before: &str, part: &str, between: &str, after: &str) -> String {
+    let room = TEXT_BYTES_MAX - before.len() - after.len();
+    let count = (room + between.len()) / (part.len() + between.len());
+    format!("{before}{}{after}", vec![part; count].join(between))
+}
+
+fn hostile() -> Vec<(&'static str, String)> {
+    let mut between = "tenant between 1 and 2".to_owned();
+    while between.len() < 2_000 {
+        between = format!("({between}) between false and true");
+    }
+    vec![
+        ("NOT in NOT", filled("", "not ", "", "tenant = 1")),
+        ("parentheses", filled("", "(", "", "tenant = 1")),
+        ("10,000 terms", filled("", "tenant=1", " or ", "")),
+        ("terms of AND and OR", filled("", "(tenant=1 and tenant=2)", " or ", "")),
+        ("a sum", filled("tenant = ", "1", "+", "")),
+        ("values of IN", filled("tenant in (", "1", ",", ")")),
+        ("values of an array", filled("tenant = any ('{", "1", ",", "}')")),
+        ("rows of IN", filled("(tenant, tenant) in (", "(1,2)", ",", ")")),
+        ("CASE in CASE", filled("", "case when ", "", "tenant = 1")),
+        ("BETWEEN in BETWEEN", between),
+        ("repetitions in repetitions", filled("sku ~ '", "a{255}", "", "'")),
+        ("repetitions of repetitions", format!("sku ~ '{}a{}'", "(".repeat(40), "{200})".repeat(40))),
+        ("branches", filled("sku ~ '(", "a*a*a*b", "|", ")*$'")),
+        ("classes", filled("sku ~ '", "[^a-z0-9]+", "", "'")),
+        ("many patterns", filled("", "sku ~ '.{200}.{200}'", " or ", "")),
+        ("LIKE", filled("sku like '", "%_", "", "'")),
+        ("SIMILAR TO", filled("sku similar to '", "(%|_)*", "", "'")),
+        ("a long text", filled("status = '", "x", "", "'")),
+        ("JSON", filled("'", "[", "", "'::jsonb is null")),
+        ("comments", filled("", "/*", "", "")),
+    ]
+}
+
+#[test]
+fn whatever_a_definition_says_reading_it_takes_bounded_memory() {
+    let mut most = (0, "");
+    for (what, condition) in hostile() {
+        assert!(condition.len() <= TEXT_BYTES_MAX, "{what}: {} bytes", condition.len());
+        let (peak, held, is_accepted) = cost(&condition, &[]);
+        let answer = if is_accepted { "accepted" } else { "refused" };
+        println!("{what}: {answer}, {} KiB at most, {} KiB held", peak >> 10, held >> 10);
+        assert!(peak <= PEAK_BYTES_MAX, "{what}: {peak} bytes");
+        most = most.max((peak, what));
+    }
+    println!("the most: {} KiB, for {}", most.0 >> 10, most.1);
+}
+
+#[test]
+fn a_definition_that_is_too_long_is_not_read() {
+    let values = |count: usize| vec!["1"; count].join(",");
+    let parameter = |count: usize| Parameter { type_name: None, value: Some(format!("{{{}}}", values(count))) };
+    for (condition, parameters) in [
+        (format!("tenant in ({})", values(1_000_000)), Vec::new()),
+        (format!("{}tenant = 1", "not ".repeat(1_000_000)), Vec::new()),
+        (format!("sku ~ '{}'", "(a*)*".repeat(1_000_000)), Vec::new()),
+        ("tenant = any ($1)".to_owned(), vec![parameter(1_000_000)]),
+    ] {
+        let (peak, _, is_accepted) = cost(&condition, &parameters);
+        assert!(!is_accepted && peak <= UNREAD_BYTES_MAX, "{peak} bytes for {} bytes", condition.len());
+    }
+}
+
+/// As many terms as are allowed, each of them as long as there is room for.
+#[test]
+fn the_largest_definitions_that_are_accepted_are_small() {
+    let term = |number: usize| format!("sku = '{number:0>115}'");
+    let terms: Vec<String> = (0..490).map(term).collect();
+    let values: Vec<String> = (0..950).map(|number| format!("'{number:0>62}'")).collect();
+    let text = "x".repeat(TEXT_BYTES_MAX - 12);
+    for condition in [terms.join(" or "), format!("sku in ({})", values.join(",")), format!("status = '{text}'")] {
+        let (peak, held, is_accepted) = cost(&condition, &[]);
+        assert!(is_accepted && condition.len() > 60_000, "{} bytes, accepted: {is_accepted}", condition.len());
+        println!("{} KiB of text: {} KiB at most, {} KiB held", condition.len() >> 10, peak >> 10, held >> 10);
+        assert!(peak <= PEAK_BYTES_MAX / 4 && held <= 4 << 20, "{peak} bytes, {held} of them held");
+    }
+}
