@@ -70,6 +70,16 @@ impl Cluster {
         .await
     }
 
+    /// Listens where the primary did, which is stopped.
+    ///
+    /// # Errors
+    /// It does not start again.
+    pub async fn take_address(&mut self, primary: &Cluster) -> Result<()> {
+        self.stop(Stop::Fast).await?;
+        self.port = primary.port;
+        self.launch().await
+    }
+
     /// Makes this standby a primary, on a new timeline.
     ///
     /// # Errors

@@ -1,10 +1,12 @@
 //! A promoted standby takes the primary's place.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 use tidegate_client::ResetReason;
 use tidegate_integration_tests::{Cluster, Database, Ended, Recorder, Server, ServerConfig, Stop};
 
 const NAME: &str = "promoted";
+const SOURCE: &str = "shop";
 
 /// A primary with its standby, and a server and a subscriber that have received a row that the standby has too.
 async fn replicated() -> Result<(Cluster, Cluster, Server, Recorder)> {
@@ -62,6 +64,32 @@ async fn a_promotion_behind_our_position_keeps_the_history() -> Result<()> {
     must_arrive(&standby, &mut recorder, "on the new timeline").await?;
     ensure!(server.status().await?.epoch == epoch, "another epoch");
     ensure!(recorder.history().transactions().len() == 3, "{:?}", recorder.history());
+    Ok(())
+}
+
+/// The primary had written more than it had sent: what the standby lacks is waited for no longer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_promotion_of_a_standby_that_lacks_what_was_not_received_leaves_no_lag() -> Result<()> {
+    let (mut primary, mut standby, server, mut recorder) = replicated().await?;
+    let epoch = server.status().await?.epoch;
+    standby.catch_up(&primary).await?;
+    standby.stop(Stop::Fast).await?;
+    // Whoever reads the slot gets nothing for a transaction's time.
+    let database = Database::connect(&primary.url(NAME)).await?;
+    let walsender = Pid::from_raw(primary.walsender(server.slot(), None).await?).context("a process")?;
+    kill_process(walsender, Signal::STOP)?;
+    let filled = database
+        .execute("select pg_logical_emit_message(false, 'filler', repeat('x', 1 << 20)) from generate_series(1, 8)")
+        .await;
+    let behind = server.until(SOURCE, "capture to be behind", |status| status.lag_bytes > 8 << 20).await;
+    let killed = primary.stop(Stop::Immediate).await;
+    filled.and(behind).and(killed)?;
+    standby.launch().await?;
+    standby.promote().await?;
+    standby.take_address(&primary).await?;
+    must_arrive(&standby, &mut recorder, "on the new timeline").await?;
+    server.until(SOURCE, "capture to be behind no longer", |status| status.lag_bytes < 1 << 20).await?;
+    ensure!(server.status().await?.epoch == epoch, "another epoch");
     Ok(())
 }
 

@@ -9,7 +9,10 @@ use tidegate_integration_tests::{Arrival, Cluster, Copier, Database, Seed, Serve
 
 /// A table `t`, and a server that reads 500 rows of it a second, whose control database is elsewhere.
 async fn slow(name: &str) -> Result<(Database, Database, Server)> {
-    let cluster = Cluster::shared().await?;
+    slow_in(Cluster::shared().await?, name).await
+}
+
+async fn slow_in(cluster: &Cluster, name: &str) -> Result<(Database, Database, Server)> {
     let database = cluster.database(name).await?;
     let control = cluster.database(&format!("{name}_control")).await?;
     database.create_marker().await?;
@@ -113,7 +116,9 @@ async fn the_end_of_a_snapshot_is_recorded_as_soon_as_it_can_be() -> Result<()> 
 async fn a_snapshot_that_another_history_overtakes_never_begins() -> Result<()> {
     /// How long a plan takes, at most; nobody tells that it has been made.
     const PLANNING: Duration = Duration::from_secs(1);
-    let (database, _control, server) = slow("overtaken").await?;
+    // An own one: whoever makes a slot waits for the open transaction.
+    let cluster = Cluster::start(&[]).await?;
+    let (database, _control, server) = slow_in(&cluster, "overtaken").await?;
     server.streaming().await?;
     let (open_transaction, publication) = (database.another().await?, server.slot());
     let mut before = open(&server).await?;

@@ -215,7 +215,10 @@ fn codes(error: EvaluationError) -> &'static [&'static str] {
         EvaluationError::Pattern | EvaluationError::Escape => &["22025", "22019"],
         // A number of the right form may be too large, and JSON may hold what no text does.
         EvaluationError::Malformed { .. } => &["22P02", "22003", "22P05"],
-        EvaluationError::Argument { .. } | EvaluationError::TooLarge { .. } | EvaluationError::Undecided { .. } => &[],
+        EvaluationError::Argument { .. }
+        | EvaluationError::TooLarge { .. }
+        | EvaluationError::GrowsTooLarge { .. }
+        | EvaluationError::Undecided { .. } => &[],
     }
 }
 

@@ -308,6 +308,8 @@ impl<P: Publish> Capture<P> {
         };
         let facts = Facts { identity, slot_name: &self.config.slot, slot: slot.as_ref(), history: &history };
         let continues = prove(&past, &facts)?;
+        // Another server's WAL may have been longer.
+        self.link.update(|status| status.server_lsn = identity.flush_lsn);
         if continues.timeline != epoch.timeline {
             let moved = EpochInfo { timeline: continues.timeline, ..epoch };
             info!(source = %self.config.source, timeline = moved.timeline, "the epoch goes on on another timeline");

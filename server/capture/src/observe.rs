@@ -12,7 +12,7 @@ use crate::{CaptureError, link::Link};
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Looks between two looks at the slot.
+/// Looks between two looks at the slot of an idle source.
 const SLOT_EVERY: u32 = 5;
 
 /// Runs until the session breaks.
@@ -22,7 +22,7 @@ pub(crate) async fn observe(session: Arc<Session>, slot: String, link: Arc<Link>
     loop {
         for tick in 0..SLOT_EVERY {
             ticks.tick().await;
-            // While much is written, more often.
+            // While commits come, more often.
             let looks = tick == 0 || link.waits_for_visibility();
             let observed = if looks { observe_slot(&session, &slot, &link).await } else { Ok(()) };
             if let Err(error) = observed.and(observe_visibility(&session, &link).await) {

@@ -15,7 +15,7 @@ pub struct CaptureStatus {
     pub durable_lsn: Lsn,
     /// What PostgreSQL has been told.
     pub confirmed_flush_lsn: Lsn,
-    /// The server's end of WAL as last seen, some seconds ago at most.
+    /// The server's end of WAL as last seen: while connected, some seconds ago at most.
     pub server_lsn: Lsn,
     /// When the server was last heard, in microseconds since 1970-01-01 UTC; 0 for never.
     pub last_heard_us: i64,

@@ -87,7 +87,7 @@ pub struct SourceStatus {
     pub durable_lsn: Lsn,
     /// What PostgreSQL has been told.
     pub confirmed_flush_lsn: Lsn,
-    /// PostgreSQL's end of WAL as last seen, some seconds ago at most.
+    /// PostgreSQL's end of WAL as last seen: while connected, some seconds ago at most.
     pub server_lsn: Lsn,
     /// WAL that PostgreSQL keeps for the slot, in bytes.
     pub retained_wal_bytes: u64,

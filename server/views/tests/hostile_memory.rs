@@ -2,7 +2,9 @@
 //! timed.
 
 use allocation_counter::measure;
-use tidegate_views::{CollationFacts, ColumnFacts, Parameter, Predicate, TEXT_BYTES_MAX, TableFacts};
+use bytes::BytesMut;
+use tidegate_schema::{ColumnSpec, RowEncoder, TypeShape, Value, ValueKind};
+use tidegate_views::{CollationFacts, ColumnFacts, EvaluationError, Parameter, Predicate, TEXT_BYTES_MAX, TableFacts};
 
 /// The most that is held at a time while a definition of at most 64 KiB is read.
 const PEAK_BYTES_MAX: u64 = 48 << 20;
@@ -67,6 +69,14 @@ fn hostile() -> Vec<(&'static str, String)> {
         ("a long text", filled("status = '", "x", "", "'")),
         ("JSON", filled("'", "[", "", "'::jsonb is null")),
         ("comments", filled("", "/*", "", "")),
+        ("a constant that is repeated", "sku = repeat('x', 67108864)".to_owned()),
+        ("a constant that is filled", "sku = lpad('x', 67108864)".to_owned()),
+        (
+            "a constant that grows in steps",
+            format!("sku = {}", "replace(".repeat(90) + "'x'" + &", 'x', 'xxxx')".repeat(90)),
+        ),
+        ("constants that are repeated", filled("", "sku = repeat('x', 9000)", " or ", "")),
+        ("constants that are joined", filled("sku = ", "repeat('x', 900)", " || ", "")),
     ]
 }
 
@@ -96,6 +106,42 @@ fn a_definition_that_is_too_long_is_not_read() {
     ] {
         let (peak, _, is_accepted) = cost(&condition, &parameters);
         assert!(!is_accepted && peak <= UNREAD_BYTES_MAX, "{peak} bytes for {} bytes", condition.len());
+    }
+}
+
+/// Functions make more of a row's values than there is: an error, before there is much of it.
+#[test]
+fn what_grows_while_a_row_is_looked_at_is_bounded() {
+    let table = table();
+    let mut row = BytesMut::new();
+    let columns: Vec<ColumnSpec> = table.columns.iter().map(spec).collect();
+    let values = [Value::Text(b"7"), Value::Null, Value::Text(b"sku")];
+    RowEncoder::new(&columns).encode(values.into_iter(), &mut row).expect("values of the types");
+    for condition in [
+        ["length(repeat(sku, 60000000)) > 0"; 300].join(" or "),
+        ["length(repeat(sku, 60000)) < 0"; 300].join(" or "),
+        "length(lpad(sku, 60000000)) > 0 or length(rpad(sku, 60000000, sku)) > 0".to_owned(),
+        format!("{}sku{} = ''", "replace(".repeat(90), ", 's', 'sss')".repeat(90)),
+    ] {
+        let predicate = Predicate::new(&condition, &[], &table).expect("a condition");
+        let mut outcome = None;
+        let evaluating = measure(|| outcome = predicate.evaluate(&row).ok());
+        let verdict = outcome.expect("the row fits").verdict;
+        assert!(matches!(verdict, Err(EvaluationError::GrowsTooLarge { .. })), "{verdict:?}");
+        let (peak, total) = (evaluating.bytes_max, evaluating.bytes_total);
+        assert!(peak <= 4 << 20 && total <= 256 << 20, "{peak} bytes at a time, {total} in all for {condition:.80}");
+    }
+}
+
+fn spec(column: &ColumnFacts) -> ColumnSpec {
+    ColumnSpec {
+        name: column.name.clone(),
+        attnum: 0,
+        type_oid: column.type_oid,
+        type_name: String::new(),
+        codec: ValueKind::of(column.type_oid, TypeShape::Base),
+        key: false,
+        field: column.field,
     }
 }
 

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use tidegate_control::{Control, JobState};
 use tidegate_feed::Durable;
-use tidegate_model::{Position, SourceName};
+use tidegate_model::{Position, Retry, SourceName};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::Duration,
 };
+use tracing::warn;
 
 use super::{
     job::{Read, Work},
@@ -137,8 +138,12 @@ pub(super) async fn end(
 /// Records what has become of a snapshot, as soon as the control database can be asked. One that it has for unfinished would be made
 /// again when the server is started, unless the newest part of the changelog has its end.
 pub(super) async fn record((control, source): (Control, SourceName), ended: (u32, JobState), detail: String) -> Done {
-    while control.set_snapshot_state(&source, ended, &detail).await.is_err() {
-        tokio::time::sleep(RETRY).await;
+    while let Err(error) = control.set_snapshot_state(&source, ended, &detail).await {
+        let Retry::After(pause) = error.retry() else {
+            warn!(%source, snapshot = ended.0, %error, "the end of a snapshot is not recorded");
+            break;
+        };
+        tokio::time::sleep(pause.max(RETRY)).await;
     }
     Done::Void
 }

@@ -28,14 +28,18 @@ struct Difference {
     first: Option<(String, String, String)>,
 }
 
-/// The zones that differ, as one finding; None where none does.
-///
-/// # Errors
-/// The connection or the server.
-pub async fn zone_finding(session: &Session, zones: &[ZoneClocks]) -> Result<Option<Finding>, CatalogError> {
-    let differences = differences(session, zones).await?;
+/// The zones that differ, as one finding; None where none does. That they cannot be compared is one, too.
+pub async fn zone_finding(session: &Session, zones: &[ZoneClocks]) -> Option<Finding> {
+    let differences = match differences(session, zones).await {
+        Ok(differences) => differences,
+        Err(error) => {
+            let problem = format!("the server's time zone data cannot be compared with Tidegate's: {error}");
+            let mend = "conditions with AT TIME ZONE can select other rows than in PostgreSQL; see what the error says, and check again";
+            return Some(Finding::info("time_zones", problem, mend));
+        }
+    };
     if differences.is_empty() {
-        return Ok(None);
+        return None;
     }
     let told = |difference: &Difference| match &difference.first {
         Some((instant, theirs, ours)) => {
@@ -47,12 +51,12 @@ pub async fn zone_finding(session: &Session, zones: &[ZoneClocks]) -> Result<Opt
     if let Some(more) = differences.len().checked_sub(NAMED_MAX + 1) {
         named.push(format!("and {} more", more + 1));
     }
-    Ok(Some(Finding::info(
+    Some(Finding::info(
         "time_zones",
         format!("the server's time zone data differ from Tidegate's: {}", named.join(", ")),
         "a condition with AT TIME ZONE and such a name can select other rows than in PostgreSQL; before you use one, update the \
          server's data (the operating system's package tzdata, else PostgreSQL itself, and restart it) or Tidegate",
-    )))
+    ))
 }
 
 async fn differences(session: &Session, zones: &[ZoneClocks]) -> Result<Vec<Difference>, CatalogError> {

@@ -52,6 +52,12 @@ pub enum EvaluationError {
         /// In bytes.
         max: usize,
     },
+    /// Functions make too much of what they are given.
+    #[error("values grow by more than {max} bytes")]
+    GrowsTooLarge {
+        /// In bytes.
+        max: usize,
+    },
     /// Versions or settings of PostgreSQL answer otherwise, or it is not evaluated here. PostgreSQL may have a value.
     #[error("{what} is not evaluated exactly here")]
     Undecided {
@@ -60,8 +66,10 @@ pub enum EvaluationError {
     },
 }
 
-/// How large a text may grow while a condition is evaluated.
-pub(super) const BYTES_MAX: usize = 64 << 20;
+/// How large a text may be that is put together.
+const BYTES_MAX: usize = 64 << 20;
+/// How much functions may make of what they are given while a condition is evaluated: of all results, what is longer than its operands.
+pub(super) const GROWTH_MAX: usize = 1 << 20;
 
 /// A condition's answer for one row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,12 +87,14 @@ pub(super) struct Evaluator<'v> {
     /// Of the condition's subqueries, if they are known.
     pub(super) members: Option<&'v dyn Members>,
     pub(super) hides_error: bool,
+    /// How much longer the results so far are than their operands, in bytes.
+    pub(super) growth: usize,
 }
 
 impl<'v> Evaluator<'v> {
     /// Without subqueries.
     pub(super) fn new(inputs: &'v [Value<'v>]) -> Self {
-        Evaluator { inputs, members: None, hides_error: false }
+        Evaluator { inputs, members: None, hides_error: false, growth: 0 }
     }
 
     /// True, false or NULL.
@@ -137,13 +147,13 @@ impl<'v> Evaluator<'v> {
         let first = self.value(&operands[0])?;
         match operands {
             [_] if first == Value::Null => Ok(first),
-            [_] => apply(function, &[first]),
+            [_] => self.apply(function, &[first]),
             [_, second] => {
                 let second = self.value(second)?;
                 if first == Value::Null || second == Value::Null {
                     Ok(Value::Null)
                 } else {
-                    apply(function, &[first, second])
+                    self.apply(function, &[first, second])
                 }
             }
             more => {
@@ -151,9 +161,17 @@ impl<'v> Evaluator<'v> {
                 for operand in &more[1..] {
                     values.push(self.value(operand)?);
                 }
-                if values.contains(&Value::Null) { Ok(Value::Null) } else { apply(function, &values) }
+                if values.contains(&Value::Null) { Ok(Value::Null) } else { self.apply(function, &values) }
             }
         }
+    }
+
+    fn apply(&mut self, function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, EvaluationError> {
+        let value = apply(function, of)?;
+        let given: usize = of.iter().map(length).sum();
+        self.growth += length(&value).saturating_sub(given);
+        grows_by(self.growth)?;
+        Ok(value)
     }
 
     /// AND (`winner` false) and OR (`winner` true).
@@ -242,6 +260,20 @@ fn with_each<'v>(left: &Value<'_>, (op, all, kind): (Comparison, bool, Kind), va
         }
     }
     of_truth((!null).then_some(all))
+}
+
+/// Refuses what would make too much of what is given.
+pub(super) fn grows_by(bytes: usize) -> Result<(), EvaluationError> {
+    if bytes > GROWTH_MAX { Err(EvaluationError::GrowsTooLarge { max: GROWTH_MAX }) } else { Ok(()) }
+}
+
+/// Of text, in bytes.
+fn length(value: &Value<'_>) -> usize {
+    match value {
+        Value::Text(text) => text.len(),
+        Value::Bytes(bytes) => bytes.len(),
+        _other => 0,
+    }
 }
 
 /// Of operands that are not NULL.

@@ -3,7 +3,7 @@
 
 use md5::{Digest, Md5};
 
-use super::evaluate::{BYTES_MAX, EvaluationError};
+use super::evaluate::{EvaluationError, grows_by};
 use super::kind::Kind;
 use super::signature::{Evaluated, Needs, Signature, Slot, function, operator};
 use super::value::Value;
@@ -116,18 +116,14 @@ fn padded<'v>(of: &[Value<'_>], fill: &str, before: bool) -> Evaluated<'v> {
     if missing == 0 || fill.is_empty() {
         return text(value.chars().take(length).collect());
     }
-    if value.len() + missing.saturating_mul(4) > BYTES_MAX {
-        return Err(EvaluationError::TooLarge { max: BYTES_MAX });
-    }
+    grows_by(missing)?;
     let filled: String = fill.chars().cycle().take(missing).collect();
     text(if before { filled + value } else { value.to_owned() + &filled })
 }
 
 fn repeated<'v>(value: &str, count: i64) -> Evaluated<'v> {
     let count = usize::try_from(count).unwrap_or(0);
-    if value.len().saturating_mul(count) > BYTES_MAX {
-        return Err(EvaluationError::TooLarge { max: BYTES_MAX });
-    }
+    grows_by(value.len().saturating_mul(count.saturating_sub(1)))?;
     text(value.repeat(count))
 }
 
@@ -161,10 +157,8 @@ fn replace<'v>(value: &str, from: &str, to: &str) -> Evaluated<'v> {
     if from.is_empty() {
         return text(value.to_owned());
     }
-    let grown = value.matches(from).count().saturating_mul(to.len()).saturating_add(value.len());
-    if grown > BYTES_MAX {
-        return Err(EvaluationError::TooLarge { max: BYTES_MAX });
-    }
+    let growth = to.len().saturating_sub(from.len());
+    grows_by(value.matches(from).count().saturating_mul(growth))?;
     text(value.replace(from, to))
 }
 

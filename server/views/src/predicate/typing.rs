@@ -417,7 +417,7 @@ impl<'t> Typing<'t> {
     }
 
     /// What has no columns is evaluated; a strict function of a constant NULL is NULL, whatever else would fail.
-    pub(super) fn folded(&self, typed: Typed) -> Result<Typed, Refusal> {
+    pub(super) fn folded(&mut self, typed: Typed) -> Result<Typed, Refusal> {
         let Some(kind) = typed.kind.filter(|_| !typed.tree.is_constant()) else { return Ok(typed) };
         let is_null = match &typed.tree {
             // PostgreSQL looks at these row by row, and at what stands around them.
@@ -436,7 +436,10 @@ impl<'t> Typing<'t> {
                 Err(error) => return self.refuse(typed.at, Reason::AlwaysFails { error }),
             }
         };
-        Ok(Typed { tree: Expression::Constant(kind, value), ..typed })
+        let tree = Expression::Constant(kind, value);
+        // What it is made of has been charged.
+        self.charge(typed.at, tree.size().saturating_sub(typed.tree.size()))?;
+        Ok(Typed { tree, ..typed })
     }
 }
 
