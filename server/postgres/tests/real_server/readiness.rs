@@ -65,11 +65,11 @@ async fn zones_whose_clocks_differ_are_named() {
         offsets: vec![winter, summer],
     };
     let right = [zone(&["Europe/Berlin", "Europe/Rome"], 3600, 7200), zone(&["America/New_York"], -18_000, -14_400)];
-    assert_eq!(preflight::zone_finding(&session, &right).await.expect("an answer"), None);
+    assert_eq!(preflight::zone_finding(&session, &right).await, None);
     let wrong =
         [right[0].clone(), zone(&["Asia/Kolkata", "Asia/Tokyo"], 32_400, 32_400), zone(&["Mars/Olympus"], 0, 0)];
     let wrong = [&wrong[..], &[zone(&["Africa/Cairo"], 7200, 7200)]].concat();
-    let finding = preflight::zone_finding(&session, &wrong).await.expect("an answer").expect("a finding");
+    let finding = preflight::zone_finding(&session, &wrong).await.expect("a finding");
     assert_eq!((finding.code, finding.severity), ("time_zones", Severity::Info));
     assert_eq!(
         finding.problem,
