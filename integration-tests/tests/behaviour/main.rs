@@ -38,6 +38,7 @@ mod row_text;
 mod schema_change;
 mod server_tls;
 mod several_sources;
+mod shape_crowd;
 mod shape_handle;
 mod shape_query;
 mod shape_query_subqueries;

@@ -1,14 +1,18 @@
 //! Random shapes that come and go while writers write, connections are lost and servers crash: whenever a subscriber has caught up, it
 //! holds what PostgreSQL selects; and at every commit, its shapes of one table tell the same of each row.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
-use tidegate_client::{MirrorState, Parameter, Shape, SourceStatus, Start, Subscription, Updates};
+use tidegate_client::{MirrorState, Parameter, Shape, SourceStatus, Updates};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Seed, Server, ServerConfig, Touched, Writers,
-    asked_for, disturb, held_by_postgres, keyed_tables, keyed_transaction, must_equal, selected,
+    Cluster, Copier, Database, KEYED_TABLES, Seed, Server, ServerConfig, Touched, Writers, asked_for, keyed_tables,
+    keyed_transaction,
 };
-use tokio::task::JoinSet;
+
+use crate::{
+    shape_crowd::{Part, ShapeCrowd, Watched, held_as},
+    snapshot_crowd::Scene,
+};
 
 const WRITERS: u64 = 3;
 /// Shapes that are open at once, about; `TIDEGATE_TEST_SHAPES` asks for more.
@@ -202,128 +206,73 @@ fn any_condition(random: &mut StdRng, table: usize) -> (String, Given) {
     }
 }
 
-/// A shape, and how PostgreSQL is asked for its rows.
-struct Watched {
-    shape: Shape,
-    query: String,
+fn part(table: usize, (condition, given): (&str, &Given), columns: &[&str], random: &mut StdRng) -> Part {
+    let (name, key) = TABLES[table];
+    let updates = [Updates::FullRow, Updates::ChangedColumns][random.random_range(0..2)];
+    let shape = Shape::of(name).matching(condition).columns(columns.iter().copied()).updates(updates);
+    let shape = given.iter().fold(shape, |shape, (type_name, value)| {
+        // In most of these conditions the place asks for the parameter's type.
+        let is_typed = condition.contains("$1 + 1") || random.random_bool(0.5);
+        shape.parameter(Parameter::typed(if is_typed { *type_name } else { "" }, value.as_str()))
+    });
+    let columns = if columns.is_empty() { COLUMNS[table] } else { columns };
+    // As a row's JSON has them.
+    let shown = key.iter().chain(columns).map(|column| match *column {
+        "at" => "to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as at".to_owned(),
+        "tags" | "counts" => format!("to_json({column})::text as {column}"),
+        other => other.to_owned(),
+    });
+    let shown = shown.collect::<Vec<_>>().join(", ");
+    let written = (1..).zip(given).fold(condition.to_owned(), |text, (number, (type_name, value))| {
+        text.replace(&format!("${number}"), &format!("'{value}'::{type_name}"))
+    });
+    let filter = if written.is_empty() { written } else { format!(" where {written}") };
+    Part { shape, table: name, key, query: format!("(select {shown} from {name}{filter}) shape") }
 }
 
-impl Watched {
-    fn of(table: usize, (condition, given): (&str, &Given), columns: &[&str], random: &mut StdRng) -> Self {
-        let (name, key) = TABLES[table];
-        let updates = [Updates::FullRow, Updates::ChangedColumns][random.random_range(0..2)];
-        let shape = Shape::of(name).matching(condition).columns(columns.iter().copied()).updates(updates);
-        let shape = given.iter().fold(shape, |shape, (type_name, value)| {
-            // In most of these conditions the place asks for the parameter's type.
-            let is_typed = condition.contains("$1 + 1") || random.random_bool(0.5);
-            shape.parameter(Parameter::typed(if is_typed { *type_name } else { "" }, value.as_str()))
-        });
-        let columns = if columns.is_empty() { COLUMNS[table] } else { columns };
-        // As a row's JSON has them.
-        let shown = key.iter().chain(columns).map(|column| match *column {
-            "at" => "to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS\"Z\"') as at".to_owned(),
-            "tags" | "counts" => format!("to_json({column})::text as {column}"),
-            other => other.to_owned(),
-        });
-        let shown = shown.collect::<Vec<_>>().join(", ");
-        let written = (1..).zip(given).fold(condition.to_owned(), |text, (number, (type_name, value))| {
-            text.replace(&format!("${number}"), &format!("'{value}'::{type_name}"))
-        });
-        let filter = if written.is_empty() { written } else { format!(" where {written}") };
-        Watched { shape, query: format!("(select {shown} from {name}{filter}) shape") }
-    }
+/// All rows of a table, those that meet a condition, those that do not, and a few more shapes.
+struct Split {
+    parts: Vec<Part>,
 }
 
-/// A subscriber with all rows of a table, those that meet a condition, those that do not, and a few more shapes.
-struct Subscriber {
-    random: StdRng,
-    table: usize,
-    watched: Vec<Watched>,
-    copier: Copier,
-    /// The copy is exact.
-    has_read: bool,
-}
-
-impl Subscriber {
-    fn new(endpoint: &str, mut random: StdRng) -> Self {
+impl Split {
+    fn new(random: &mut StdRng, _number: u64) -> Self {
         let table = random.random_range(0..TABLES.len());
-        let (tested, given) = any_condition(&mut random, table);
-        let mut watched = vec![Watched::of(table, ("", &Given::new()), &[], &mut random)];
+        let (tested, given) = any_condition(random, table);
+        let mut parts = vec![part(table, ("", &Given::new()), &[], random)];
         for test in ["is true", "is not true"] {
-            watched.push(Watched::of(table, (&format!("({tested}) {test}"), &given), &[], &mut random));
+            parts.push(part(table, (&format!("({tested}) {test}"), &given), &[], random));
         }
         for _ in 0..random.random_range(1..MORE_SHAPES) {
             let table = random.random_range(0..TABLES.len());
             let columns: Vec<&str> = COLUMNS[table].iter().copied().filter(|_| random.random_ratio(1, 2)).collect();
-            let (condition, given) = any_condition(&mut random, table);
-            watched.push(Watched::of(table, (&condition, &given), &columns, &mut random));
+            let (condition, given) = any_condition(random, table);
+            parts.push(part(table, (&condition, &given), &columns, random));
         }
-        let mut shapes = watched.iter().map(|watched| watched.shape.clone());
-        let first = Subscription::shape(shapes.next().expect("there are three at least"));
-        let subscription = shapes.fold(first, Subscription::and_shape);
-        let copier = Copier::of(endpoint, subscription, Start::Snapshot);
-        Subscriber { random, table, watched, copier, has_read: false }
+        Split { parts }
     }
+}
 
-    /// Receives for a while, and may lose its connection.
-    async fn receive(&mut self) -> Result<()> {
-        let mut commits = self.random.random_range(1..COMMITS);
-        while commits > 0 {
-            self.take().await?;
-            commits -= 1;
-            if self.random.random_ratio(1, 30) {
-                self.copier.drop_connection();
-            }
-        }
-        Ok(())
-    }
-
-    async fn take(&mut self) -> Result<()> {
-        match self.copier.next().await? {
-            Arrival::Committed(_) => self.must_agree()?,
-            Arrival::Ended(_) => self.has_read = true,
-            Arrival::Begun(_) | Arrival::Progress => {}
-            other @ (Arrival::Abandoned(..) | Arrival::Reset(..)) => anyhow::bail!("{other:?}"),
-        }
-        Ok(())
+impl Watched for Split {
+    fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// Each row that the commit has touched is in exactly one of a condition's shape and its opposite's, if it is there at all.
-    fn must_agree(&self) -> Result<()> {
-        let (table, _) = TABLES[self.table];
-        let names = [0, 1, 2].map(|selection| selected(table, selection));
-        for touched in &self.copier.touched {
+    fn must_agree(&mut self, copier: &Copier, has_read: bool) -> Result<()> {
+        let names = [0, 1, 2].map(|part| held_as(self.parts[part].table, part));
+        for touched in &copier.touched {
             let Touched::Row(name, key) = touched else { continue };
             if !names.contains(name) {
                 continue;
             }
-            let [all, meets, fails] = [0, 1, 2].map(|at| self.copier.replica.table_row(&names[at], key));
-            let condition = &self.watched[1].query;
+            let [all, meets, fails] = [0, 1, 2].map(|part| copier.replica.table_row(&names[part], key));
+            let condition = &self.parts[1].query;
             ensure!(meets.is_none() || fails.is_none(), "{key:?} is in {condition} and in its opposite");
             let either = meets.or(fails);
             // Before the snapshot's end a row that an update has changed may lack what the update left as it was.
-            let agree = if self.has_read { all == either } else { all.is_some() == either.is_some() };
+            let agree = if has_read { all == either } else { all.is_some() == either.is_some() };
             ensure!(agree, "{key:?} is not the same in all rows and in {condition} or its opposite");
-        }
-        Ok(())
-    }
-
-    /// Up to now: nobody writes.
-    async fn must_equal_postgres(&mut self, database: &Database) -> Result<()> {
-        let reading = async {
-            while !self.has_read {
-                self.take().await?;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(DEADLINE, reading).await.context("the snapshot does not end")??;
-        self.copier.until_caught_up(database).await?;
-        for (at, watched) in (0..).zip(&self.watched) {
-            let name = TABLES.iter().find(|(name, _)| watched.query.contains(&format!("from {name}")));
-            let (name, key) = name.context("a table")?;
-            let theirs = held_by_postgres(database, &watched.query, key).await?;
-            let ours = self.copier.replica.table(&selected(name, at));
-            must_equal(&format!("{} at {}", watched.query, self.copier.position), &ours, &theirs)?;
         }
         Ok(())
     }
@@ -355,39 +304,21 @@ async fn shapes_hold_what_postgres_selects_whatever_happens() -> Result<()> {
     let database = cluster.database("shapes").await?;
     let mut server = mirroring(&database).await?;
     let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
-    let endpoint = server.endpoint();
-    let mut next = 100;
-    let mut another = || {
-        next += 1;
-        Subscriber::new(&endpoint, seed.generator(next))
-    };
+    let mut crowd = ShapeCrowd::new(server.endpoint(), seed);
     let (shapes, rounds) = (asked_for("TIDEGATE_TEST_SHAPES", SHAPES), asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS));
-    let mut subscribers: Vec<Subscriber> = Vec::new();
+    let mut scene = Scene { cluster: &mut cluster, server: &mut server, writers: &writers, database: "shapes" };
     let mut compared = 0;
     for _ in 0..rounds {
-        while subscribers.iter().map(|subscriber| subscriber.watched.len()).sum::<usize>() < shapes {
-            subscribers.push(another());
+        let count = |crowd: &ShapeCrowd<Split>| crowd.there().map(|one| one.watched.parts.len()).sum::<usize>();
+        while count(&crowd) < shapes {
+            crowd.join(Split::new);
         }
-        let mut receiving = JoinSet::new();
-        for mut subscriber in subscribers.drain(..) {
-            receiving.spawn(async move { subscriber.receive().await.map(|()| subscriber) });
-        }
-        disturb(&mut random, &mut cluster, &mut server).await?;
-        while let Some(received) = receiving.join_next().await {
-            subscribers.push(received??);
-        }
-        let paused = writers.pause().await?;
-        let database = Database::connect(&cluster.url("shapes")).await?;
-        for subscriber in &mut subscribers {
-            subscriber.must_equal_postgres(&database).await?;
-            compared += subscriber.watched.len();
-        }
-        drop(paused);
-        subscribers.remove(0);
-        subscribers.retain(|_| random.random_ratio(4, 5));
+        crowd.round(&mut scene, &mut random, COMMITS).await?;
+        compared += count(&crowd);
+        crowd.leave(|at| at == 0 || random.random_ratio(1, 5));
     }
     writers.stop().await;
     ensure!(compared >= shapes, "only {compared} comparisons");
-    println!("{compared} comparisons of {} subscribers' shapes", next - 100);
+    println!("{compared} comparisons of {} subscribers' shapes", crowd.joined());
     Ok(())
 }

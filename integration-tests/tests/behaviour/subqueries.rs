@@ -6,12 +6,16 @@ use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
 use tidegate_client::{MirrorState, Shape, SourceStatus, Start, Subscription};
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Seed, Server, ServerConfig, Writers, asked_for,
-    disturb, held_by_postgres, must_equal, selected,
+    held_by_postgres, must_equal,
 };
-use tokio::task::JoinSet;
+
+use crate::{
+    shape_crowd::{Part, ShapeCrowd, Watched, held_as},
+    snapshot_crowd::Scene,
+};
 
 const WRITERS: u64 = 3;
-const SUBSCRIBERS: u64 = 4;
+const SUBSCRIBERS: usize = 4;
 const ROUNDS: u32 = 10;
 /// Commits that a subscriber takes between two comparisons with PostgreSQL.
 const COMMITS: u32 = 60;
@@ -144,125 +148,62 @@ fn change(random: &mut StdRng) -> String {
     }
 }
 
-/// The whole tables, and shapes of items: what the shapes have is computed from the tables at every commit.
-struct Subscriber {
-    random: StdRng,
-    endpoint: String,
-    conditions: Vec<usize>,
-    /// It has the whole tables too.
+/// Shapes of items, and the whole tables, by which it is computed at every commit what the shapes have.
+struct Conditions {
+    /// The whole tables are the first parts.
     has_tables: bool,
-    copier: Copier,
-    has_read: bool,
-    /// Why it has started over.
-    resets: Vec<String>,
-    checked: u32,
+    conditions: Vec<usize>,
+    parts: Vec<Part>,
 }
 
-const TABLES: [&str; 3] = ["item", "owner", "grp"];
+const TABLES: [&str; 3] = ["public.item", "public.owner", "public.grp"];
 
-impl Subscriber {
-    fn new(endpoint: &str, mut random: StdRng, has_tables: bool) -> Self {
+impl Conditions {
+    fn new(random: &mut StdRng, has_tables: bool) -> Self {
         let mut conditions: Vec<usize> = (0..CONDITIONS.len()).collect();
         if !has_tables {
             conditions.retain(|_| random.random_ratio(1, 3));
             conditions.push(random.random_range(0..CONDITIONS.len()));
         }
-        let copier = Self::copier(endpoint, &conditions, has_tables);
-        let endpoint = endpoint.to_owned();
-        Subscriber { random, endpoint, conditions, has_tables, copier, has_read: false, resets: Vec::new(), checked: 0 }
+        let part = |table: &'static str, shape, filter: &str| {
+            let query = format!("(select * from {table}{filter}) shape");
+            Part { shape, table, key: &["id"], query }
+        };
+        let tables = TABLES.iter().filter(|_| has_tables).map(|table| part(table, Shape::of(*table), ""));
+        let shapes = conditions.iter().map(|at| {
+            let condition = CONDITIONS[*at].0;
+            part(TABLES[0], Shape::of("item").matching(condition), &format!(" where {condition}"))
+        });
+        let parts = tables.chain(shapes).collect();
+        Conditions { has_tables, conditions, parts }
     }
+}
 
-    fn copier(endpoint: &str, conditions: &[usize], has_tables: bool) -> Copier {
-        let tables = TABLES.iter().filter(|_| has_tables).map(|name| Shape::of(*name));
-        let shapes = conditions.iter().map(|at| Shape::of("item").matching(CONDITIONS[*at].0));
-        let mut shapes = tables.chain(shapes);
-        let first = Subscription::shape(shapes.next().expect("there is one at least"));
-        Copier::of(endpoint, shapes.fold(first, Subscription::and_shape), Start::Snapshot)
-    }
-
-    async fn receive(&mut self) -> Result<()> {
-        for _ in 0..self.random.random_range(1..COMMITS) {
-            self.take().await?;
-            if self.random.random_ratio(1, 30) {
-                self.copier.drop_connection();
-            }
-        }
-        Ok(())
-    }
-
-    async fn take(&mut self) -> Result<()> {
-        match self.copier.next().await? {
-            Arrival::Ended(_) => {
-                self.has_read = true;
-                self.must_agree()?;
-            }
-            Arrival::Committed(_) if self.has_read => self.must_agree()?,
-            Arrival::Committed(_) | Arrival::Begun(_) | Arrival::Progress => {}
-            // Rows were truncated while it was looked for those that move.
-            Arrival::Reset(_, detail) => {
-                ensure!(detail.contains("subqueries"), "reset: {detail}");
-                self.copier = Self::copier(&self.endpoint, &self.conditions, self.has_tables);
-                self.has_read = false;
-                self.resets.push(detail);
-            }
-            other @ Arrival::Abandoned(..) => anyhow::bail!("{other:?}"),
-        }
-        Ok(())
-    }
-
-    fn shape_at(&self, at: usize) -> u32 {
-        u32::try_from(at + if self.has_tables { TABLES.len() } else { 0 }).expect("a few")
+impl Watched for Conditions {
+    fn parts(&self) -> &[Part] {
+        &self.parts
     }
 
     /// The shapes have the rows that the whole tables say.
-    fn must_agree(&mut self) -> Result<()> {
-        if !self.has_tables {
+    fn must_agree(&mut self, copier: &Copier, has_read: bool) -> Result<()> {
+        if !self.has_tables || !has_read {
             return Ok(());
         }
-        let table = |at: usize, name: &str| self.copier.replica.table(&selected(&format!("public.{name}"), at as u32));
-        let tables = Tables([("item", table(0, "item")), ("owner", table(1, "owner")), ("grp", table(2, "grp"))]);
+        let table = |at: usize| copier.replica.table(&held_as(TABLES[at], at));
+        let tables = Tables([("item", table(0)), ("owner", table(1)), ("grp", table(2))]);
         for (at, number) in self.conditions.iter().enumerate() {
             let (condition, model) = CONDITIONS[*number];
-            let ours = self.copier.replica.table(&selected("public.item", self.shape_at(at)));
-            let items = &tables.0[0].1;
-            let theirs: HeldTable = items
-                .iter()
-                .filter(|(_, row)| model(row, &tables) == Some(true))
-                .map(|(k, r)| (k.clone(), r.clone()))
-                .collect();
-            must_equal(&format!("{condition} at {}", self.copier.position), &ours, &theirs)?;
+            let ours = copier.replica.table(&held_as(TABLES[0], TABLES.len() + at));
+            let items = tables.0[0].1.iter().filter(|(_, row)| model(row, &tables) == Some(true));
+            let theirs: HeldTable = items.map(|(key, row)| (key.clone(), row.clone())).collect();
+            must_equal(condition, &ours, &theirs)?;
         }
-        self.checked += 1;
         Ok(())
     }
 
-    /// Up to now: nobody writes.
-    async fn must_equal_postgres(&mut self, database: &Database) -> Result<()> {
-        loop {
-            let reading = async {
-                while !self.has_read {
-                    self.take().await?;
-                }
-                anyhow::Ok(())
-            };
-            tokio::time::timeout(DEADLINE, reading).await.context("the snapshot does not end")??;
-            match self.copier.until_caught_up(database).await {
-                Ok(()) => break,
-                Err(error) if error.to_string().contains("subqueries") => {
-                    self.copier = Self::copier(&self.endpoint, &self.conditions, self.has_tables);
-                    self.has_read = false;
-                    self.resets.push(error.to_string());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        for (at, number) in self.conditions.iter().enumerate() {
-            let query = format!("(select * from item where {}) shape", CONDITIONS[*number].0);
-            let theirs = held_by_postgres(database, &query, &["id"]).await?;
-            let ours = self.copier.replica.table(&selected("public.item", self.shape_at(at)));
-            must_equal(&format!("{query} at {}", self.copier.position), &ours, &theirs)?;
-        }
-        Ok(())
+    /// Rows were truncated while it was looked for those that move.
+    fn may_be_reset(&self, detail: &str) -> bool {
+        detail.contains("subqueries")
     }
 }
 
@@ -283,42 +224,24 @@ async fn subqueries_select_what_postgres_selects_at_every_commit_whatever_happen
     let mut server = Server::start(config).await?;
     server.until("shop", "a complete mirror", is_complete).await?;
     let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
-    let endpoint = server.endpoint();
-    let mut next = 100;
-    let mut another = || {
-        next += 1;
-        Subscriber::new(&endpoint, seed.generator(next), next % 2 == 0)
-    };
-    let mut subscribers: Vec<Subscriber> = (0..SUBSCRIBERS).map(|_| another()).collect();
+    let mut crowd = ShapeCrowd::new(server.endpoint(), seed);
+    let choose = |random: &mut StdRng, number| Conditions::new(random, number % 2 == 0);
+    (0..SUBSCRIBERS).for_each(|_| crowd.join(choose));
     let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
-    let mut left = Vec::new();
+    let mut scene = Scene { cluster: &mut cluster, server: &mut server, writers: &writers, database: "subqueries" };
     for _ in 0..rounds {
-        let mut receiving = JoinSet::new();
-        for mut subscriber in subscribers.drain(..) {
-            receiving.spawn(async move { subscriber.receive().await.map(|()| subscriber) });
-        }
-        disturb(&mut random, &mut cluster, &mut server).await?;
-        while let Some(received) = receiving.join_next().await {
-            subscribers.push(received??);
-        }
-        let paused = writers.pause().await?;
-        let database = Database::connect(&cluster.url("subqueries")).await?;
-        for subscriber in &mut subscribers {
-            subscriber.must_equal_postgres(&database).await?;
-        }
-        drop(paused);
-        let gone = random.random_range(0..subscribers.len());
-        left.push(std::mem::replace(&mut subscribers[gone], another()));
+        crowd.round(&mut scene, &mut random, COMMITS).await?;
+        let gone = random.random_range(0..SUBSCRIBERS);
+        crowd.leave(|at| at == gone);
+        crowd.join(choose);
     }
     writers.stop().await;
-    let all = || subscribers.iter().chain(&left);
-    let resets: Vec<&String> = all().flat_map(|subscriber| &subscriber.resets).collect();
-    let checked: u32 = all().map(|subscriber| subscriber.checked).sum();
-    println!("{checked} commits checked, {} resets, the last: {:?}", resets.len(), resets.last());
+    let with_tables = crowd.all().filter(|subscriber| subscriber.watched.has_tables);
+    let checked: u32 = with_tables.map(|subscriber| subscriber.checked).sum();
+    println!("{checked} commits checked");
     ensure!(checked > 10 * rounds, "only {checked} commits were checked");
     // A truncate resets those that are there, at most; and truncates are rare.
-    ensure!(resets.len() <= 2 * usize::try_from(rounds)?, "{} resets in {rounds} rounds: {resets:?}", resets.len());
-    Ok(())
+    crowd.must_be_reset_seldom(2 * rounds)
 }
 
 /// Of a database in which nothing else happens, so that the log stands still.

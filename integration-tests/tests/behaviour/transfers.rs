@@ -3,19 +3,20 @@
 //!
 //! A transaction that came in two parts, by table, by shape or by row, would show another sum between them.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, ops::Range};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom};
-use tidegate_client::{MirrorState, Shape, SourceStatus, Start, Subscription, Updates};
-use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, Seed, Server, ServerConfig, Touched, Writers, asked_for, disturb,
-    held_by_postgres, must_equal, selected,
+use tidegate_client::{MirrorState, Shape, SourceStatus, Updates};
+use tidegate_integration_tests::{Cluster, Copier, Seed, Server, ServerConfig, Touched, Writers, asked_for};
+
+use crate::{
+    shape_crowd::{Part, ShapeCrowd, Watched, held_as},
+    snapshot_crowd::Scene,
 };
-use tokio::task::JoinSet;
 
 const WRITERS: u64 = 3;
-const SUBSCRIBERS: u64 = 6;
+const SUBSCRIBERS: usize = 6;
 const ROUNDS: u32 = 6;
 /// Commits that a subscriber takes between two comparisons with PostgreSQL.
 const COMMITS: u32 = 80;
@@ -111,17 +112,10 @@ fn step(random: &mut StdRng) -> String {
     }
 }
 
-/// What a subscriber selects, and how PostgreSQL is asked for it.
-struct Part {
-    shape: Shape,
-    table: &'static str,
-    query: String,
-}
-
 /// Both tables, each in two parts that have nothing in common: those that meet a condition, and the others.
 fn parts(random: &mut StdRng, purses: &[&str], vaults: &[&str]) -> Vec<Part> {
     let mut parts = Vec::new();
-    for (table, conditions) in [("purse", purses), ("vault", vaults)] {
+    for (table, conditions) in [(TABLES[0], purses), (TABLES[1], vaults)] {
         let condition = conditions.choose(random).copied().unwrap_or("true");
         for test in ["is true", "is not true"] {
             let condition = format!("({condition}) {test}");
@@ -129,11 +123,15 @@ fn parts(random: &mut StdRng, purses: &[&str], vaults: &[&str]) -> Vec<Part> {
             let shape = Shape::of(table).matching(&condition).updates(updates);
             let (shape, columns) =
                 if random.random_bool(0.3) { (shape.columns(["cents"]), "id, cents") } else { (shape, "*") };
-            parts.push(Part { shape, table, query: format!("(select {columns} from {table} where {condition}) part") });
+            let query = format!("(select {columns} from {table} where {condition}) part");
+            parts.push(Part { shape, table, key: &["id"], query });
         }
     }
     parts
 }
+
+/// What `parts` gives.
+const PARTS: usize = 4;
 
 /// How a subscription reads: by the router's notes, all of the log, or with sets of subqueries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,129 +141,69 @@ enum Kind {
     Subqueries,
 }
 
-struct Subscriber {
-    random: StdRng,
-    endpoint: String,
+struct Money {
     kind: Kind,
     parts: Vec<Part>,
-    copier: Copier,
-    has_read: bool,
-    /// Commits at which the sum was looked at, and those that had touched both tables.
-    checked: u32,
+    /// Commits that had touched both tables.
     transfers: u32,
-    resets: Vec<String>,
 }
 
-impl Subscriber {
-    fn new(endpoint: &str, mut random: StdRng, kind: Kind) -> Self {
-        let parts = match kind {
-            Kind::Shapes | Kind::ShapesAndTables => parts(&mut random, &PURSES, &VAULTS),
+const TABLES: [&str; 2] = ["public.purse", "public.vault"];
+
+impl Money {
+    fn new(random: &mut StdRng, number: u64) -> Self {
+        let kind = [Kind::Shapes, Kind::ShapesAndTables, Kind::Subqueries][usize::try_from(number % 3).unwrap_or(0)];
+        let mut parts = match kind {
+            Kind::Shapes | Kind::ShapesAndTables => parts(random, &PURSES, &VAULTS),
             Kind::Subqueries => {
-                parts(&mut random, &PURSES_OF_OTHERS, [&VAULTS[..], &VAULTS_OF_OTHERS[..]].concat().as_slice())
+                parts(random, &PURSES_OF_OTHERS, [&VAULTS[..], &VAULTS_OF_OTHERS[..]].concat().as_slice())
             }
         };
-        let copier = Self::copier(endpoint, kind, &parts);
-        let (has_read, checked, transfers, resets) = (false, 0, 0, Vec::new());
-        Subscriber { random, endpoint: endpoint.to_owned(), kind, parts, copier, has_read, checked, transfers, resets }
-    }
-
-    fn copier(endpoint: &str, kind: Kind, parts: &[Part]) -> Copier {
-        let mut shapes = parts.iter().map(|part| part.shape.clone());
-        let first = Subscription::shape(shapes.next().expect("there are four"));
-        let subscription = shapes.fold(first, Subscription::and_shape);
-        let subscription = match kind {
-            Kind::Shapes | Kind::Subqueries => subscription,
-            Kind::ShapesAndTables => subscription.and_tables(["purse", "vault"]),
-        };
-        Copier::of(endpoint, subscription, Start::Snapshot)
-    }
-
-    /// Receives for a while, and may lose its connection.
-    async fn receive(&mut self) -> Result<()> {
-        for _ in 0..self.random.random_range(1..COMMITS) {
-            self.take().await?;
-            if self.random.random_ratio(1, 30) {
-                self.copier.drop_connection();
-            }
+        if kind == Kind::ShapesAndTables {
+            let whole =
+                |table: &'static str| Part { shape: Shape::of(table), table, key: &["id"], query: table.to_owned() };
+            parts.extend(TABLES.map(whole));
         }
-        Ok(())
+        Money { kind, parts, transfers: 0 }
     }
 
-    async fn take(&mut self) -> Result<()> {
-        match self.copier.next().await? {
-            Arrival::Ended(_) => {
-                self.has_read = true;
-                self.must_agree()
-            }
-            Arrival::Committed(_) if self.has_read => self.must_agree(),
-            Arrival::Committed(_) | Arrival::Begun(_) | Arrival::Progress => Ok(()),
-            Arrival::Reset(_, detail) => self.starts_over(detail),
-            other @ Arrival::Abandoned(..) => bail!("{other:?}"),
-        }
-    }
-
-    /// Where purses were collected while rows moved for a subquery; else there is no reason to.
-    fn starts_over(&mut self, detail: String) -> Result<()> {
-        ensure!(self.kind == Kind::Subqueries && detail.contains("subqueries"), "{:?}: reset: {detail}", self.kind);
-        self.copier = Self::copier(&self.endpoint, self.kind, &self.parts);
-        self.has_read = false;
-        self.resets.push(detail);
-        Ok(())
-    }
-
-    fn must_agree(&mut self) -> Result<()> {
-        let shapes: Vec<String> = (0..).zip(&self.parts).map(|(at, part)| named(part.table, at)).collect();
-        let parts = || self.parts.iter().map(|part| &part.query).collect::<Vec<_>>();
-        let sum = self.sum(&shapes)?;
-        ensure!(sum == SUM, "{sum} instead of {SUM} at {} in {:?}", self.copier.position, parts());
-        if self.kind == Kind::ShapesAndTables {
-            let sum = self.sum(&["purse", "vault"].map(|table| named(table, self.parts.len())))?;
-            ensure!(sum == SUM, "{sum} instead of {SUM} in the tables at {}", self.copier.position);
-        }
-        let tables = self.copier.touched.iter().map(|touched| match touched {
-            Touched::Row(name, _) | Touched::Table(name) | Touched::Counted(name, ..) => name.contains("purse"),
-        });
-        self.transfers += u32::from(tables.collect::<BTreeSet<bool>>().len() == 2);
-        self.checked += 1;
-        Ok(())
-    }
-
-    fn sum(&self, names: &[String]) -> Result<i64> {
-        let rows = names.iter().flat_map(|name| self.copier.replica.table(name).into_values());
+    /// Of these parts.
+    fn sum(&self, copier: &Copier, parts: Range<usize>) -> Result<i64> {
+        let names = parts.map(|at| held_as(self.parts[at].table, at));
+        let rows = names.flat_map(|name| copier.replica.table(&name).into_values());
         rows.map(|row| {
             let cents = row.get("cents").and_then(Option::as_deref).with_context(|| format!("no cents in {row:?}"))?;
             Ok(cents.parse::<i64>()?)
         })
         .sum()
     }
-
-    /// Up to now: nobody writes.
-    async fn must_equal_postgres(&mut self, database: &Database) -> Result<()> {
-        loop {
-            let reading = async {
-                while !self.has_read {
-                    self.take().await?;
-                }
-                anyhow::Ok(())
-            };
-            tokio::time::timeout(DEADLINE, reading).await.context("the snapshot does not end")??;
-            match self.copier.until_caught_up(database).await {
-                Ok(()) => break,
-                Err(error) => self.starts_over(format!("{error:#}"))?,
-            }
-        }
-        self.must_agree()?;
-        for (at, part) in (0..).zip(&self.parts) {
-            let theirs = held_by_postgres(database, &part.query, &["id"]).await?;
-            let ours = self.copier.replica.table(&named(part.table, at));
-            must_equal(&format!("{} at {}", part.query, self.copier.position), &ours, &theirs)?;
-        }
-        Ok(())
-    }
 }
 
-fn named(table: &str, selection: usize) -> String {
-    selected(&format!("public.{table}"), u32::try_from(selection).expect("a few"))
+impl Watched for Money {
+    fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    fn must_agree(&mut self, copier: &Copier, has_read: bool) -> Result<()> {
+        if !has_read {
+            return Ok(());
+        }
+        for parts in [0..PARTS, PARTS..self.parts.len()] {
+            let queries: Vec<&String> = self.parts[parts.clone()].iter().map(|part| &part.query).collect();
+            let sum = self.sum(copier, parts)?;
+            ensure!(sum == SUM || queries.is_empty(), "{sum} instead of {SUM} in {queries:?}");
+        }
+        let tables = copier.touched.iter().map(|touched| match touched {
+            Touched::Row(name, _) | Touched::Table(name) | Touched::Counted(name, ..) => name.contains("purse"),
+        });
+        self.transfers += u32::from(tables.collect::<BTreeSet<bool>>().len() == 2);
+        Ok(())
+    }
+
+    /// Where purses were collected while rows moved for a subquery; else there is no reason to.
+    fn may_be_reset(&self, detail: &str) -> bool {
+        self.kind == Kind::Subqueries && detail.contains("subqueries")
+    }
 }
 
 fn is_complete(status: &SourceStatus) -> bool {
@@ -285,48 +223,23 @@ async fn what_moves_between_shapes_of_two_tables_is_never_seen_in_part_whatever_
     let mut server = Server::start(config).await?;
     server.until("shop", "a complete mirror", is_complete).await?;
     let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
-    let endpoint = server.endpoint();
-    let mut next = 100;
-    let mut another = || {
-        next += 1;
-        let kind = [Kind::Shapes, Kind::ShapesAndTables, Kind::Subqueries][usize::try_from(next % 3).unwrap_or(0)];
-        Subscriber::new(&endpoint, seed.generator(next), kind)
-    };
-    let mut subscribers: Vec<Subscriber> = (0..SUBSCRIBERS).map(|_| another()).collect();
+    let mut crowd = ShapeCrowd::new(server.endpoint(), seed);
+    (0..SUBSCRIBERS).for_each(|_| crowd.join(Money::new));
     let rounds = asked_for("TIDEGATE_TEST_ROUNDS", ROUNDS);
-    let mut left = Vec::new();
+    let mut scene = Scene { cluster: &mut cluster, server: &mut server, writers: &writers, database: "transfers" };
     for _ in 0..rounds {
-        let mut receiving = JoinSet::new();
-        for mut subscriber in subscribers.drain(..) {
-            receiving.spawn(async move { subscriber.receive().await.map(|()| subscriber) });
-        }
-        disturb(&mut random, &mut cluster, &mut server).await?;
-        while let Some(received) = receiving.join_next().await {
-            subscribers.push(received??);
-        }
-        let paused = writers.pause().await?;
-        let database = Database::connect(&cluster.url("transfers")).await?;
-        let all = "select (select sum(cents) from purse) + (select sum(cents) from vault)";
-        let sum = database.text(&format!("select ({all})::bigint::text")).await?;
-        ensure!(sum == Some(SUM.to_string()), "the writers themselves have come to {sum:?}");
-        for subscriber in &mut subscribers {
-            subscriber.must_equal_postgres(&database).await?;
-        }
-        drop(paused);
-        let gone = random.random_range(0..subscribers.len());
-        left.push(std::mem::replace(&mut subscribers[gone], another()));
+        crowd.round(&mut scene, &mut random, COMMITS).await?;
+        let gone = random.random_range(0..SUBSCRIBERS);
+        crowd.leave(|at| at == gone);
+        crowd.join(Money::new);
     }
     writers.stop().await;
-    let mut resets = Vec::new();
     for kind in [Kind::Shapes, Kind::ShapesAndTables, Kind::Subqueries] {
-        let all: Vec<&Subscriber> = subscribers.iter().chain(&left).filter(|one| one.kind == kind).collect();
-        let (checked, transfers): (u32, u32) =
-            (all.iter().map(|one| one.checked).sum(), all.iter().map(|one| one.transfers).sum());
+        let all = || crowd.all().filter(|subscriber| subscriber.watched.kind == kind);
+        let checked: u32 = all().map(|subscriber| subscriber.checked).sum();
+        let transfers: u32 = all().map(|subscriber| subscriber.watched.transfers).sum();
         println!("{kind:?}: {checked} commits checked, {transfers} of them of both tables");
         ensure!(transfers > rounds, "{kind:?}: {transfers} of {checked} commits were of both tables");
-        resets.extend(all.iter().flat_map(|one| one.resets.clone()));
     }
-    println!("{} resets, the last: {:?}", resets.len(), resets.last());
-    ensure!(resets.len() <= 2 * usize::try_from(rounds)?, "{} resets in {rounds} rounds: {resets:?}", resets.len());
-    Ok(())
+    crowd.must_be_reset_seldom(2 * rounds)
 }
