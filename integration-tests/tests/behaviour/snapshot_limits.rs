@@ -147,6 +147,23 @@ async fn a_table_that_changes_while_the_server_is_down_amid_a_snapshot_is_exact_
     changed_under_a_snapshot("altered_down", true).await
 }
 
+/// Which tables there are is asked for before the publication is made, and not again for some seconds.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_first_snapshot_of_everything_has_a_partitioned_table_under_its_root() -> Result<()> {
+    let database = Cluster::shared().await?.database("first_partitions").await?;
+    database
+        .execute(
+            "create table t (id int primary key) partition by range (id); create table t1 partition of t for values from (0) to (100); \
+             insert into t select generate_series(1, 50)",
+        )
+        .await?;
+    let server = Server::start(ServerConfig::of(database.url())).await?;
+    let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
+    copier.until_snapshot_end().await?;
+    let rows = held_by_postgres(&database, "t", &["id"]).await?;
+    must_equal("t", &copier.replica.table("public.t"), &rows)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn row_filter_column_list_and_partitions_are_the_publications() -> Result<()> {
     let cluster = Cluster::shared().await?;

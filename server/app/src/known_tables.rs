@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Tables with their columns, system schemas aside; partitions under the name that their changes are published under, the root's
-/// or their own. One query, whatever the number of tables.
+/// or their own; the root's where there is no publication yet, since the one that is made then has it so. One query, whatever the
+/// number of tables.
 const TABLES: &str = "
     SELECT n.nspname::text, c.relname::text,
            coalesce(array_agg(a.attname::text ORDER BY a.attnum) FILTER (WHERE a.attname IS NOT NULL), '{}'),
@@ -26,7 +27,7 @@ const TABLES: &str = "
     LEFT JOIN (SELECT DISTINCT t.relid FROM pg_publication p, pg_get_publication_tables(p.pubname::text) t
                WHERE p.pubname = $1) t ON t.relid = c.oid
     WHERE c.relkind IN ('r', 'p') AND n.nspname <> 'information_schema' AND n.nspname !~ '^pg_'
-      AND NOT CASE WHEN p.pubviaroot THEN c.relispartition WHEN NOT p.pubviaroot THEN c.relkind = 'p' ELSE false END
+      AND NOT CASE WHEN coalesce(p.pubviaroot, true) THEN c.relispartition ELSE c.relkind = 'p' END
     GROUP BY n.nspname, c.relname";
 
 /// Reads the catalog again and again until `stop`.
