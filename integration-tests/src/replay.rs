@@ -12,7 +12,7 @@ use tidegate_client::{Position, Start};
 use tidegate_model::SNAPSHOT_ORDINAL;
 use tokio::sync::watch;
 
-use crate::{Arrival, Copier, DEADLINE, HeldRow, HeldTable, Replica, Touched, must_equal};
+use crate::{Arrival, Copier, DEADLINE, HeldRow, HeldTable, Replica, RowCounts, Touched, must_count_equal, must_equal};
 
 /// After so many states it is looked which may be forgotten.
 const STATES: usize = 50_000;
@@ -27,10 +27,28 @@ pub struct Replay {
     replayed: watch::Sender<Position>,
 }
 
+/// Of a table without a key.
+#[derive(Debug, Default)]
+struct Counted {
+    /// How often each row was there before the first step.
+    before: RowCounts,
+    steps: Vec<(Position, CountStep)>,
+}
+
+#[derive(Debug)]
+enum CountStep {
+    /// So many more of this row.
+    Row(HeldRow, i64),
+    /// Every row is gone.
+    Truncated,
+}
+
 #[derive(Debug, Default)]
 struct Kept {
     /// By table and key.
     rows: BTreeMap<String, BTreeMap<Vec<String>, States>>,
+    /// By table.
+    counted: BTreeMap<String, Counted>,
     /// What was before is not known any more.
     from: Position,
     /// Where those who compare are.
@@ -60,6 +78,18 @@ impl Comparing<'_> {
 impl Drop for Comparing<'_> {
     fn drop(&mut self) {
         self.replay.kept().comparing.remove(&self.number);
+    }
+}
+
+impl CountStep {
+    fn apply(&self, counts: &mut RowCounts) {
+        match self {
+            CountStep::Row(row, count) => match counts.get_mut(row) {
+                Some(known) => *known += count,
+                None => drop(counts.insert(row.clone(), *count)),
+            },
+            CountStep::Truncated => counts.clear(),
+        }
     }
 }
 
@@ -100,13 +130,16 @@ impl Replay {
         self.kept.lock().expect("no panic holds it")
     }
 
-    /// Is a copy what the replay says of its position?
+    /// Is a copy what the replay says of its position? Of a table without a key, each row is to be there as often.
     ///
     /// # Errors
     /// It is not, or the replay does not come so far.
     pub async fn check(&self, (position, held): (Position, &Replica), tables: &[&str]) -> Result<()> {
         for name in tables {
-            must_equal(&format!("{name} at {position}"), &held.table(name), &self.table(name, position).await?)?;
+            let what = format!("{name} at {position}");
+            must_equal(&what, &held.table(name), &self.table(name, position).await?)?;
+            let counts = self.kept().counts_at(name, position);
+            must_count_equal(&what, &held.counts(name), &counts)?;
         }
         Ok(())
     }
@@ -126,7 +159,7 @@ impl Replay {
 
     fn committed(&self, copier: &Copier) {
         let mut kept = self.kept();
-        let Kept { rows, state_count, .. } = &mut *kept;
+        let Kept { rows, counted, state_count, .. } = &mut *kept;
         for touched in &copier.touched {
             match touched {
                 Touched::Row(name, key) => {
@@ -134,8 +167,15 @@ impl Replay {
                     *state_count += 1;
                     rows.entry(name.clone()).or_default().entry(key.clone()).or_default().push((copier.position, row));
                 }
-                Touched::Counted(..) => {}
+                Touched::Counted(name, row, count) => {
+                    *state_count += 1;
+                    let step = (copier.position, CountStep::Row(row.clone(), *count));
+                    counted.entry(name.clone()).or_default().steps.push(step);
+                }
                 Touched::Table(name) => {
+                    if let Some(of_table) = counted.get_mut(name) {
+                        of_table.steps.push((copier.position, CountStep::Truncated));
+                    }
                     // Keys that were gone before stay so: a long run sees many.
                     let is_held = |states: &States| states.last().is_some_and(|(_, row)| row.is_some());
                     let of_table = rows.entry(name.clone()).or_default().iter_mut();
@@ -169,6 +209,19 @@ impl Kept {
                 states.len() > 1 || states.last().is_some_and(|(at, row)| *at > from || row.is_some())
             });
         }
+        for Counted { before, steps } in self.counted.values_mut() {
+            let known = steps.partition_point(|(at, _)| *at <= from);
+            steps.drain(..known).for_each(|(_, step)| step.apply(before));
+        }
+    }
+
+    /// How often each row of a table without a key was there at a position.
+    fn counts_at(&self, name: &str, position: Position) -> RowCounts {
+        let Some(Counted { before, steps }) = self.counted.get(name) else { return RowCounts::new() };
+        let mut counts = before.clone();
+        steps.iter().take_while(|(at, _)| *at <= position).for_each(|(_, step)| step.apply(&mut counts));
+        counts.retain(|_, count| *count != 0);
+        counts
     }
 
     fn at(&self, name: &str, position: Position) -> Result<HeldTable> {

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tokio_stream::StreamExt as _;
 
 use crate::mirror::must_be_verified;
-use crate::snapshot_crowd::{Disturbance, OF_MIRROR, Origin, Scene, SnapshotCrowd};
+use crate::snapshot_crowd::{Disturbance, OF_MIRROR, Scene, SnapshotCrowd, Wishes};
 
 /// Snapshots in one run.
 const SNAPSHOTS: u64 = 60;
@@ -55,7 +55,8 @@ async fn a_snapshot_out_of_the_mirror_is_exact_whatever_happens_to_the_server() 
     database.execute("alter database woven set synchronous_commit = local").await?;
     database.execute(tables).await?;
     let mut server = Server::start(config_of(&database)).await?;
-    let mut crowd = SnapshotCrowd::new(server.endpoint(), Origin::Mirror, SNAPSHOTS);
+    let wishes = Wishes { mirrored: &["public.account", "public.pair", "public.thing"], ..Wishes::default() };
+    let mut crowd = SnapshotCrowd::new(server.endpoint(), wishes, SNAPSHOTS);
     database.execute(&rows).await?;
     server.until("shop", "a complete mirror", is_complete).await?;
     let writers = Writers::start(WRITERS, (database.url(), seed), keyed_transaction);
@@ -63,7 +64,7 @@ async fn a_snapshot_out_of_the_mirror_is_exact_whatever_happens_to_the_server() 
     let mut scene = Scene { cluster: &mut cluster, server: &mut server, writers: &writers, database: "woven" };
     crowd.disturb_until_done(&mut scene, &mut random, (2..8, &DISTURBANCES)).await?;
     crowd.must_equal_postgres(&scene).await?;
-    crowd.finish().await?;
+    crowd.finish(SNAPSHOTS).await?;
     writers.stop().await;
     for (table, _) in KEYED_TABLES {
         must_be_verified(&server, table).await?;

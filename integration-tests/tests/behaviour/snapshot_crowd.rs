@@ -1,5 +1,6 @@
-//! Subscribers that take one snapshot after another, lose their connections and come again, while something else disturbs the
-//! servers. At each snapshot's end, and somewhat later, the copy of each is what a replay of the whole stream says of that position.
+//! Subscribers that take one snapshot after another, of every kind there is, lose their connections and come again, while something
+//! else disturbs the servers. At each snapshot's end, and somewhat later, the copy of each is what a replay of the whole stream says of
+//! that position.
 
 use std::{
     ops::Range,
@@ -14,10 +15,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, Replay, Seed, Server, Stop, Writers, asked_for,
-    held_by_postgres, must_equal, tidegate,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KEYLESS_TABLES, Replay, Replica, Seed, Server, Stop,
+    Writers, asked_for, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, tidegate, within,
 };
 use tokio::{sync::watch, task::JoinSet};
+
+use crate::snapshot_parts::{Asked, asked, holds_the_part, open, until_ended};
 
 /// Snapshots out of the mirror have numbers from here on.
 pub(crate) const OF_MIRROR: u32 = 1 << 31;
@@ -25,14 +28,31 @@ pub(crate) const OF_MIRROR: u32 = 1 << 31;
 /// How long a snapshot may take: it begins anew with every TRUNCATE and every crash, and the machine has other tests to run.
 const PATIENCE: Duration = Duration::from_secs(3 * DEADLINE.as_secs());
 
-/// Where the snapshots come from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Origin {
-    /// PostgreSQL; some are cancelled, for all who share them.
-    Postgres,
-    /// The mirror: each has its own, which begins and ends once.
-    Mirror,
+/// What the subscribers ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wishes {
+    /// Of the keyed tables, those that are mirrored. A snapshot of only these is made of the mirror.
+    pub(crate) mirrored: &'static [&'static str],
+    /// There are tables without a key, too.
+    pub(crate) keyless: bool,
+    /// Parts of keyed tables, too, that are delivered to a subscription that runs.
+    pub(crate) parts: bool,
 }
+
+/// What a snapshot is of, or out of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Tables with keys, out of PostgreSQL; some are cancelled, for all who share them.
+    Keyed,
+    /// Tables without a key are among them; the same.
+    Keyless,
+    /// Out of the mirror: each subscriber has its own, which begins and ends once.
+    Mirrored,
+    /// A part of a table, for whoever is subscribed.
+    Part,
+}
+
+const KINDS: [Kind; 4] = [Kind::Keyed, Kind::Keyless, Kind::Mirrored, Kind::Part];
 
 /// What happens while snapshots run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,24 +92,26 @@ pub(crate) struct SnapshotCrowd {
 
 struct Shared {
     endpoint: String,
-    origin: Origin,
+    wishes: Wishes,
     replay: Replay,
     /// So many snapshots are to end.
     goal: u64,
     ended: watch::Sender<u64>,
+    ended_of: [AtomicU64; KINDS.len()],
     resumed: AtomicU64,
     cancelled: AtomicU64,
 }
 
 impl SnapshotCrowd {
     /// Begins the replay. `TIDEGATE_TEST_SNAPSHOTS` asks for another number than the usual one.
-    pub(crate) fn new(endpoint: String, origin: Origin, usual_goal: u64) -> SnapshotCrowd {
+    pub(crate) fn new(endpoint: String, wishes: Wishes, usual_goal: u64) -> SnapshotCrowd {
         let shared = Arc::new(Shared {
             endpoint,
-            origin,
+            wishes,
             replay: Replay::default(),
             goal: asked_for("TIDEGATE_TEST_SNAPSHOTS", usual_goal),
             ended: watch::Sender::new(0),
+            ended_of: Default::default(),
             resumed: AtomicU64::new(0),
             cancelled: AtomicU64::new(0),
         });
@@ -208,7 +230,7 @@ impl SnapshotCrowd {
             let mut copier = Copier::new(&shared.endpoint, &[], Start::Snapshot);
             match copier.until_snapshot_end().await {
                 Ok(_) => break copier,
-                Err(error) if shared.origin == Origin::Postgres && error.to_string().contains("cancelled") => {}
+                Err(error) if shared.kind(&[]) != Kind::Mirrored && error.to_string().contains("cancelled") => {}
                 Err(error) => {
                     let under_way = tidegate(&["snapshot", "list", "--server", &shared.endpoint]).await?.stdout;
                     return Err(error.context(String::from_utf8(under_way)?));
@@ -221,17 +243,25 @@ impl SnapshotCrowd {
             let theirs = held_by_postgres(&database, name, key).await?;
             must_equal(&format!("{name}, quiet"), &copier.replica.table(name), &theirs)?;
         }
-        shared.must_equal_replay(&mut copier, &KEYED_TABLES.map(|(name, _)| name)).await
+        for name in shared.keyless_tables() {
+            let theirs = counted_by_postgres(&database, name).await?;
+            must_count_equal(&format!("{name}, quiet"), &copier.replica.counts(name), &theirs)?;
+        }
+        shared.must_equal_replay(&mut copier, &shared.all_tables()).await
     }
 
-    /// Waits for the subscribers, each of which ends what it has begun.
-    pub(crate) async fn finish(mut self) -> Result<()> {
+    /// Waits for the subscribers, each of which ends what it has begun. Where as many snapshots were taken as usual or more, there were
+    /// some of each kind.
+    pub(crate) async fn finish(mut self, usual_goal: u64) -> Result<()> {
         while let Some(ended) = self.subscribers.join_next().await {
             ended??;
         }
         let ended = self.shared.ended();
         let [resumed, cancelled] = [&self.shared.resumed, &self.shared.cancelled].map(|count| count.load(Relaxed));
-        println!("{ended} snapshots were exact; connections lost {resumed} times, {cancelled} cancelled");
+        let counts = KINDS.map(|kind| (kind, self.shared.ended_of[kind as usize].load(Relaxed)));
+        println!("{ended} snapshots were exact: {counts:?}; connections lost {resumed} times, {cancelled} cancelled");
+        let mut missing = counts.iter().filter(|(kind, count)| self.shared.has(*kind) && *count == 0);
+        ensure!(ended < usual_goal || missing.next().is_none(), "not of each kind: {counts:?}");
         Ok(())
     }
 }
@@ -239,6 +269,42 @@ impl SnapshotCrowd {
 impl Shared {
     fn ended(&self) -> u64 {
         *self.ended.borrow()
+    }
+
+    fn has_ended(&self, kind: Kind) {
+        self.ended_of[kind as usize].fetch_add(1, Relaxed);
+        self.ended.send_modify(|ended| *ended += 1);
+    }
+
+    /// Is this kind asked for?
+    fn has(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Keyed => self.wishes.mirrored.len() < KEYED_TABLES.len(),
+            Kind::Keyless => self.wishes.keyless,
+            Kind::Mirrored => !self.wishes.mirrored.is_empty(),
+            Kind::Part => self.wishes.parts,
+        }
+    }
+
+    fn keyless_tables(&self) -> &'static [&'static str] {
+        if self.wishes.keyless { &KEYLESS_TABLES } else { &[] }
+    }
+
+    fn all_tables(&self) -> Vec<&'static str> {
+        KEYED_TABLES.iter().map(|(name, _)| *name).chain(self.keyless_tables().iter().copied()).collect()
+    }
+
+    /// Of a snapshot of these tables; of all where there are none.
+    fn kind(&self, tables: &[&str]) -> Kind {
+        let all = self.all_tables();
+        let of = if tables.is_empty() { &all[..] } else { tables };
+        if of.iter().any(|name| self.keyless_tables().contains(name)) {
+            Kind::Keyless
+        } else if of.iter().all(|name| self.wishes.mirrored.contains(name)) {
+            Kind::Mirrored
+        } else {
+            Kind::Keyed
+        }
     }
 
     async fn must_equal_replay(&self, copier: &mut Copier, tables: &[&str]) -> Result<()> {
@@ -256,16 +322,26 @@ impl Shared {
 }
 
 async fn subscribe(shared: Arc<Shared>, mut random: StdRng) -> Result<()> {
+    let singles: Vec<&str> = shared.all_tables();
     while shared.ended() < shared.goal {
-        let tables: Vec<&str> = match random.random_range(0..5_usize) {
-            table @ 0..3 => vec![KEYED_TABLES[table].0],
-            3 => KEYED_TABLES.iter().map(|(name, _)| *name).collect(),
+        if shared.wishes.parts && random.random_bool(0.25) {
+            let asked = asked(&mut random);
+            let what = format!("{} where {}", asked.table, asked.sql);
+            let running = one_part(&shared, &mut random, &asked);
+            tokio::time::timeout(PATIENCE, running)
+                .await
+                .with_context(|| format!("a snapshot of a part does not end: {what}"))?
+                .with_context(|| what)?;
+            continue;
+        }
+        let tables: Vec<&str> = match random.random_range(0..singles.len() + 2) {
+            table if table < singles.len() => vec![singles[table]],
+            table if table == singles.len() => KEYED_TABLES.iter().map(|(name, _)| *name).collect(),
             _ => Vec::new(),
         };
-        let is_checked = |name: &&str| tables.is_empty() || tables.contains(name);
-        let checked: Vec<&str> = KEYED_TABLES.iter().map(|(name, _)| *name).filter(is_checked).collect();
+        let checked = if tables.is_empty() { singles.clone() } else { tables.clone() };
         let mut copier = Copier::new(&shared.endpoint, &tables, Start::Snapshot);
-        let running = one_snapshot(&shared, &mut random, &mut copier, &checked);
+        let running = one_snapshot(&shared, &mut random, (&mut copier, shared.kind(&tables)), &checked);
         tokio::time::timeout(PATIENCE, running)
             .await
             .with_context(|| format!("a snapshot of {tables:?} does not end"))??;
@@ -273,19 +349,50 @@ async fn subscribe(shared: Arc<Shared>, mut random: StdRng) -> Result<()> {
     Ok(())
 }
 
+/// From a subscription, over lost connections, to the end of a snapshot that is started meanwhile and brings it a part of a table.
+async fn one_part(shared: &Shared, random: &mut StdRng, asked: &Asked) -> Result<()> {
+    let _comparing = shared.replay.comparing();
+    let mut copier = open(&shared.endpoint, &[asked.table]).await?;
+    // The server may be gone at this moment, or restarted amid the answer.
+    let start = || async {
+        let Ok(client) = Client::connect(shared.endpoint.as_str()).await else { return Ok(None) };
+        Ok(client.start_snapshot_of_parts("", vec![asked.part.clone()]).await.ok())
+    };
+    let started = within("a snapshot of a part to be started", start).await?;
+    let (end, mut has_ended) = (Arrival::Ended(started.snapshot), false);
+    if random.random_bool(0.3) {
+        // The token goes on before the snapshot, or in the midst of it.
+        let is_some = |arrival: &Arrival, _: &Replica| matches!(arrival, Arrival::Committed(_)) || *arrival == end;
+        has_ended = copier.until("a commit, or the end", is_some).await? == end;
+        copier.drop_connection();
+        shared.resumed.fetch_add(1, Relaxed);
+    }
+    if !has_ended {
+        until_ended(&mut copier, started.snapshot).await?;
+    }
+    holds_the_part(&shared.replay, (copier.position, copier.replica.table(asked.table)), asked).await?;
+    shared.has_ended(Kind::Part);
+    Ok(())
+}
+
 /// From a snapshot's begin to somewhat after its end, over lost connections, or until it is cancelled.
-async fn one_snapshot(shared: &Shared, random: &mut StdRng, copier: &mut Copier, tables: &[&str]) -> Result<()> {
+async fn one_snapshot(
+    shared: &Shared,
+    random: &mut StdRng,
+    (copier, kind): (&mut Copier, Kind),
+    tables: &[&str],
+) -> Result<()> {
     let (mut begun, mut after_end) = (None, None);
     let comparing = shared.replay.comparing();
     loop {
         let arrival = copier.next().await?;
         comparing.is_at(copier.position);
-        match (arrival, shared.origin) {
-            (Arrival::Begun(snapshot), Origin::Mirror) => {
+        match (arrival, kind) {
+            (Arrival::Begun(snapshot), Kind::Mirrored) => {
                 ensure!(snapshot >= OF_MIRROR, "snapshot {snapshot} was read from PostgreSQL");
                 ensure!(begun.replace(snapshot).is_none(), "it begins twice");
             }
-            (Arrival::Begun(snapshot), Origin::Postgres) => {
+            (Arrival::Begun(snapshot), _) => {
                 ensure!(after_end.is_none(), "snapshot {snapshot} begins after the end of {begun:?}");
                 begun = Some(snapshot);
                 if random.random_bool(0.05) {
@@ -308,10 +415,10 @@ async fn one_snapshot(shared: &Shared, random: &mut StdRng, copier: &mut Copier,
                 ensure!(begun == Some(snapshot) && after_end.is_none(), "an end of {snapshot} after {begun:?}");
                 let compared = shared.must_equal_replay(copier, tables).await;
                 compared.with_context(|| format!("at the end of snapshot {snapshot}"))?;
-                shared.ended.send_modify(|ended| *ended += 1);
+                shared.has_ended(kind);
                 after_end = Some(random.random_range(0..30_u32));
             }
-            (Arrival::Reset(ResetReason::SnapshotAbandoned, detail), Origin::Postgres) => {
+            (Arrival::Reset(ResetReason::SnapshotAbandoned, detail), Kind::Keyed | Kind::Keyless) => {
                 ensure!(detail.contains("cancelled"), "a snapshot was given up: {detail}");
                 return Ok(());
             }

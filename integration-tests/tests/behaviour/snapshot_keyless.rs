@@ -4,86 +4,37 @@
 //! `TIDEGATE_TEST_SNAPSHOTS` asks for more than the usual number.
 
 use std::sync::{
-    Arc, Mutex,
+    Arc,
     atomic::{AtomicU64, Ordering::Relaxed},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
-use tidegate_client::{Position, Start};
+use tidegate_client::Start;
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, Replica, RowCounts, Seed, Server, ServerConfig, Stop, Touched,
-    Writers, asked_for, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYLESS_TABLES, Replay, Seed, Server, ServerConfig, Stop, Writers,
+    asked_for, counted_by_postgres, held_by_postgres, keyless_tables, keyless_transaction, must_count_equal,
+    must_equal, within,
 };
-use tidegate_model::SNAPSHOT_ORDINAL;
-use tokio::{sync::watch, task::JoinSet};
+use tokio::task::JoinSet;
 
 /// Snapshots in one run.
 const SNAPSHOTS: u64 = 25;
 const SUBSCRIBERS: u64 = 2;
 const WRITERS: u64 = 4;
-/// Without a key.
-const TABLES: [&str; 2] = ["public.log", "public.parted"];
 
-const SCHEMA: &str = "
-create table log (a int, b text, note text);
-alter table log alter note set storage external;
-alter table log replica identity full;
-create table parted (a int, b text) partition by range (a);
-create table parted_low partition of parted for values from (minvalue) to (50);
-create table parted_high partition of parted for values from (50) to (maxvalue);
-alter table parted replica identity full;
-alter table parted_low replica identity full;
-alter table parted_high replica identity full;
-create table keyed (id int primary key, v int);
-create publication tidegate_keyless for table log, parted, keyed with (publish_via_partition_root);
-insert into log select n % 100, repeat('b', n % 7), case when n % 5 = 0 then repeat('x', 3000 + n % 2) end \
-from generate_series(1, 12000) n;
-insert into parted select n % 100, repeat('c', n % 3) from generate_series(1, 12000) n;
-insert into keyed select n, n from generate_series(1, 3000) n";
-
-/// What was done, as the whole stream tells it: where, and to which table.
-type Steps = Vec<(Position, Touched)>;
+/// Beside those without a key.
+const KEYED: &str = "create table keyed (id int primary key, v int); \
+                     create publication tidegate_keyless for table log, parted, keyed with (publish_via_partition_root)";
 
 /// What the parts of the test share.
 struct Stage {
     endpoint: String,
-    steps: Mutex<Steps>,
-    replayed: watch::Sender<Position>,
+    replay: Replay,
     ended: AtomicU64,
     resumed: AtomicU64,
     voided: AtomicU64,
     goal: u64,
-}
-
-impl Stage {
-    fn counts_at(&self, table: &str, position: Position) -> RowCounts {
-        let mut counts = RowCounts::new();
-        let steps = self.steps.lock().expect("no panic holds it");
-        for (_, touched) in steps.iter().take_while(|(at, _)| *at <= position) {
-            match touched {
-                Touched::Counted(of, row, count) if of == table => *counts.entry(row.clone()).or_default() += count,
-                Touched::Table(of) if of == table => counts.clear(),
-                Touched::Counted(..) | Touched::Table(_) | Touched::Row(..) => {}
-            }
-        }
-        counts.retain(|_, count| *count != 0);
-        counts
-    }
-
-    /// Is the copy what the replay says of its position?
-    async fn check(&self, (position, held): (Position, &Replica), tables: &[&str]) -> Result<()> {
-        let mut replayed = self.replayed.subscribe();
-        // What a snapshot has of its own at an LSN stands behind all that the stream has there.
-        let is_own = position.ordinal >= SNAPSHOT_ORDINAL;
-        let reached = replayed.wait_for(|at| *at >= position || (is_own && at.lsn == position.lsn));
-        tokio::time::timeout(DEADLINE, reached).await.context("the replay is stuck")??;
-        for table in tables {
-            let what = format!("{table} at {position}");
-            must_count_equal(&what, &held.counts(table), &self.counts_at(table, position))?;
-        }
-        Ok(())
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -92,25 +43,27 @@ async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
     let mut random = seed.generator(0);
     let mut cluster = Cluster::start(&[("wal_sender_timeout", "5s"), ("logical_decoding_work_mem", "64kB")]).await?;
     let database = cluster.database("keyless").await?;
-    let (tables, rows) = SCHEMA.split_once("insert").context("rows follow")?;
+    let (tables, rows) = keyless_tables();
     database.execute(tables).await?;
+    database.execute(KEYED).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("snapshots: {rows_per_second: 40000}".to_owned());
     let mut server = Server::start(config).await?;
     let goal = asked_for("TIDEGATE_TEST_SNAPSHOTS", SNAPSHOTS);
     let stage = Arc::new(Stage {
         endpoint: server.endpoint(),
-        steps: Mutex::default(),
-        replayed: watch::Sender::new(Position::ZERO),
+        replay: Replay::default(),
         ended: AtomicU64::new(0),
         resumed: AtomicU64::new(0),
         voided: AtomicU64::new(0),
         goal,
     });
     let mut tasks = JoinSet::new();
-    tasks.spawn(replay(Arc::clone(&stage)));
-    database.execute(&format!("insert{rows}")).await?;
-    let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
+    let replayed = Arc::clone(&stage);
+    tasks.spawn(async move { replayed.replay.run(&replayed.endpoint).await });
+    database.execute(&rows).await?;
+    database.execute("insert into keyed select n, n from generate_series(1, 3000) n").await?;
+    let writers = Writers::start(WRITERS, (database.url(), seed), keyless_transaction);
     for subscriber in 0..SUBSCRIBERS {
         tasks.spawn(subscribe(Arc::clone(&stage), seed.generator(100 + subscriber)));
     }
@@ -131,27 +84,10 @@ async fn every_row_is_there_as_often_as_it_is() -> Result<()> {
     Ok(())
 }
 
-/// A subscriber without a snapshot, from the first change on.
-async fn replay(stage: Arc<Stage>) -> Result<()> {
-    let mut copier = Copier::new(&stage.endpoint, &[], Start::Earliest);
-    loop {
-        match copier.next().await? {
-            Arrival::Committed(_) => {
-                let touched = std::mem::take(&mut copier.touched);
-                let at = copier.position;
-                stage.steps.lock().expect("no panic holds it").extend(touched.into_iter().map(|touched| (at, touched)));
-            }
-            Arrival::Progress => {}
-            other => bail!("the replay received {other:?}"),
-        }
-        stage.replayed.send_replace(copier.position);
-    }
-}
-
 async fn subscribe(stage: Arc<Stage>, mut random: StdRng) -> Result<()> {
     while stage.ended.load(Relaxed) < stage.goal {
         let tables: Vec<&str> = match random.random_range(0..4_usize) {
-            table @ 0..2 => vec![TABLES[table]],
+            table @ 0..2 => vec![KEYLESS_TABLES[table]],
             // With the one that has a key.
             _ => Vec::new(),
         };
@@ -165,10 +101,13 @@ async fn subscribe(stage: Arc<Stage>, mut random: StdRng) -> Result<()> {
 /// From a snapshot's begin to somewhat after its end.
 async fn one_snapshot(stage: &Stage, random: &mut StdRng, tables: &[&str]) -> Result<()> {
     let mut copier = Copier::new(&stage.endpoint, tables, Start::Snapshot);
-    let checked = if tables.is_empty() { &TABLES[..] } else { tables };
+    let checked = if tables.is_empty() { &KEYLESS_TABLES[..] } else { tables };
     let mut after_end = None;
+    let comparing = stage.replay.comparing();
     loop {
-        match copier.next().await? {
+        let arrival = copier.next().await?;
+        comparing.is_at(copier.position);
+        match arrival {
             Arrival::Begun(_) => {}
             Arrival::Committed(_) | Arrival::Progress => match &mut after_end {
                 None if random.random_bool(0.01) => {
@@ -177,12 +116,17 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, tables: &[&str]) -> Re
                 }
                 None => {}
                 Some(0) => {
-                    return stage.check((copier.position, &copier.replica), checked).await.context("after the end");
+                    return stage
+                        .replay
+                        .check((copier.position, &copier.replica), checked)
+                        .await
+                        .context("after the end");
                 }
                 Some(left) => *left -= 1,
             },
             Arrival::Ended(snapshot) => {
                 stage
+                    .replay
                     .check((copier.position, &copier.replica), checked)
                     .await
                     .with_context(|| format!("at the end of snapshot {snapshot}"))?;
@@ -198,17 +142,18 @@ async fn one_snapshot(stage: &Stage, random: &mut StdRng, tables: &[&str]) -> Re
 
 /// While nobody writes, a snapshot is what PostgreSQL says.
 async fn quiet(cluster: &Cluster, stage: &Stage, writers: &Writers) -> Result<()> {
+    let _comparing = stage.replay.comparing();
     let _nobody_writes = writers.pause().await?;
     let mut copier = Copier::new(&stage.endpoint, &[], Start::Snapshot);
     copier.until_snapshot_end().await?;
     let database = Database::connect(&cluster.url("keyless")).await?;
-    for table in TABLES {
+    for table in KEYLESS_TABLES {
         let theirs = counted_by_postgres(&database, table).await?;
         must_count_equal(&format!("{table}, quiet"), &copier.replica.counts(table), &theirs)?;
     }
     let theirs = held_by_postgres(&database, "public.keyed", &["id"]).await?;
     must_equal("keyed, quiet", &copier.replica.table("public.keyed"), &theirs)?;
-    stage.check((copier.position, &copier.replica), &TABLES).await
+    stage.replay.check((copier.position, &copier.replica), &KEYLESS_TABLES).await
 }
 
 async fn disturb(
@@ -252,56 +197,6 @@ async fn disturb(
             "quiet"
         }
     })
-}
-
-/// One transaction as SQL.
-fn transaction(random: &mut StdRng) -> String {
-    let many = |random: &mut StdRng, count: u32| {
-        let changes: Vec<String> = (0..random.random_range(1..count)).map(|_| change(random)).collect();
-        changes.join("; ")
-    };
-    let asynchronous = if random.random_bool(0.3) { "set local synchronous_commit = off; " } else { "" };
-    // Seldom: a table that is truncated more often than it can be read is never read in full.
-    let seldom = random.random_bool(0.002);
-    let kind = if seldom { random.random_range(180..182) } else { random.random_range(0..200_u32) };
-    let body = match kind {
-        0..120 => many(random, 6),
-        120..140 => format!("{}; select pg_sleep({})", many(random, 4), random.random_range(0..300_u32) as f64 / 1e3),
-        140..150 => return format!("begin; {}; rollback", many(random, 6)),
-        150..180 => format!("{}; savepoint a; {}; rollback to a; {}", change(random), many(random, 4), change(random)),
-        180 if seldom => {
-            "truncate log; insert into log select n % 90, 'after', null from generate_series(1, 4000) n".to_owned()
-        }
-        181 if seldom => {
-            "truncate parted; insert into parted select n % 90, 'p' from generate_series(1, 4000) n".to_owned()
-        }
-        182 => "update log set b = b || '.' where a % 11 = 3".to_owned(),
-        183..190 => format!(
-            "insert into log select n % 5, 'new', null from generate_series(1, {}) n",
-            random.random_range(0..400_u32)
-        ),
-        _ => change(random),
-    };
-    format!("begin; {asynchronous}{body}; commit")
-}
-
-fn change(random: &mut StdRng) -> String {
-    let (a, b) = (random.random_range(0..100_u32), random.random_range(0..100_u32));
-    // One of several rows that are alike.
-    let one =
-        |table: &str| format!("(select tableoid, ctid from {table} where a = {a} limit 1 for update skip locked)");
-    match random.random_range(0..9_u32) {
-        0 | 1 => format!("insert into log values ({a}, repeat('b', {}), null)", b % 7),
-        2 => format!("insert into log select {a}, 'twice', repeat('y', 3000) from generate_series(1, 2)"),
-        // A large note stays as it was, and is not sent.
-        3 => format!("update log set b = 'u{}' where (tableoid, ctid) = any {}", b % 3, one("log")),
-        4 => format!("update log set a = {b} where (tableoid, ctid) = any {}", one("log")),
-        5 => format!("delete from log where (tableoid, ctid) = any {}", one("log")),
-        6 => format!("insert into parted values ({a}, 'c'), ({b}, 'c'), ({a}, 'c')"),
-        7 => format!("delete from parted where (tableoid, ctid) = any {}", one("parted")),
-        // From one partition to another, at times.
-        _ => format!("update parted set a = {b} where (tableoid, ctid) = any {}", one("parted")),
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

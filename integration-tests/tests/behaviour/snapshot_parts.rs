@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{
-    MirrorState, SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SourceStatus, Start,
+    MirrorState, Position, SnapshotKey, SnapshotKeys, SnapshotPart, SnapshotRows, SnapshotState, SourceStatus, Start,
 };
 use tidegate_integration_tests::{
     Arrival, Cluster, Copier, DEADLINE, Database, HeldRow, HeldTable, Replay, Replica, Seed, Server, ServerConfig,
@@ -55,23 +55,24 @@ fn by_keys(table: &str, columns: &[&str], keys: &[Vec<String>]) -> SnapshotPart 
 }
 
 /// A subscriber without a copy, whose subscription is open.
-async fn open(endpoint: &str, tables: &[&str]) -> Result<Copier> {
+pub(crate) async fn open(endpoint: &str, tables: &[&str]) -> Result<Copier> {
     let mut copier = Copier::new(endpoint, tables, Start::Now).with_snapshots();
     copier.until_open().await?;
     Ok(copier)
 }
 
 /// What is asked for, and which rows are in it.
-struct Asked {
-    part: SnapshotPart,
-    table: &'static str,
+pub(crate) struct Asked {
+    pub(crate) part: SnapshotPart,
+    pub(crate) table: &'static str,
     key: &'static [&'static str],
     /// For PostgreSQL.
-    sql: String,
-    holds: Box<dyn Fn(&HeldRow) -> bool + Send>,
+    pub(crate) sql: String,
+    holds: Box<dyn Fn(&HeldRow) -> bool + Send + Sync>,
 }
 
-fn asked(random: &mut StdRng) -> Asked {
+/// Of the keyed tables, by a condition or by keys.
+pub(crate) fn asked(random: &mut StdRng) -> Asked {
     let (table, key, condition, holds) = CONDITIONS[random.random_range(0..CONDITIONS.len())];
     if random.random_bool(0.6) {
         let part = by_condition(table, condition);
@@ -159,16 +160,25 @@ async fn one_part(server: &mut Server, replay: &Replay, asked: &Asked, kills: bo
     if !has_ended {
         until_ended(&mut copier, started.snapshot).await?;
     }
-    let truth = replay.table(asked.table, copier.position).await?;
-    let held = copier.replica.table(asked.table);
+    holds_the_part(replay, (copier.position, copier.replica.table(asked.table)), asked).await?;
+    Ok(copier)
+}
+
+/// Each row of the part is there, as the replay has it, and none that is gone.
+pub(crate) async fn holds_the_part(
+    replay: &Replay,
+    (position, held): (Position, HeldTable),
+    asked: &Asked,
+) -> Result<()> {
+    let truth = replay.table(asked.table, position).await?;
     let expected = only(&truth, &asked.holds);
     must_equal("the part", &of_keys(&held, &expected), &expected)?;
     let gone: Vec<_> = held.into_keys().filter(|key| !truth.contains_key(key)).collect();
     ensure!(gone.is_empty(), "rows are held that are gone: {gone:?}");
-    Ok(copier)
+    Ok(())
 }
 
-async fn until_ended(copier: &mut Copier, snapshot: u32) -> Result<()> {
+pub(crate) async fn until_ended(copier: &mut Copier, snapshot: u32) -> Result<()> {
     match outcome(copier, snapshot).await? {
         None => Ok(()),
         Some(detail) => bail!("given up: {detail}"),
