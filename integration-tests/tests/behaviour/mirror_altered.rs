@@ -331,6 +331,47 @@ async fn partitions_that_are_attached_and_detached() -> Result<()> {
     altered("attach", PARTITIONED, [attach, "alter table t detach partition t1"]).await
 }
 
+/// PostgreSQL 14 goes on to send a table's rows as what it was when the first of them was decoded over the connection.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_were_written_to_before_they_are_attached_and_detached() -> Result<()> {
+    let attach = "alter table t attach partition t3 for values from (5000) to (6000)";
+    let mut stage = Stage::new("written", PARTITIONED, ALL, "t").await?;
+    let mut own = Copier::new(&stage.server.endpoint(), &["public.t3"], Start::Now);
+    own.until_open().await?;
+    stage.database.execute("update t3 set c = 0 where id < 5010").await?;
+    own.until("its own rows", |_, held| !held.table("public.t3").is_empty()).await?;
+    drop(own);
+    let detach = "alter table t detach partition t3";
+    for (n, (ddl, is_down)) in (0..).zip([(attach, false), (detach, false), (attach, true), (detach, true)]) {
+        if is_down {
+            stage.server.kill().await?;
+            stage.copier.drop_connection();
+        }
+        let write = |part: u32| {
+            let id = 5500 + 10 * n + part;
+            format!(
+                "update t3 set c = c + 1 where id % 7 = {part}; delete from t3 where id = {}; insert into t3 values ({id}, 1)",
+                id - 400
+            )
+        };
+        stage.database.execute(&write(0)).await?;
+        stage.database.execute(ddl).await?;
+        stage.database.execute(&write(1)).await?;
+        if is_down {
+            stage.server.launch().await?;
+            stage.copier.moved_to(&stage.server.endpoint());
+        }
+        stage.converges().await.with_context(|| format!("{n}: {ddl}"))?;
+        // The snapshot that the change has caused is over.
+        stage.database.execute(&write(2)).await?;
+        stage.database.execute("insert into t values (2600, 1) on conflict (id) do update set c = t.c + 1").await?;
+        stage.converges().await.with_context(|| format!("{n}: after {ddl}"))?;
+        stage.copier.until_caught_up(&stage.database).await?;
+        stage.converges().await.with_context(|| format!("{n}: all after {ddl}"))?;
+    }
+    Ok(())
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_are_truncated_and_dropped() -> Result<()> {
     let mut stage = Stage::new("leaves", PARTITIONED, ALL, "t").await?;

@@ -14,7 +14,7 @@ use tidegate_feed::{FeedItem, Publish};
 use tidegate_model::{Clock, Delivered, Epoch, EpochInfo, Lsn, Position, Retry, TableName, TransactionId};
 use tidegate_postgres::{
     PublicationContent, ReplicationConnection, ReplicationError, Session, StreamOptions, SystemIdentity,
-    TimelineSwitch, pgoutput::Decoder, protocol_version, snapshot::table_plan,
+    TimelineSwitch, partition_trees, pgoutput::Decoder, protocol_version, snapshot::table_plan,
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -33,6 +33,7 @@ use crate::{
     link::Link,
     numbers::Numbers,
     observe::observe,
+    partitions::PartitionWatch,
     prepare,
     promises::{Promised, Promises},
     publisher::Publisher,
@@ -60,6 +61,7 @@ pub struct Capture<P> {
     publish: P,
     clock: Arc<dyn Clock>,
     link: Arc<Link>,
+    partitions: Arc<PartitionWatch>,
     assembler: Assembler,
     epoch: Option<EpochInfo>,
     last_transaction: Option<TransactionId>,
@@ -102,6 +104,7 @@ impl<P: Publish> Capture<P> {
         let (orders, ordered) = mpsc::channel(ORDERS_MAX);
         let current_epoch = watch::Sender::new(past.map(|resume| resume.epoch.epoch));
         let promised = watch::Sender::new(Promised::default());
+        let partitions = Arc::new(PartitionWatch::new());
         let context = Context {
             source: config.source.clone(),
             connect: config.connect.clone(),
@@ -111,6 +114,7 @@ impl<P: Publish> Capture<P> {
             config: config.snapshots,
             status: status.subscribe(),
             promised: promised.subscribe(),
+            partitions: Arc::clone(&partitions),
             durable: publish.durable(),
         };
         let connected = watch::Sender::new(false);
@@ -125,6 +129,7 @@ impl<P: Publish> Capture<P> {
                 asked: HashMap::new(),
             },
             link: Arc::new(Link::new(status)),
+            partitions,
             assembler: Assembler::new(past.map_or(Position::ZERO, |resume| resume.durable), spool),
             epoch: past.map(|resume| resume.epoch),
             last_transaction: past.and_then(|resume| resume.last_transaction),
@@ -205,6 +210,10 @@ impl<P: Publish> Capture<P> {
             }
             error => error,
         };
+        if matches!(error, CaptureError::PartitionsChanged) {
+            info!(source = %self.config.source, "{error}");
+            return Duration::ZERO;
+        }
         let retry = error.retry();
         let mut detail = error.to_string();
         let (state, pause) = match (retry, error, self.config.on_discontinuity) {
@@ -266,6 +275,8 @@ impl<P: Publish> Capture<P> {
         self.assembler.connected(expected, known_end_lsn);
         let slot = prepare::usable_status(&session, &self.config).await?;
         let confirmed_flush_lsn = usable_slot(&self.config.slot, slot.as_ref())?;
+        let trees = partition_trees(&session, &self.config.publication).await?;
+        self.partitions.connected(trees, confirmed_flush_lsn);
         let epoch = self.epoch.map(|epoch| epoch.epoch);
         self.link.confirmations(|confirmations| confirmations.connected(epoch, confirmed_flush_lsn));
         self.link.update(|status| {
@@ -480,6 +491,8 @@ impl<P: Publish> Capture<P> {
         let joining = Joining {
             connect: self.config.connect.clone(),
             link: self.link.clone(),
+            slot: self.config.slot.clone(),
+            partitions: Arc::clone(&self.partitions),
             promises: self.promises.clone(),
             publisher: Publisher::new(&self.config),
             requests: self.requests.clone(),

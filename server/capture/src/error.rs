@@ -104,6 +104,11 @@ pub enum CaptureError {
         /// Its number.
         snapshot: u32,
     },
+    /// Tables were attached or detached, and what was decoded over the connection goes on to be sent as what it was before.
+    #[error(
+        "tables were attached or detached as partitions: PostgreSQL 14 sends their rows as what they are over a new connection"
+    )]
+    PartitionsChanged,
     /// The store has ended.
     #[error(transparent)]
     FeedClosed(#[from] FeedClosed),
@@ -140,7 +145,7 @@ impl CaptureError {
             | CaptureError::NumberReused { .. }
             | CaptureError::SpoolRead(_)
             | CaptureError::TooManyChanges { .. } => Retry::Never,
-            CaptureError::Unnamed(_) => Retry::After(Duration::ZERO),
+            CaptureError::Unnamed(_) | CaptureError::PartitionsChanged => Retry::After(Duration::ZERO),
             CaptureError::Spool(_) => Retry::After(Duration::from_secs(2)),
             CaptureError::WalLevel(_) | CaptureError::NothingToPublish(_) | CaptureError::SlotInUse { .. } => {
                 Retry::After(Duration::from_secs(5))

@@ -25,7 +25,8 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tidegate_control::JobState;
 use tidegate_model::{Epoch, TableName, TablePatterns};
 use tidegate_postgres::{
-    ConnectConfig, PublicationContent, Session, TableInfo, publication_content, sent_because_of, set_lock_timeout,
+    ConnectConfig, PublicationContent, Session, TableInfo, partition_trees, publication_content, sent_because_of,
+    set_lock_timeout, slot_status,
     snapshot::{Writer, still_running, waits_for_writers},
     tables,
 };
@@ -35,6 +36,7 @@ use tracing::{debug, warn};
 use crate::{
     CaptureError, NewTable,
     link::Link,
+    partitions::PartitionWatch,
     promises::{Promises, Todo},
     publisher::Publisher,
     snapshot::{NewTables, SnapshotRequests},
@@ -55,6 +57,8 @@ const AGAIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 pub(crate) struct Joining {
     pub(crate) connect: ConnectConfig,
     pub(crate) link: Arc<Link>,
+    pub(crate) slot: String,
+    pub(crate) partitions: Arc<PartitionWatch>,
     pub(crate) promises: Promises,
     pub(crate) publisher: Publisher,
     pub(crate) requests: SnapshotRequests,
@@ -83,7 +87,7 @@ struct Failure {
 }
 
 impl Joining {
-    /// Runs until the publication breaks its promises. One that is missing ends the stream by itself.
+    /// Runs until the publication breaks its promises, or another connection is to be made. One that is missing ends the stream by itself.
     ///
     /// Its session is its own: PostgreSQL locks tables to tell which ones a publication sends, and whoever waits behind the
     /// application must hold up nothing else.
@@ -94,12 +98,16 @@ impl Joining {
         let mut left_out = Vec::new();
         let mut session = None;
         for tick in 0_u32.. {
-            ticks.tick().await;
+            tokio::select! {
+                _instant = ticks.tick() => {}
+                () = self.partitions.look_now.notified() => {}
+            }
             let looked = async {
                 let session = match &session {
                     Some(session) => session,
                     None => session.insert(connect(&self.connect).await?),
                 };
+                self.look_at_partitions(session).await?;
                 let joining = self.look(session, &mut waiting).await?;
                 if tick.is_multiple_of(PUBLISH_EVERY) {
                     left_out = self.publisher.look(session).await?;
@@ -108,7 +116,7 @@ impl Joining {
             };
             match looked.await {
                 Ok(joining) => self.show(&left_out, joining),
-                Err(error @ CaptureError::Discontinuity(_)) => return error,
+                Err(error @ (CaptureError::Discontinuity(_) | CaptureError::PartitionsChanged)) => return error,
                 Err(error) => {
                     // The stream notices by itself what concerns it.
                     debug!(source = %self.promises.source, %error, "the publication cannot be looked at");
@@ -117,6 +125,21 @@ impl Joining {
             }
         }
         CaptureError::Protocol("136 years have passed")
+    }
+
+    /// Fails when the rows of partitions are decoded as what they are now over another connection only.
+    async fn look_at_partitions(&self, session: &Session) -> Result<(), CaptureError> {
+        let asked_at = Instant::now();
+        let trees = partition_trees(session, &self.promises.publication).await?;
+        if self.partitions.look(trees, asked_at) {
+            return Ok(());
+        }
+        // What we have confirmed last may be on its way.
+        let confirmed_flush_lsn = slot_status(session, &self.slot).await?.and_then(|slot| slot.confirmed_flush_lsn);
+        match self.partitions.want_another_connection(confirmed_flush_lsn.unwrap_or_default()) {
+            true => Err(CaptureError::PartitionsChanged),
+            false => Ok(()),
+        }
     }
 
     /// Returns the tables whose past is not settled.

@@ -26,6 +26,7 @@ mod joining;
 mod link;
 mod numbers;
 mod observe;
+mod partitions;
 mod prepare;
 mod promises;
 mod publisher;

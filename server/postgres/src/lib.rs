@@ -32,6 +32,7 @@ mod config;
 mod ddl;
 mod error;
 mod leaves;
+mod partitions;
 mod pause;
 mod pins;
 mod publication;
@@ -55,6 +56,7 @@ pub use ddl::{
 };
 pub use error::{CatalogError, ConnectError, ReplicationError, ServerError};
 pub use leaves::{OldRows, old_rows_of_full};
+pub use partitions::{PartitionTrees, keeps_partitions, partition_trees};
 pub use publication::{
     NewPublication, Operations, Publication, PublicationContent, PublishedTable, alter_publication_add_table,
     alter_publication_set_tables, create_publication, drop_publication, existing, memberships, publication,

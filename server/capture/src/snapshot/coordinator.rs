@@ -37,7 +37,7 @@ use super::{
     reconcile::ReadAgain,
     requests::{Command, SnapshotError, SnapshotRequests, SnapshotStatus, Started},
 };
-use crate::{CaptureStatus, promises::Promised};
+use crate::{CaptureStatus, partitions::PartitionWatch, promises::Promised};
 
 /// How long whoever starts a snapshot by hand waits for another one to end, before being told of it.
 const BESIDE_MAX: Duration = Duration::from_secs(5);
@@ -73,6 +73,7 @@ pub(crate) struct Context {
     pub(crate) config: SnapshotConfig,
     pub(crate) status: watch::Receiver<CaptureStatus>,
     pub(crate) promised: watch::Receiver<Promised>,
+    pub(crate) partitions: Arc<PartitionWatch>,
     pub(crate) durable: watch::Receiver<Durable>,
 }
 

@@ -2,13 +2,14 @@
 //!
 //! Invariant: a table is planned only when the past of its membership in the publication is settled. Who wrote to it before it
 //! joined may not be in the stream, and must have ended, so that every chunk sees it.
+//! Nothing is read before the rows of partitions are decoded as what they were planned as (`partitions`).
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use tidegate_control::SnapshotJob;
 use tidegate_model::{Epoch, TableName};
 use tidegate_postgres::{
-    Session, memberships,
+    Session, keeps_partitions, memberships,
     snapshot::{TablePlan, check_part, held_table_plan},
 };
 use tokio::sync::{mpsc, oneshot};
@@ -111,6 +112,10 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
             plan.condition = part.condition().map(str::to_owned);
         }
         plans.push(plan);
+    }
+    if keeps_partitions(session.server_version()) {
+        // What is written from now on is decoded as what the plans say.
+        context.partitions.settled().await;
     }
     let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
     let (reply, answer) = oneshot::channel();

@@ -1,0 +1,168 @@
+//! Are rows of partitions decoded as what they are now? [`Partitions`] is pure; [`PartitionWatch`] is what shares it.
+//!
+//! PostgreSQL 14 decides which table a row is sent as when it first decodes a row of its table over a connection, and keeps to it until the
+//! connection ends. Of a table that is attached or detached since, rows would be sent under the wrong name, or not at all. So the
+//! connection is ended once PostgreSQL has been told that everything before the change is stored: over the next one, nothing is
+//! decoded that was written before it, and all that is decoded is sent as what it is.
+//!
+//! ```text
+//!   rows of l as l      ATTACH l     seen, up to here: end_lsn       confirmed ≥ end_lsn: another connection
+//!  ────────●───────────────●──────────────────●───────────────────────────────┼────────────▶ rows of l as the root's
+//!                           rows of l, sent as l
+//! ```
+//!
+//! Rows between are told by a snapshot of the root alone, such as that by which a mirror is compared with an altered table. So no snapshot
+//! begins before ([`PartitionWatch::settled`]); one that has begun finds another fingerprint, and is planned again.
+//!
+//! Invariant: over a connection that is settled, no row was decoded that was written under other trees. It is deliberately blind to a table
+//! that is attached and detached between two looks, a second, and is written to for the first time over the connection between.
+
+use std::sync::{Mutex, PoisonError};
+
+use tidegate_model::Lsn;
+use tidegate_postgres::PartitionTrees;
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+
+/// What is known of the trees of partitions, over connections.
+#[derive(Debug, Default)]
+pub(crate) struct Partitions {
+    /// Nothing has been decoded over this connection that was written under others.
+    settled: Option<PartitionTrees>,
+    /// So will it be over the next one, if it begins behind their end.
+    wanted: Option<PartitionTrees>,
+}
+
+impl Partitions {
+    /// A connection begins, which decodes what has committed behind `confirmed_flush_lsn`. The trees are those of now.
+    pub(crate) fn connected(&mut self, now: Option<PartitionTrees>, confirmed_flush_lsn: Lsn) {
+        let mut known = self.wanted.take().into_iter().chain(self.settled.take());
+        self.settled = known.find(|trees| trees.end_lsn <= confirmed_flush_lsn);
+        self.look(now);
+    }
+
+    /// The trees are these now. Are they what this connection has decoded all rows under?
+    pub(crate) fn look(&mut self, now: Option<PartitionTrees>) -> bool {
+        let Some(now) = now else {
+            *self = Partitions::default();
+            return true;
+        };
+        // Trees that are what they were before others: what was decoded meanwhile was decided under those.
+        if self.wanted.is_none() && self.settled.as_ref().is_some_and(|settled| settled.are(&now)) {
+            return true;
+        }
+        if !self.wanted.as_ref().is_some_and(|wanted| wanted.are(&now)) {
+            self.wanted = Some(now);
+        }
+        false
+    }
+
+    /// Is another connection to begin, since it would begin there?
+    pub(crate) fn want_another_connection(&self, confirmed_flush_lsn: Lsn) -> bool {
+        self.wanted.as_ref().is_some_and(|wanted| wanted.end_lsn <= confirmed_flush_lsn)
+    }
+}
+
+/// What is known of the trees, for those who look and those who wait.
+#[derive(Debug)]
+pub(crate) struct PartitionWatch {
+    partitions: Mutex<Partitions>,
+    /// When it was last asked what they are, and they were settled.
+    settled_at: watch::Sender<Option<Instant>>,
+    /// Someone waits for the next look.
+    pub(crate) look_now: Notify,
+}
+
+impl PartitionWatch {
+    pub(crate) fn new() -> Self {
+        let settled_at = watch::Sender::new(None);
+        PartitionWatch { partitions: Mutex::default(), settled_at, look_now: Notify::new() }
+    }
+
+    fn partitions<T>(&self, change: impl FnOnce(&mut Partitions) -> T) -> T {
+        change(&mut self.partitions.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As of [`Partitions::connected`].
+    pub(crate) fn connected(&self, now: Option<PartitionTrees>, confirmed_flush_lsn: Lsn) {
+        self.partitions(|partitions| partitions.connected(now, confirmed_flush_lsn));
+    }
+
+    /// As of [`Partitions::look`]; the trees were asked for at that time or later.
+    pub(crate) fn look(&self, now: Option<PartitionTrees>, asked_at: Instant) -> bool {
+        let is_settled = self.partitions(|partitions| partitions.look(now));
+        if is_settled {
+            self.settled_at.send_replace(Some(asked_at));
+        }
+        is_settled
+    }
+
+    /// As of [`Partitions::want_another_connection`].
+    pub(crate) fn want_another_connection(&self, confirmed_flush_lsn: Lsn) -> bool {
+        self.partitions(|partitions| partitions.want_another_connection(confirmed_flush_lsn))
+    }
+
+    /// Waits until the trees of now, or later ones, are those under which the connection has decoded everything.
+    pub(crate) async fn settled(&self) {
+        let now = Instant::now();
+        let mut settled_at = self.settled_at.subscribe();
+        self.look_now.notify_one();
+        // The sender is our own.
+        settled_at.wait_for(|at| at.is_some_and(|at| at >= now)).await.map(drop).unwrap_or_default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trees(partitions: &str, end_lsn: u64) -> Option<PartitionTrees> {
+        Some(PartitionTrees::of(partitions, Lsn(end_lsn)))
+    }
+
+    #[test]
+    fn another_connection_begins_behind_the_change() {
+        let mut partitions = Partitions::default();
+        partitions.connected(trees("a", 10), Lsn(5));
+        // What was decoded under since 5 is not known.
+        assert!(!partitions.look(trees("a", 20)) && !partitions.want_another_connection(Lsn(9)));
+        assert!(partitions.want_another_connection(Lsn(10)));
+        partitions.connected(trees("a", 30), Lsn(12));
+        assert!(partitions.look(trees("a", 40)) && !partitions.want_another_connection(Lsn(90)));
+        // Attached.
+        assert!(!partitions.look(trees("a b", 50)) && !partitions.look(trees("a b", 60)));
+        assert!(!partitions.want_another_connection(Lsn(49)) && partitions.want_another_connection(Lsn(50)));
+        partitions.connected(trees("a b", 70), Lsn(50));
+        assert!(partitions.look(trees("a b", 80)));
+    }
+
+    #[test]
+    fn a_connection_that_begins_before_the_change_decodes_what_was_written_before_it() {
+        let mut partitions = Partitions::default();
+        partitions.connected(trees("a", 10), Lsn(5));
+        partitions.connected(trees("a", 30), Lsn(12));
+        assert!(!partitions.look(trees("a b", 50)));
+        // It was lost by itself.
+        partitions.connected(trees("a b", 60), Lsn(40));
+        assert!(!partitions.look(trees("a b", 70)) && partitions.want_another_connection(Lsn(60)));
+        partitions.connected(trees("a b", 80), Lsn(61));
+        assert!(partitions.look(trees("a b", 90)));
+        // The slot has fallen back behind it.
+        partitions.connected(trees("a b", 100), Lsn(45));
+        assert!(!partitions.look(trees("a b", 110)));
+    }
+
+    #[test]
+    fn a_change_that_is_taken_back_is_another_and_where_nothing_is_decided_all_is_settled() {
+        let mut partitions = Partitions::default();
+        partitions.connected(None, Lsn(5));
+        assert!(partitions.look(None) && !partitions.want_another_connection(Lsn(90)));
+        partitions.connected(trees("a", 10), Lsn(15));
+        partitions.connected(trees("a", 20), Lsn(15));
+        assert!(partitions.look(trees("a", 30)));
+        assert!(!partitions.look(trees("b", 40)) && !partitions.look(trees("a", 50)));
+        assert!(!partitions.want_another_connection(Lsn(49)) && partitions.want_another_connection(Lsn(50)));
+    }
+}
