@@ -249,7 +249,7 @@ async fn generated_columns_are_read_where_they_are_published() {
     let before = plan(&session, "g").await;
     assert_eq!(before.relation.columns.len(), 2);
     if session.server_version() < 180_000 {
-        return;
+        return eprintln!("LEFT OUT: no generated columns can be published before 18");
     }
     server.sql("ALTER PUBLICATION pub SET (publish_generated_columns = stored)").await;
     let (relation, expected) = streamed(&server, "INSERT INTO public.g VALUES (4, DEFAULT, 1)").await.remove(0);
