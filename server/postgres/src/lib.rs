@@ -19,8 +19,9 @@
 //! Invariant: a connection that this crate hands out has the pinned settings in force, checked after connecting; so the
 //! same value has the same text on every one of them.
 //!
-//! It deliberately writes nothing to user tables, takes no lock above ACCESS SHARE on them but that of `ALTER PUBLICATION` (SHARE
-//! UPDATE EXCLUSIVE, which neither readers nor writers notice), and never logs SQL values, rows or passwords.
+//! It deliberately writes nothing to user tables, and takes no lock above ACCESS SHARE on them but that of `CREATE PUBLICATION` and `ALTER
+//! PUBLICATION`: SHARE UPDATE EXCLUSIVE, which neither readers nor writers notice, but VACUUM and schema changes wait for (a table is added
+//! to a publication with a short `lock_timeout`). It never logs SQL values, rows or passwords.
 
 pub mod pgoutput;
 pub mod preflight;
