@@ -3,12 +3,8 @@
 //! Rows are divided into buckets by a salted hash of their keys. Which of them the server's answer leaves in place is known by the same
 //! hash, so nothing is kept meanwhile but the salt.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
-use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use tidegate_proto::v1;
 
@@ -52,13 +48,12 @@ impl Buckets {
     }
 
     /// The rows that a snapshot does not replace.
-    pub(crate) fn kept(&self, rows: &ShapeRows, difference: &v1::Difference) -> BTreeMap<Bytes, ShapeRow> {
+    pub(crate) fn kept(&self, rows: &ShapeRows, difference: &v1::Difference) -> ShapeRows {
         let is_kept = |bucket: usize| {
             let bits = difference.replaced.get(bucket / 8);
             bits.is_some_and(|bits| bits & (1 << (bucket % 8)) == 0)
         };
-        let kept = rows.by_key().filter(|(key, _)| is_kept(self.of(key)));
-        kept.map(|(key, row)| (key.clone(), row.clone())).collect()
+        rows.with(|key| is_kept(self.of(key)))
     }
 
     fn of(&self, key: &[u8]) -> usize {
@@ -94,6 +89,7 @@ fn ascending(row: &ShapeRow) -> Result<Vec<u8>, RowError> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use serde_json::Value;
 
     use super::*;
@@ -155,7 +151,7 @@ mod tests {
         let (golden, buckets, rows) = golden();
         let kept = |replaced: &'static [u8]| {
             let difference = v1::Difference { selection: 0, replaced: Bytes::from_static(replaced) };
-            buckets.kept(&rows, &difference).into_keys().collect::<Vec<_>>()
+            buckets.kept(&rows, &difference).by_key().map(|(key, _)| key.clone()).collect::<Vec<_>>()
         };
         assert_eq!(kept(&[0]).len(), rows.len());
         assert!(kept(&[0b1111]).is_empty() && kept(&[]).is_empty());

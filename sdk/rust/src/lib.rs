@@ -103,6 +103,7 @@ mod position;
 mod query;
 mod row_type;
 mod shape;
+mod shape_copy;
 mod shape_handle;
 mod shape_rows;
 mod shapes;

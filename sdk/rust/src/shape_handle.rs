@@ -26,7 +26,7 @@ use crate::{
     Client, ClientError, Event, Position, Retry, RowChange, Shape, ShapeRows, Start, Subscription,
     backoff::Backoff,
     held::Buckets,
-    shape_rows::{ShapeCopy, Step},
+    shape_copy::{ShapeCopy, Step},
 };
 
 /// Updates that a subscriber may be behind before it is told the rows anew.
