@@ -34,7 +34,7 @@ check: cargo-deny ## formatting, lints, documentation, structure, licences
 	cargo test --workspace --test tidy
 	$(TARGET)/tools/bin/cargo-deny --all-features check licenses bans sources
 
-bench: postgres ## every benchmark case in release, or CASE=drain|latency|memory|fanout|mirror|shapes|shape-join|…
+bench: postgres ## every benchmark case in release, or CASE=drain|latency|memory|fanout|mirror|shapes|shape-join|…; fails where a target is missed
 	cargo build --release --workspace --bins
 	@$(TARGET)/release/bench $(CASE)
 

@@ -7,7 +7,8 @@
 //!
 //! Figures of machines cannot be compared, ratios within one run can. Each case starts its own PostgreSQL and its own server,
 //! prints what it does on standard error, and ends in one JSON line on standard output; the lines of all cases come last.
-//! A report in Markdown goes to `bench/report.md` in the target folder.
+//! A report in Markdown goes to `bench/report.md` in the target folder. Targets that are missed are named on standard error before the
+//! lines, and then it fails.
 
 mod bare_reader;
 mod bytes_codec;
@@ -50,7 +51,8 @@ const CASES: [&str; 12] = [
 #[tokio::main]
 async fn main() -> ExitCode {
     match run().await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
@@ -58,7 +60,8 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Result<()> {
+/// Are all targets met?
+async fn run() -> Result<bool> {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
     let known = |name: &String| CASES.contains(&name.as_str());
     if let Some(unknown) = wanted.iter().find(|name| !known(name)) {
@@ -71,10 +74,14 @@ async fn run() -> Result<()> {
     }
     let report = outcome::write_report(&outcomes)?;
     eprintln!("report: {}", report.display());
+    let missed: Vec<String> = outcomes.iter().flat_map(Outcome::missed).collect();
+    for missed in &missed {
+        eprintln!("target missed: {missed}");
+    }
     for outcome in &outcomes {
         println!("{}", outcome.json());
     }
-    Ok(())
+    Ok(missed.is_empty())
 }
 
 async fn measure(case: &'static str) -> Result<Outcome> {

@@ -1,6 +1,10 @@
 //! What a case has measured: as a JSON line for programs, as Markdown for people.
 
-use std::{fmt::Write, fs, path::PathBuf};
+use std::{
+    fmt::{self, Write},
+    fs,
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
@@ -18,6 +22,25 @@ struct Measured {
 pub(crate) enum Target {
     AtLeast(f64),
     AtMost(f64),
+}
+
+impl Target {
+    /// What is no number is none that should be.
+    fn is_met(self, value: f64) -> bool {
+        match self {
+            Target::AtLeast(least) => value >= least,
+            Target::AtMost(most) => value <= most,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::AtLeast(least) => write!(f, "≥ {least}"),
+            Target::AtMost(most) => write!(f, "≤ {most}"),
+        }
+    }
 }
 
 /// Of one case.
@@ -57,15 +80,21 @@ impl Outcome {
         json!({ "case": self.case, "ratios": object(&self.ratios), "figures": object(&self.figures) })
     }
 
+    /// Each target that is missed, for people.
+    pub(crate) fn missed(&self) -> Vec<String> {
+        let missed = self.ratios.iter().chain(&self.figures).filter_map(|Measured { name, value, target }| {
+            let target = target.filter(|target| !target.is_met(*value))?;
+            Some(format!("{}: {name} is {value}, and should be {target}", self.case))
+        });
+        missed.collect()
+    }
+
     fn markdown(&self) -> String {
         let mut text = format!("## {}\n\n| what | measured | target | |\n|---|---|---|---|\n", self.case);
         for (kind, list) in [("ratio to ", &self.ratios), ("", &self.figures)] {
             for Measured { name, value, target } in list {
                 let (target, met) = match target {
-                    Some(Target::AtLeast(least)) => {
-                        (format!("≥ {least}"), if value >= least { "met" } else { "missed" })
-                    }
-                    Some(Target::AtMost(most)) => (format!("≤ {most}"), if value <= most { "met" } else { "missed" }),
+                    Some(target) => (target.to_string(), if target.is_met(*value) { "met" } else { "missed" }),
                     None => (String::new(), ""),
                 };
                 writeln!(text, "| {kind}{name} | {} | {target} | {met} |", rounded(*value))
@@ -95,4 +124,37 @@ pub(crate) fn write_report(outcomes: &[Outcome]) -> Result<PathBuf> {
     text.push_str(&outcomes.iter().map(Outcome::markdown).collect::<Vec<_>>().join("\n"));
     fs::write(&path, text)?;
     Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_target_that_is_missed_is_named_with_its_value() {
+        let mut outcome = Outcome::new("drain");
+        outcome.ratio("bare_reader", 0.7, Target::AtLeast(0.7));
+        outcome.ratio("pg_recvlogical", 0.6999, Target::AtLeast(0.7));
+        outcome.figure("bytes", 2_048.0, Some(Target::AtMost(2_048.0)));
+        outcome.figure("p99_ms", 12.5, Some(Target::AtMost(10.0)));
+        outcome.figure("rows_per_s", 5.0, None);
+        outcome.figure("nothing_was_seen", f64::NAN, Some(Target::AtMost(10.0)));
+        let missed = [
+            "drain: pg_recvlogical is 0.6999, and should be ≥ 0.7",
+            "drain: p99_ms is 12.5, and should be ≤ 10",
+            "drain: nothing_was_seen is NaN, and should be ≤ 10",
+        ];
+        assert_eq!(outcome.missed(), missed);
+        assert_eq!(outcome.markdown().matches("| missed |").count(), missed.len());
+        assert_eq!(outcome.markdown().matches("| met |").count(), 2);
+    }
+
+    #[test]
+    fn the_line_for_programs_has_every_number_and_no_target() {
+        let mut outcome = Outcome::new("drain");
+        outcome.ratio("bare_reader", 0.6543, Target::AtLeast(0.7));
+        outcome.figure("rows_per_s", 12_345.6, None);
+        let line = r#"{"case":"drain","ratios":{"bare_reader":0.654},"figures":{"rows_per_s":12346.0}}"#;
+        assert_eq!(outcome.json().to_string(), line);
+    }
 }
