@@ -11,20 +11,18 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use prost::Message as _;
-use tidegate_client::{Client, Event, Start, Subscription};
+use tidegate_client::{Client, Event, Shape, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
 use tidegate_postgres::{
     Frame,
     pgoutput::{Decoder, Message, TupleValue},
 };
-use tidegate_proto::v1::{SessionResponse, event, session_response, start};
 use tokio::task::JoinSet;
 
 use crate::{
     bare_reader, load,
     outcome::{Outcome, Target},
-    raw_session::{self, shape},
+    raw_session::shape,
     shapes::Sessions,
 };
 
@@ -34,6 +32,9 @@ const PER_WRITER: u64 = 5_000;
 const INTERVAL: Duration = Duration::from_millis(WRITERS);
 /// Left out at the beginning.
 const WARM_UP: u64 = 1_000;
+
+/// Of each row.
+const FILLER: &str = "a row of some size, as rows are";
 
 /// When each row was seen.
 type Times = HashMap<u64, Instant>;
@@ -91,7 +92,7 @@ async fn measure(case: &'static str, shape_count: u64) -> Result<Outcome> {
 /// The writers take turns, so that transactions come one by one.
 async fn write(url: String, writer: u64, start: tokio::time::Instant) -> Result<Times> {
     let database = Database::connect(&url).await?;
-    let insert = database.client().prepare("insert into ping values ($1, 'a row of some size, as rows are')").await?;
+    let insert = database.client().prepare(&format!("insert into ping values ($1, '{FILLER}')")).await?;
     let turn = INTERVAL.mul_f64(writer as f64 / WRITERS as f64);
     let mut clock = tokio::time::interval_at(start + turn, INTERVAL);
     let mut sent = Times::new();
@@ -111,11 +112,12 @@ fn record(times: &Mutex<Times>, id: u64) -> bool {
 }
 
 async fn receive(endpoint: String, is_shape: bool, times: Arc<Mutex<Times>>) -> Result<()> {
-    if is_shape {
-        return receive_shape(&endpoint, &times).await;
-    }
+    let subscription = match is_shape {
+        true => Subscription::shape(Shape::of("ping").matching(format!("filler = '{FILLER}'"))),
+        false => Subscription::tables(["ping"]),
+    };
     let client = Client::connect(endpoint).await?;
-    let mut changes = client.subscribe(Subscription::tables(["ping"]).from(Start::Earliest));
+    let mut changes = client.subscribe(subscription.from(Start::Earliest));
     while let Some(batch) = changes.next_batch().await? {
         for event in batch {
             if let Event::Change(change) = event {
@@ -127,24 +129,6 @@ async fn receive(endpoint: String, is_shape: bool, times: Arc<Mutex<Times>>) -> 
         }
     }
     anyhow::bail!("the subscription ended")
-}
-
-/// The library has no shapes yet: rows are decoded here.
-async fn receive_shape(endpoint: &str, times: &Mutex<Times>) -> Result<()> {
-    let selected = shape("ping", "filler = 'a row of some size, as rows are'".to_owned());
-    let subscribe = raw_session::subscribe(1, selected, start::Point::Earliest);
-    let mut session = raw_session::open(raw_session::connect(endpoint).await?, [subscribe]).await?;
-    loop {
-        let response = SessionResponse::decode(raw_session::next(&mut session).await?)?;
-        let Some(session_response::Event::Changes(changes)) = response.event else { continue };
-        for event in changes.events {
-            if let Some(event::What::Change(change)) = event.what
-                && record(times, PingRow::decode(change.row)?.id)
-            {
-                return Ok(());
-            }
-        }
-    }
 }
 
 /// A row, as a generated type has it.
@@ -194,6 +178,6 @@ fn latencies(sent: &Times, seen: &Times) -> Vec<f64> {
 }
 
 /// A percentile.
-fn at(sorted: &[f64], percent: usize) -> f64 {
+pub(crate) fn at(sorted: &[f64], percent: usize) -> f64 {
     sorted.get(sorted.len() * percent / 100).copied().unwrap_or(f64::NAN)
 }

@@ -1,7 +1,8 @@
-//! The table that several cases share.
+//! The table that several cases share, and how a case begins.
 
 use anyhow::{Context, Result};
-use tidegate_integration_tests::Database;
+use tidegate_client::{MirrorState, SourceStatus};
+use tidegate_integration_tests::{Database, Server};
 
 /// Without rows.
 pub(crate) const TABLE: &str = "create table load (id bigint primary key, customer int, placed timestamptz, status text, \
@@ -26,4 +27,10 @@ pub(crate) fn number(name: &str, usual: u64) -> Result<u64> {
 pub(crate) async fn create(database: &Database, row_count: u64) -> Result<()> {
     eprintln!("writing {row_count} rows");
     database.execute(&format!("{TABLE}; insert into load select {ROW} from generate_series(1, {row_count}) n")).await
+}
+
+/// Waits until the server has the mirror of a table.
+pub(crate) async fn until_mirrored(server: &Server) -> Result<()> {
+    let is_complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
+    server.until("shop", "a complete mirror", is_complete).await.map(drop)
 }

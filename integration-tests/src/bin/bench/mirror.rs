@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tidegate_client::{Client, Event, MirrorState, OldKind, SourceStatus, Start, Subscription};
+use tidegate_client::{Client, Event, OldKind, Start, Subscription};
 use tidegate_integration_tests::{Cluster, Database, Server, ServerConfig};
 
 use crate::{
@@ -41,8 +41,7 @@ async fn drain(cluster: &Cluster, name: &str, row_count: u64, is_mirrored: bool)
     }
     let mut server = Server::start(config).await?;
     if is_mirrored {
-        let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
-        server.until("shop", "a complete mirror", complete).await?;
+        load::until_mirrored(&server).await?;
     }
     let head = server.status().await?.head_position;
     server.terminate().await?;
