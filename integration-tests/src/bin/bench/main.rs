@@ -26,6 +26,7 @@ mod restart;
 mod shape_join;
 mod shapes;
 mod snapshot;
+mod witness;
 
 use std::process::ExitCode;
 

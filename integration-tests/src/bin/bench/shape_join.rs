@@ -1,10 +1,12 @@
 //! `shape-join`: two thousand clients at once open a shape each, of 500 of a million mirrored rows, and receive it
 //! (`BENCH_ROWS` for another number of rows). A client's time is from its Subscribe to its SnapshotEnd.
+//!
+//! Meanwhile a writer commits two hundred times a second what concerns a shape that was open before, and none of theirs: how long that takes to
+//! come to its subscriber is told for the seconds before anyone joins, and for the time in which all join (`resident_…`).
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tidegate_client::{MirrorState, SourceStatus};
 use tidegate_integration_tests::{Cluster, Server, ServerConfig};
 use tidegate_proto::v1::start;
 use tokio::task::JoinSet;
@@ -12,13 +14,17 @@ use tonic::transport::Channel;
 
 use crate::{
     bytes_codec::{change_count, has_event},
+    latency::at,
     load,
     outcome::Outcome,
     raw_session::{self, SNAPSHOT_END, shape},
+    witness::Witness,
 };
 
 const ROWS_OF_A_SHAPE: u64 = 500;
 const CONNECTIONS: usize = 20;
+/// In which nobody joins.
+const BEFORE: Duration = Duration::from_secs(5);
 
 /// Measures the case.
 pub(crate) async fn run() -> Result<Outcome> {
@@ -36,12 +42,15 @@ pub(crate) async fn run() -> Result<Outcome> {
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("mirror: [items]".to_owned());
     let server = Server::start(config).await?;
-    let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
-    server.until("shop", "a complete mirror", complete).await?;
+    load::until_mirrored(&server).await?;
     let mut channels = Vec::new();
     for _ in 0..CONNECTIONS {
         channels.push(raw_session::connect(&server.endpoint()).await?);
     }
+    let witness = Witness::begin((&server.endpoint(), database.url()), (row_count + 1, clients)).await?;
+    let quiet = Instant::now();
+    tokio::time::sleep(BEFORE).await;
+    let before = Instant::now();
     // The first shape on the column asks for the index; those that come before it is there read the whole table.
     let first = join(channels[0].clone(), 0).await?;
     let start = Instant::now();
@@ -53,14 +62,25 @@ pub(crate) async fn run() -> Result<Outcome> {
     while let Some(joined) = joining.join_next().await {
         times.push(joined??);
     }
-    let all = start.elapsed();
+    let end = Instant::now();
     times.sort_by(f64::total_cmp);
-    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or(f64::NAN);
+    let witnessed = witness.end().await?;
+    let (before, meanwhile) = (witnessed.between(quiet, before), witnessed.between(start, end));
     let mut outcome = Outcome::new("shape-join");
-    outcome.figure("p50_ms", at(50), None);
-    outcome.figure("p99_ms", at(99), None);
+    outcome.figure("p50_ms", at(&times, 50), None);
+    outcome.figure("p99_ms", at(&times, 99), None);
     outcome.figure("first_ms", first, None);
-    outcome.figure("joins_per_s", clients as f64 / all.as_secs_f64(), None);
+    outcome.figure("joins_per_s", clients as f64 / (end - start).as_secs_f64(), None);
+    outcome.figure("resident_p50_ms_before", at(&before, 50), None);
+    outcome.figure("resident_p99_ms_before", at(&before, 99), None);
+    outcome.figure("resident_p50_ms_while_others_join", at(&meanwhile, 50), None);
+    outcome.figure("resident_p99_ms_while_others_join", at(&meanwhile, 99), None);
+    outcome.note(format!(
+        "The resident: from sending the INSERT to having the row, of {} commits before and {} while others joined. The clients that join, \
+         PostgreSQL and the server share the processors with it.",
+        before.len(),
+        meanwhile.len()
+    ));
     outcome.note(format!("{clients} clients at once, each on a stream of its own, on {CONNECTIONS} connections."));
     Ok(outcome)
 }
