@@ -15,12 +15,12 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_client::{Client, ResetReason, Start};
 use tidegate_integration_tests::{
-    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KEYLESS_TABLES, Replay, Replica, Seed, Server, Stop,
-    Writers, asked_for, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, tidegate, within,
+    Arrival, Cluster, Copier, DEADLINE, Database, KEYED_TABLES, KEYLESS_TABLES, Replay, Seed, Server, Stop, Writers,
+    asked_for, counted_by_postgres, held_by_postgres, must_count_equal, must_equal, tidegate, within,
 };
 use tokio::{sync::watch, task::JoinSet};
 
-use crate::snapshot_parts::{Asked, asked, holds_the_part, open, until_ended};
+use crate::snapshot_parts::{Asked, asked, holds_the_part, open};
 
 /// Snapshots out of the mirror have numbers from here on.
 pub(crate) const OF_MIRROR: u32 = 1 << 31;
@@ -359,16 +359,21 @@ async fn one_part(shared: &Shared, random: &mut StdRng, asked: &Asked) -> Result
         Ok(client.start_snapshot_of_parts("", vec![asked.part.clone()]).await.ok())
     };
     let started = within("a snapshot of a part to be started", start).await?;
-    let (end, mut has_ended) = (Arrival::Ended(started.snapshot), false);
-    if random.random_bool(0.3) {
-        // The token goes on before the snapshot, or in the midst of it.
-        let is_some = |arrival: &Arrival, _: &Replica| matches!(arrival, Arrival::Committed(_)) || *arrival == end;
-        has_ended = copier.until("a commit, or the end", is_some).await? == end;
-        copier.drop_connection();
-        shared.resumed.fetch_add(1, Relaxed);
-    }
-    if !has_ended {
-        until_ended(&mut copier, started.snapshot).await?;
+    // The token goes on before the snapshot, or in the midst of it.
+    let mut may_be_lost = random.random_bool(0.3);
+    loop {
+        match copier.next().await? {
+            Arrival::Ended(ended) if ended == started.snapshot => break,
+            Arrival::Abandoned(ended, detail) if ended == started.snapshot => bail!("given up: {detail}"),
+            Arrival::Reset(reason, detail) => bail!("{reason:?}: {detail}"),
+            Arrival::Committed(_) if std::mem::take(&mut may_be_lost) => {
+                copier.drop_connection();
+                shared.resumed.fetch_add(1, Relaxed);
+            }
+            // Others ask for parts of the table, too.
+            Arrival::Begun(_) | Arrival::Ended(_) | Arrival::Abandoned(..) => {}
+            Arrival::Committed(_) | Arrival::Progress => {}
+        }
     }
     holds_the_part(&shared.replay, (copier.position, copier.replica.table(asked.table)), asked).await?;
     shared.has_ended(Kind::Part);

@@ -15,7 +15,7 @@ use crate::mirror::must_be_verified;
 use crate::snapshot_crowd::{Disturbance, Scene, SnapshotCrowd, Wishes};
 
 /// Snapshots in one run.
-const SNAPSHOTS: u64 = 100;
+const SNAPSHOTS: u64 = 80;
 const SUBSCRIBERS: u64 = 5;
 const WRITERS: u64 = 4;
 const DISTURBANCES: [Disturbance; 14] = [

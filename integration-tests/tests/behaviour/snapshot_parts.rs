@@ -178,7 +178,7 @@ pub(crate) async fn holds_the_part(
     Ok(())
 }
 
-pub(crate) async fn until_ended(copier: &mut Copier, snapshot: u32) -> Result<()> {
+async fn until_ended(copier: &mut Copier, snapshot: u32) -> Result<()> {
     match outcome(copier, snapshot).await? {
         None => Ok(()),
         Some(detail) => bail!("given up: {detail}"),
