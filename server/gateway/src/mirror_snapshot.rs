@@ -300,8 +300,8 @@ impl MirrorSnapshot {
         let Some(read) = self.reading.join_next().await else { return Ok(None) };
         let chunk = match read.expect("reading neither panics nor is aborted") {
             Ok(chunk) => chunk,
-            // It is being opened again, and awaited.
-            Err(MirrorError::Closed) => return Ok(None),
+            // It is being opened again, and awaited; an index has given way to another.
+            Err(MirrorError::Closed | MirrorError::IndexNotComplete) => return Ok(None),
             Err(error) => return Err(Interrupted::Mirror { snapshot: self.snapshot, error }),
         };
         // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.

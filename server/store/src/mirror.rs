@@ -34,6 +34,7 @@ mod engine;
 mod error;
 mod fill;
 mod index;
+mod index_uses;
 mod key;
 mod overlay;
 mod reader;

@@ -13,7 +13,7 @@ use tidegate_proto::v1;
 use tidegate_schema::{
     BeginParts, ChangeParts, Extra, OldKind, event_body, push_begin, push_change, push_commit, set_ordinal, wire,
 };
-use tidegate_store::{Difference, DifferenceKind, INDEXES_MAX, MirrorReader, Stage, StoreConfig};
+use tidegate_store::{Difference, DifferenceKind, INDEXES_MAX, MirrorError, MirrorReader, Stage, StoreConfig};
 
 mod support;
 
@@ -302,6 +302,55 @@ async fn an_index_is_built_while_nothing_happens() {
         changed.changed().await.unwrap();
     }
     assert_eq!(mirror.indexes(OID).unwrap().len(), INDEXES_MAX);
+    running.close().await.unwrap();
+}
+
+#[tokio::test]
+async fn an_index_that_nobody_reads_by_gives_way_to_one_that_is_asked_for_again_and_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut script = script();
+    let (mut running, mirror) = begin(config(dir.path())).await;
+    let rows: Vec<Vec<u8>> = (0..300).map(|n| row(&format!("id {n}"), Some(["x", "y"][n % 2]))).collect();
+    script.snapshot(1, &rows.iter().map(|row| &row[..]).collect::<Vec<_>>());
+    let fields = 2..2 + INDEXES_MAX as u32;
+    fields.clone().for_each(|field| mirror.add_index(OID, [field]));
+    let mut changed = mirror.changed();
+    running.publish([script.take()]).await;
+    while mirror.indexes(OID).map_or(0, |indexes| indexes.iter().filter(|index| index.complete).count()) < INDEXES_MAX {
+        changed.changed().await.unwrap();
+    }
+    let (unused, asked) = (5, 100);
+    let gone = mirror.index(OID, [unused]).unwrap().unwrap();
+    let y = &row("", Some("y"))[2..];
+    let mut moved = 0;
+    while mirror.index(OID, [asked]).unwrap().is_none() {
+        for field in fields.clone().filter(|field| *field != unused) {
+            let index = mirror.index(OID, [field]).unwrap().expect("it is used");
+            let expected = if field == 2 { 150 - moved } else { 0 };
+            assert_eq!(mirror.lookup(index, y).unwrap().count(), expected, "of field {field}");
+        }
+        mirror.add_index(OID, [asked]);
+        let key = format!("id {}", 2 * moved + 1);
+        let end = script.transaction(&[(Op::Update, row(&key, Some("x")), &[])]);
+        running.publish([script.take()]).await;
+        mirror.positions().wait_for(|position| *position >= end).await.unwrap();
+        moved += 1;
+    }
+    assert!(matches!(mirror.lookup(gone, y).map(Iterator::count), Err(MirrorError::IndexNotComplete)));
+    let known = || -> Vec<u32> { mirror.indexes(OID).unwrap().iter().map(|index| index.fields[0]).collect() };
+    let expected: Vec<u32> = fields.filter(|field| *field != unused).chain([asked]).collect();
+    assert_eq!(known(), expected);
+    // Of rows without a value, that of none.
+    assert_eq!(mirror.lookup(mirror.index(OID, [asked]).unwrap().unwrap(), &[]).unwrap().count(), 300);
+    running.close().await.unwrap();
+
+    let (mut running, mirror) = Running::open_mirrored(config(dir.path())).await;
+    let end = script.transaction(&[(Op::Update, row("id 299", Some("x")), &[])]);
+    running.publish([script.take()]).await;
+    mirror.positions().wait_for(|position| *position >= end).await.unwrap();
+    let known: Vec<u32> = mirror.indexes(OID).unwrap().iter().map(|index| index.fields[0]).collect();
+    assert_eq!(known, expected);
+    assert_eq!(mirror.lookup(mirror.index(OID, [2]).unwrap().unwrap(), y).unwrap().count(), 149 - moved);
     running.close().await.unwrap();
 }
 

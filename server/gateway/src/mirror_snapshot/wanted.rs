@@ -1,7 +1,8 @@
 //! Which rows of a table a snapshot out of the mirror reads: all, or where a shape's condition has a column equal to a value, those
 //! that an index of the mirror has for it.
 //!
-//! An index is asked for by the first shape that could use it; until it is complete, all rows are read. Rows are filtered behind this
+//! An index is asked for by the first shape that could use it; until it is complete, all rows are read. A table has so many; with more, one that
+//! is not used gives way to one that is asked for again and again. Rows are filtered behind this
 //! in any case, so more of them than are wanted do no harm.
 //!
 //! Invariant: every row of the table that the selections have is among those that are read. A chunk is whole between its ends either way, and
@@ -12,7 +13,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tidegate_model::TableName;
 use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
-use tidegate_store::{INDEXES_MAX, IndexId, MirrorError, MirrorReader, RowChunk, Rows, Scan};
+use tidegate_store::{IndexId, MirrorError, MirrorReader, RowChunk, Rows, Scan};
 use tidegate_views::Pinned;
 
 use crate::{
@@ -91,7 +92,7 @@ impl Wanted {
         let Some((best, _)) = self.pinned.first() else { return Ok(()) };
         let indexes = mirror.indexes(self.table_oid)?;
         let serves = |fields: &[u32]| self.pinned.iter().any(|(field, _)| fields == [*field]);
-        if indexes.len() < INDEXES_MAX && !indexes.iter().any(|index| serves(&index.fields)) {
+        if !indexes.iter().any(|index| serves(&index.fields)) {
             mirror.add_index(self.table_oid, [*best]);
         }
         Ok(())

@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     fs,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
@@ -24,6 +24,7 @@ use super::{
     cut::View,
     engine::{self, Batch, Engine},
     error::Result,
+    index_uses::IndexUses,
     key,
     overlay::{Overlay, Staged},
     table::{self, Index, Pass, Table},
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) changed: watch::Sender<u64>,
     /// Asked for, and not begun.
     pub(crate) index_requests: RwLock<Vec<(u32, Vec<u32>)>>,
+    /// Which are read by.
+    pub(crate) index_uses: Mutex<IndexUses>,
     pub(crate) requested: tokio::sync::Notify,
     /// As the writer keeps them, or is about to.
     pub(crate) tables: RwLock<TablePatterns>,
@@ -410,6 +413,18 @@ impl Mirror {
         Ok(true)
     }
 
+    /// Is a transaction staged in part?
+    pub(super) fn is_staging(&self) -> bool {
+        self.read_view(|view| view.overlay.holds(self.transaction))
+    }
+
+    /// Stages what is of no record of the log, behind all that is staged. No transaction may be staged in part.
+    pub(super) fn stage_aside(&mut self, writes: impl IntoIterator<Item = (Bytes, Staged)>) {
+        writes.into_iter().for_each(|(key, value)| self.stage(key, value));
+        self.ends.push_back((self.transaction, self.complete));
+        self.transaction += 1;
+    }
+
     /// The last transaction that is in the engine as a whole.
     pub(super) fn applied(&self) -> u64 {
         self.ends.front().map_or(self.transaction, |(first, _)| *first) - 1
@@ -467,11 +482,7 @@ impl Mirror {
         writes.extend(table.former_rows().into_iter().map(|rows| (key::dead(&rows), gone.clone())));
         let of_table: Vec<u32> =
             self.indexes.iter().filter(|(_, index)| index.oid == table.oid).map(|(number, _)| *number).collect();
-        for number in of_table {
-            self.indexes.remove(&number);
-            writes.push((key::numbered(key::INDEX, number), None));
-            writes.push((key::dead(&key::entries(number, table.life)), gone.clone()));
-        }
+        writes.extend(of_table.into_iter().flat_map(|number| self.forget_index(number, table.life)));
         writes
     }
 }

@@ -3,8 +3,11 @@
 //! An index is maintained from the moment that it is made; the rows that were there before are added bit by bit, from what the
 //! engine holds. That is sound since a row's entries are derived from what is stored: a change that is still to be applied
 //! removes the entry of the row that it replaces. An entry too many does no harm, for rows are compared when they are looked up.
+//!
+//! A table has so many at most. One that nobody reads by gives way to another that is asked for ([`super::index_uses`]): readers that have begun
+//! have it to their end, and others are told that it is not there.
 
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use prost::Message;
@@ -12,12 +15,14 @@ use prost::Message;
 use super::{
     Mirror, MirrorError, MirrorReader,
     error::Result,
+    index_uses::IndexUses,
     key::{self, StoredRow},
+    overlay::Staged,
     row,
     table::Index,
 };
 
-/// Indexes of one table: each is a cost of every change of it. Those that are asked for beyond are not made.
+/// Indexes of one table: each is a cost of every change of it. One that is asked for beyond takes the place of one that is not used, or is not made.
 pub const INDEXES_MAX: usize = 8;
 /// Rows that are added to an index at a time.
 const STEP_ROWS: usize = 1000;
@@ -38,8 +43,8 @@ pub struct MirrorIndex {
 }
 
 impl MirrorReader {
-    /// Asks for an index, which is built in the background; the same is not built twice, and no more than [`INDEXES_MAX`] of a table. See
-    /// [`MirrorReader::index`].
+    /// Asks for an index, which is built in the background; the same is not built twice, and no more than [`INDEXES_MAX`] of a table: beyond, it is
+    /// made when it has been asked for often enough while another was not used, in the place of that. See [`MirrorReader::index`].
     pub fn add_index(&self, table_oid: u32, fields: impl IntoIterator<Item = u32>) {
         let request = (table_oid, ascending(fields));
         let mut requests = self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner);
@@ -91,9 +96,25 @@ impl Mirror {
         let requests = std::mem::take(&mut *self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner));
         let mut waiting = Vec::new();
         for (oid, fields) in requests {
-            let of_table = || self.indexes.values().filter(|index| index.oid == oid);
-            if of_table().any(|index| index.fields == fields) || of_table().count() >= INDEXES_MAX {
+            let of_table = || self.indexes.iter().filter(|(_, index)| index.oid == oid);
+            if of_table().any(|(_, index)| index.fields == fields) {
                 continue;
+            }
+            if of_table().count() >= INDEXES_MAX {
+                // What removes its entries has to come behind the last of them.
+                if self.is_staging() {
+                    waiting.push((oid, fields));
+                    continue;
+                }
+                let numbers = of_table().map(|(number, _)| *number);
+                let Some(number) = self.index_uses().giving_way((oid, &fields), numbers) else { continue };
+                let life = self.tables.get(&oid).map_or(0, |table| table.life);
+                let writes = self.forget_index(number, life);
+                self.stage_aside(writes);
+                // A crash may have left one too many.
+                if self.indexes.values().filter(|index| index.oid == oid).count() >= INDEXES_MAX {
+                    continue;
+                }
             }
             let made = self.tables.contains_key(&oid) && {
                 let number = self.engine.get(key::INDEX_NEXT)?.map_or(Ok(1), |next| key::read_value(&next))?;
@@ -108,7 +129,19 @@ impl Mirror {
         Ok(())
     }
 
+    /// Forgets an index; what has to be written for it.
+    pub(super) fn forget_index(&mut self, number: u32, life: u32) -> [(Bytes, Staged); 2] {
+        self.indexes.remove(&number);
+        let entries = key::dead(&key::entries(number, life));
+        [(key::numbered(key::INDEX, number), None), (entries, Some(Bytes::new()))]
+    }
+
+    fn index_uses(&self) -> MutexGuard<'_, IndexUses> {
+        self.shared.index_uses.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn write_index(&mut self, number: u32, index: Index) -> Result<bool> {
+        self.index_uses().used(index.oid, number);
         let bytes = index.encode_to_vec().into();
         let written = self.write_aside(|mirror| {
             let mut batch = mirror.engine.batch();

@@ -4,7 +4,7 @@
 
 use std::{
     fmt,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
 };
 
 use tidegate_model::{Position, TableName, TablePatterns};
@@ -85,6 +85,7 @@ impl MirrorReader {
             position: watch::Sender::new(Position::ZERO),
             changed: watch::Sender::new(0),
             index_requests: RwLock::default(),
+            index_uses: Mutex::default(),
             requested: tokio::sync::Notify::new(),
             tables: RwLock::new(tables),
             on_demand,
@@ -130,11 +131,19 @@ impl MirrorReader {
     pub fn scans<'a>(&self, of: impl IntoIterator<Item = Rows<'a>>) -> Result<Vec<Scan>> {
         let begun =
             self.with_view(|view| of.into_iter().map(|rows| begun(view, rows)).collect::<Result<Vec<Begun<'a>>>>())?;
+        begun.iter().for_each(|begun| self.uses(begun));
         let scan = |(cut, table, index): Begun<'a>| match index {
             None => Scan::rows(cut, table, None),
             Some((number, index, value)) => Scan::lookup(cut, table, (number, index), (value, None)),
         };
         Ok(begun.into_iter().map(scan).collect())
+    }
+
+    /// Its index is read by, if it has one.
+    fn uses(&self, (_, _, index): &Begun<'_>) {
+        if let Some((number, index, _)) = index {
+            self.shared.index_uses.lock().unwrap_or_else(PoisonError::into_inner).used(index.oid, *number);
+        }
     }
 
     /// The checksum of the next `row_count` rows behind one that a checksum has named.
@@ -166,7 +175,9 @@ impl MirrorReader {
 
     /// Behind a row, whose key is without what all of the table begin with; also how long that is.
     pub(super) fn lookup_behind(&self, index: IndexId, value: &[u8], behind: Option<&[u8]>) -> Result<(Scan, usize)> {
-        let (cut, table, found) = self.with_view(|view| begun(view, Rows::With(index, value)))?;
+        let begun = self.with_view(|view| begun(view, Rows::With(index, value)))?;
+        self.uses(&begun);
+        let (cut, table, found) = begun;
         let (number, found, _) = found.expect("these are an index's rows");
         let prefix_len = table.rows().len();
         Ok((Scan::lookup(cut, table, (number, found), (value, behind)), prefix_len))
