@@ -18,9 +18,9 @@
 //! **One table at a time.** What the mirror has of two tables is of two positions. A version of a source's shapes is another one after each
 //! edit, of one name: who has several shapes that were edited goes from one version to the next.
 //!
-//! **Bounded.** The difference is held until it has been sent: so many bytes for one subscription, and so many for all of a source. With
-//! more it is a Reset. So it is where the table is another one or has no mirror, where subqueries are selected, and where the new
-//! definition cannot be selected.
+//! **Bounded.** The difference is held until it has been sent: so many bytes for one subscription, and so many for all of a source. One that has
+//! more by itself is a Reset, and so it is where the table is another one or has no mirror, where subqueries are selected, and where the new
+//! definition cannot be selected. Who finds no room, or does not receive it in time, is told to come again with the token of before.
 
 mod difference;
 mod turning;

@@ -129,6 +129,7 @@ fn others() -> Vec<GatewayError> {
         too_many("parameters", "parameters"),
         GatewayError::TooManySets { what: "bytes", limit: 1 << 30 },
         GatewayError::Subqueries { detail: "the sets of its subqueries are being built; subscribe again".to_owned() },
+        GatewayError::Difference { names: "open_orders".to_owned(), why: "it was not received in time" },
         GatewayError::SubqueriesTooOld { at: "0/1500028:0".to_owned() },
     ];
     all.extend(queries.map(GatewayError::Query));
@@ -281,6 +282,7 @@ fn every_error_has_a_line() {
         E::Holds(_),
         E::ShapeFailed(_),
         E::Subqueries { .. },
+        E::Difference { .. },
         E::SubqueriesTooOld { .. },
         E::TooManySets { .. },
         E::Snapshot(_),

@@ -81,6 +81,11 @@ pub(crate) enum GatewayError {
     ShapeFailed(Arc<ShapeFailure>),
     #[error("{detail}")]
     Subqueries { detail: String },
+    #[error(
+        "shape {names} has been defined anew, and what that changes could not be told ({why}); nothing is lost: subscribe again with the last \
+         token, and it is told from its beginning"
+    )]
+    Difference { names: String, why: &'static str },
     #[error("what the subqueries of a shape selected at {at} is not known any more; subscribe from SNAPSHOT")]
     SubqueriesTooOld { at: String },
     #[error(
@@ -247,7 +252,7 @@ impl GatewayError {
     /// Whether and when the same request may succeed.
     pub(crate) fn retry(&self) -> Retry {
         match self {
-            GatewayError::SourceNotReady { .. } | GatewayError::Subqueries { .. } => {
+            GatewayError::SourceNotReady { .. } | GatewayError::Subqueries { .. } | GatewayError::Difference { .. } => {
                 Retry::After(Duration::from_secs(2))
             }
             GatewayError::TooManySets { .. } => Retry::After(Duration::from_secs(10)),
@@ -332,7 +337,7 @@ impl GatewayError {
             },
             GatewayError::Holds(error) => of_holds(error),
             GatewayError::ShapeFailed(_) => Reason::ShapeFailed,
-            GatewayError::Subqueries { .. } => Reason::ShapeLater,
+            GatewayError::Subqueries { .. } | GatewayError::Difference { .. } => Reason::ShapeLater,
             GatewayError::TooMany { .. }
             | GatewayError::TooManySets { .. }
             | GatewayError::TooManySubscriptions { .. } => Reason::LimitExceeded,
@@ -443,6 +448,7 @@ impl GatewayError {
             | GatewayError::Query(_)
             | GatewayError::ShapeFailed(_)
             | GatewayError::Subqueries { .. }
+            | GatewayError::Difference { .. }
             | GatewayError::SubqueriesTooOld { .. }
             | GatewayError::TooManySets { .. }
             | GatewayError::SourceNotReady { .. }

@@ -5,6 +5,9 @@
 //!
 //! Invariants: a difference that was read is put in; nothing is put into the middle of a transaction; what has been given out was
 //! seen by it. Where another epoch begins, nothing is put in, and the log says so.
+//!
+//! What cannot be put in now is no Reset: where there is no place for it, the log goes on until there is one, and nothing is held meanwhile; where its
+//! subscriber has let it go, or there is no room, the subscription ends, and goes on by its token, which is of before, to the same difference.
 
 mod held;
 
@@ -15,7 +18,7 @@ use tidegate_store::{MirrorError, MirrorReader, Reader};
 use tokio::{
     sync::{OwnedSemaphorePermit, watch},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::sleep,
 };
 
 use held::{Difference, HELD_FOR, Held, Part};
@@ -39,8 +42,6 @@ const BYTES_MAX: usize = 64 << 20;
 const STEP_BYTES: usize = 1 << 20;
 /// While the mirror is not as far as the subscription, the log goes on after so long.
 const PAUSE: Duration = Duration::from_millis(250);
-/// What is in the way of a difference may go away for so long.
-const PATIENCE: Duration = Duration::from_secs(10);
 /// How often there may be no room for it, a pause each.
 const NO_ROOM_MAX: u32 = 40;
 /// Who is further behind than so many bytes of WAL comes nearer first: what is read now would be held until then.
@@ -68,8 +69,6 @@ pub(crate) struct Turning {
     is_within: bool,
     /// The mirror has to have come so far.
     needs: Position,
-    /// What is in the way, and until when that is put up with.
-    hindered: Option<(&'static str, Instant)>,
     /// How often there was no room.
     no_room: u32,
     /// At most one. It outlives a `next` that is dropped.
@@ -124,7 +123,6 @@ impl Turning {
             is_within,
             // The subscription may be within a transaction, which the log shows only as a whole.
             needs: at.max(log_position(head)),
-            hindered: None,
             no_room: 0,
             reading: JoinSet::new(),
             difference: None,
@@ -208,19 +206,16 @@ impl Turning {
         if self.reading.is_empty() {
             let needs = self.needs;
             let is_there = |position: &Position| *position != Position::ZERO && log_position(*position) >= needs;
-            let hindered = self.hindered;
-            let waited = tokio::select! {
+            let block = tokio::select! {
                 biased;
                 // The sender lives as long as the handle.
-                _there = self.positions.wait_for(is_there) => Ok(None),
-                block = async { sleep(PAUSE).await; reader.next().await } => Ok(Some(block?)),
-                why = patience(hindered) => Err(why),
+                _there = self.positions.wait_for(is_there) => None,
+                block = async { sleep(PAUSE).await; reader.next().await } => Some(block?),
             };
-            match waited {
-                Ok(None) => self.start_reading(),
-                Ok(block) => return Ok(block),
-                Err(why) => return Err(self.given_up(why)),
+            if block.is_some() {
+                return Ok(block);
             }
+            self.start_reading();
         }
         let Some(read) = self.reading.join_next().await else { return Ok(None) };
         self.has_read(read.expect("reading neither panics nor is aborted")).await?;
@@ -255,11 +250,8 @@ impl Turning {
                 self.difference = Some(Held::new(difference, HELD_FOR));
             }
             Read::Difference(_) | Read::Again => {}
-            Read::NoPlace(at) => {
-                self.is_hindered("nothing can stand in the log where it ends");
-                // Where the log is at another LSN there is room.
-                self.needs = self.needs.max(Position::new(Lsn(at.lsn.0.saturating_add(1)), 0));
-            }
+            // Where the log is at another LSN there is room.
+            Read::NoPlace(at) => self.needs = self.needs.max(Position::new(Lsn(at.lsn.0.saturating_add(1)), 0)),
             Read::NoRoom => {
                 self.no_room += 1;
                 if self.no_room > NO_ROOM_MAX {
@@ -282,21 +274,9 @@ impl Turning {
         Ok(())
     }
 
-    /// Gives what is in the way some time.
-    fn is_hindered(&mut self, why: &'static str) {
-        self.hindered.get_or_insert((why, Instant::now() + PATIENCE));
+    fn given_up(&self, why: &'static str) -> Interrupted {
+        refused(GatewayError::Difference { names: self.to.named.names(), why })
     }
-
-    fn given_up(&self, why: &str) -> Interrupted {
-        Interrupted::Redefined(Box::new(self.to.reset(why)))
-    }
-}
-
-/// Resolves when something has been in the way for too long.
-async fn patience(hindered: Option<(&'static str, Instant)>) -> &'static str {
-    let Some((why, until)) = hindered else { return std::future::pending().await };
-    sleep_until(until).await;
-    why
 }
 
 fn refused(error: GatewayError) -> Interrupted {
