@@ -62,19 +62,25 @@ impl Stage {
         if let Ok(received) = tokio::time::timeout(DEADLINE, receiving).await {
             received?;
         } else {
-            return Err(last.context("nothing was compared")?);
+            let (_, compared) = self.compared().await?;
+            return Err(last.context("nothing was compared")?.context(format!("the mirror: {compared}")));
         }
         self.server.until("shop", "a verified mirror", is_complete).await?;
+        let (code, printed) = self.compared().await?;
+        ensure!(code == Some(0), "{printed}");
+        Ok(())
+    }
+
+    /// The mirror with PostgreSQL: the command's exit code, and what it prints.
+    async fn compared(&self) -> Result<(Option<i32>, String)> {
         let endpoint = self.server.endpoint();
-        let (code, printed) = until("the mirror can be compared", || async {
+        until("the mirror can be compared", || async {
             let output = tidegate(&["mirror", "verify", "t", "--server", &endpoint]).await?;
             let printed = String::from_utf8([output.stdout, output.stderr].concat())?;
             // What the status shows may be of before the last change was seen.
             Ok((!printed.contains("Unavailable")).then_some((output.status.code(), printed)))
         })
-        .await?;
-        ensure!(code == Some(0), "{printed}");
-        Ok(())
+        .await
     }
 }
 
