@@ -380,6 +380,41 @@ async fn partitions_that_were_written_to_before_they_are_attached_and_detached()
     Ok(())
 }
 
+/// The same of a table that was not sent at all: it is published as itself once it is a partition.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_was_written_to_before_it_was_published_is_sent() -> Result<()> {
+    let database = Cluster::shared().await?.database("altered_left_out").await?;
+    database.create_marker().await?;
+    database.execute(PARTITIONED).await?;
+    let config = ServerConfig::of(database.url());
+    database.execute(&format!("create publication {} for table t, marker", config.slot)).await?;
+    let server = Server::start(config).await?;
+    server.streaming().await?;
+    let mut markers = Copier::new(&server.endpoint(), &["marker"], Start::Now);
+    markers.until_open().await?;
+    database.execute("update t3 set c = 0").await?;
+    database.mark("decoded").await?;
+    markers.until("the marker", |_, held| !held.table("public.marker").is_empty()).await?;
+    database.execute("alter table t attach partition t3 for values from (5000) to (6000)").await?;
+    // It is not known at once.
+    let mut copier = until("a snapshot of the partition", || async {
+        let mut copier = Copier::new(&server.endpoint(), &["public.t3"], Start::Snapshot);
+        Ok(copier.until_snapshot_end().await.is_ok().then_some(copier))
+    })
+    .await?;
+    database.execute("update t3 set c = c + 1; insert into t3 values (5999, 7)").await?;
+    let receiving = async {
+        loop {
+            let rows = held_by_postgres(&database, "t3", &["id"]).await?;
+            if copier.replica.table("public.t3") == rows {
+                return anyhow::Ok(());
+            }
+            copier.next().await?;
+        }
+    };
+    tokio::time::timeout(DEADLINE, receiving).await.context("what is written to the partition does not come")?
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn partitions_that_are_truncated_and_dropped() -> Result<()> {
     let mut stage = Stage::new("leaves", PARTITIONED, ALL, "t").await?;

@@ -117,6 +117,7 @@ impl<W: Watched> Subscriber<W> {
                 Err(error) => self.starts_over(format!("{error:#}"))?,
             }
         }
+        self.must_agree()?;
         for (at, part) in self.seen.watched.parts().iter().enumerate() {
             let theirs = held_by_postgres(database, &part.query, part.key).await?;
             let ours = self.copier.replica.table(&held_as(part.table, at));

@@ -136,7 +136,7 @@ impl Joining {
         }
         // What we have confirmed last may be on its way.
         let confirmed_flush_lsn = slot_status(session, &self.slot).await?.and_then(|slot| slot.confirmed_flush_lsn);
-        match self.partitions.want_another_connection(confirmed_flush_lsn.unwrap_or_default()) {
+        match self.partitions.wants_another_connection(confirmed_flush_lsn.unwrap_or_default()) {
             true => Err(CaptureError::PartitionsChanged),
             false => Ok(()),
         }

@@ -60,7 +60,7 @@ impl Partitions {
     }
 
     /// Is another connection to begin, since it would begin there?
-    pub(crate) fn want_another_connection(&self, confirmed_flush_lsn: Lsn) -> bool {
+    pub(crate) fn wants_another_connection(&self, confirmed_flush_lsn: Lsn) -> bool {
         self.wanted.as_ref().is_some_and(|wanted| wanted.end_lsn <= confirmed_flush_lsn)
     }
 }
@@ -99,9 +99,9 @@ impl PartitionWatch {
         is_settled
     }
 
-    /// As of [`Partitions::want_another_connection`].
-    pub(crate) fn want_another_connection(&self, confirmed_flush_lsn: Lsn) -> bool {
-        self.partitions(|partitions| partitions.want_another_connection(confirmed_flush_lsn))
+    /// As of [`Partitions::wants_another_connection`].
+    pub(crate) fn wants_another_connection(&self, confirmed_flush_lsn: Lsn) -> bool {
+        self.partitions(|partitions| partitions.wants_another_connection(confirmed_flush_lsn))
     }
 
     /// Waits until the trees of now, or later ones, are those under which the connection has decoded everything.
@@ -127,13 +127,13 @@ mod tests {
         let mut partitions = Partitions::default();
         partitions.connected(trees("a", 10), Lsn(5));
         // What was decoded under since 5 is not known.
-        assert!(!partitions.look(trees("a", 20)) && !partitions.want_another_connection(Lsn(9)));
-        assert!(partitions.want_another_connection(Lsn(10)));
+        assert!(!partitions.look(trees("a", 20)) && !partitions.wants_another_connection(Lsn(9)));
+        assert!(partitions.wants_another_connection(Lsn(10)));
         partitions.connected(trees("a", 30), Lsn(12));
-        assert!(partitions.look(trees("a", 40)) && !partitions.want_another_connection(Lsn(90)));
+        assert!(partitions.look(trees("a", 40)) && !partitions.wants_another_connection(Lsn(90)));
         // Attached.
         assert!(!partitions.look(trees("a b", 50)) && !partitions.look(trees("a b", 60)));
-        assert!(!partitions.want_another_connection(Lsn(49)) && partitions.want_another_connection(Lsn(50)));
+        assert!(!partitions.wants_another_connection(Lsn(49)) && partitions.wants_another_connection(Lsn(50)));
         partitions.connected(trees("a b", 70), Lsn(50));
         assert!(partitions.look(trees("a b", 80)));
     }
@@ -146,7 +146,7 @@ mod tests {
         assert!(!partitions.look(trees("a b", 50)));
         // It was lost by itself.
         partitions.connected(trees("a b", 60), Lsn(40));
-        assert!(!partitions.look(trees("a b", 70)) && partitions.want_another_connection(Lsn(60)));
+        assert!(!partitions.look(trees("a b", 70)) && partitions.wants_another_connection(Lsn(60)));
         partitions.connected(trees("a b", 80), Lsn(61));
         assert!(partitions.look(trees("a b", 90)));
         // The slot has fallen back behind it.
@@ -158,11 +158,11 @@ mod tests {
     fn a_change_that_is_taken_back_is_another_and_where_nothing_is_decided_all_is_settled() {
         let mut partitions = Partitions::default();
         partitions.connected(None, Lsn(5));
-        assert!(partitions.look(None) && !partitions.want_another_connection(Lsn(90)));
+        assert!(partitions.look(None) && !partitions.wants_another_connection(Lsn(90)));
         partitions.connected(trees("a", 10), Lsn(15));
         partitions.connected(trees("a", 20), Lsn(15));
         assert!(partitions.look(trees("a", 30)));
         assert!(!partitions.look(trees("b", 40)) && !partitions.look(trees("a", 50)));
-        assert!(!partitions.want_another_connection(Lsn(49)) && partitions.want_another_connection(Lsn(50)));
+        assert!(!partitions.wants_another_connection(Lsn(49)) && partitions.wants_another_connection(Lsn(50)));
     }
 }

@@ -13,9 +13,10 @@ pub const fn keeps_partitions(server_version: u32) -> bool {
     server_version < 150_000
 }
 
-/// Partitions with their parents, and who has attached them. Equal ones mean that nothing was attached or detached between.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Partitions with their parents, and who has attached them: where they are the same, nothing was attached or detached between.
+#[derive(Clone, Debug)]
 pub struct PartitionTrees {
+    /// A digest of them.
     partitions: String,
     /// The end of the WAL behind all that has led to them.
     pub end_lsn: Lsn,
@@ -40,12 +41,14 @@ impl PartitionTrees {
 /// # Errors
 /// The connection or the server.
 pub async fn partition_trees(session: &Session, publication: &str) -> Result<Option<PartitionTrees>, CatalogError> {
+    // Where every table is published as itself, partitions are, too, whatever they are part of. A temporary tree is sent by nobody.
     // The end of the WAL is asked for after the query's snapshot was taken: what the snapshot sees, stands before it.
     const SQL: &str = "
-        SELECT coalesce(string_agg(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), E'\\n' ORDER BY i.inhrelid), ''),
+        SELECT md5(coalesce(string_agg(concat_ws(' ', i.inhrelid, i.inhparent, i.xmin), E'\\n' ORDER BY i.inhrelid), '')),
                pg_current_wal_insert_lsn()::text
         FROM pg_class p LEFT JOIN pg_inherits i ON i.inhparent = p.oid
-        WHERE p.relkind = 'p' AND EXISTS (SELECT FROM pg_publication WHERE pubname = $1 AND pubviaroot)
+        WHERE p.relkind = 'p' AND p.relpersistence = 'p'
+          AND EXISTS (SELECT FROM pg_publication WHERE pubname = $1 AND (pubviaroot OR NOT puballtables))
         HAVING count(*) > 0";
     if !keeps_partitions(session.server_version()) {
         return Ok(None);

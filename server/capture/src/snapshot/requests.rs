@@ -148,6 +148,12 @@ pub enum SnapshotError {
          begins by itself when they have (`tidegate status` names them)"
     )]
     Joining(TableName),
+    /// PostgreSQL 14 may still send rows as what they were.
+    #[error(
+        "partitions have been attached or detached, and are sent as what they are now over another connection, which is made when all that \
+         was received before is on disk and PostgreSQL has been told; the snapshot begins by itself then"
+    )]
+    PartitionsChanging,
     /// Subscribers would receive the rows of both.
     #[error(
         "table {table} has no key, and is being read by snapshot {snapshot}, which those receive as well who would receive this one; \
@@ -211,6 +217,7 @@ impl SnapshotError {
             | SnapshotError::Unknown(_) => Retry::Never,
             SnapshotError::NotConnected
             | SnapshotError::Joining(_)
+            | SnapshotError::PartitionsChanging
             | SnapshotError::Beside { .. }
             | SnapshotError::BesidePaused { .. }
             | SnapshotError::TooMany(_) => Retry::After(Duration::from_secs(1)),

@@ -69,7 +69,7 @@ pub(crate) struct Turning {
     is_within: bool,
     /// The mirror has to have come so far.
     needs: Position,
-    /// How often there was no room.
+    /// How often in a row there was no room.
     no_room: u32,
     /// At most one. It outlives a `next` that is dropped.
     reading: JoinSet<Read>,
@@ -244,6 +244,7 @@ impl Turning {
     }
 
     async fn has_read(&mut self, read: Read) -> Result<(), Interrupted> {
+        self.no_room = if matches!(read, Read::NoRoom) { self.no_room + 1 } else { 0 };
         match read {
             // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.
             Read::Difference(difference) if self.is_current() && difference.at >= self.needs => {
@@ -253,7 +254,6 @@ impl Turning {
             // Where the log is at another LSN there is room.
             Read::NoPlace(at) => self.needs = self.needs.max(Position::new(Lsn(at.lsn.0.saturating_add(1)), 0)),
             Read::NoRoom => {
-                self.no_room += 1;
                 if self.no_room > NO_ROOM_MAX {
                     return Err(self.given_up("too much of other subscriptions is changed at the same time"));
                 }

@@ -94,7 +94,10 @@ impl Mirror {
     /// Makes the indexes that have been asked for. They wait for their table to be known.
     pub(super) fn take_index_requests(&mut self) -> Result<()> {
         let requests = std::mem::take(&mut *self.shared.index_requests.write().unwrap_or_else(PoisonError::into_inner));
-        let mut waiting = Vec::new();
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let (is_staging, mut waiting) = (self.is_staging(), Vec::new());
         for (oid, fields) in requests {
             let of_table = || self.indexes.iter().filter(|(_, index)| index.oid == oid);
             if of_table().any(|(_, index)| index.fields == fields) {
@@ -102,7 +105,7 @@ impl Mirror {
             }
             if of_table().count() >= INDEXES_MAX {
                 // What removes its entries has to come behind the last of them.
-                if self.is_staging() {
+                if is_staging {
                     waiting.push((oid, fields));
                     continue;
                 }

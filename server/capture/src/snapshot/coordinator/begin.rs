@@ -4,7 +4,7 @@
 //! joined may not be in the stream, and must have ended, so that every chunk sees it.
 //! Nothing is read before the rows of partitions are decoded as what they were planned as (`partitions`).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use tidegate_control::SnapshotJob;
 use tidegate_model::{Epoch, TableName};
@@ -32,6 +32,9 @@ use crate::{
     promises::{Promised, Todo},
     table::TableCodec,
 };
+
+/// Until rows of partitions are sent as what they are now. Then it is tried again, and said why.
+const SETTLING: Duration = Duration::from_secs(10);
 
 impl Coordinator {
     /// Records a snapshot of tables that have joined the publication, which then runs like any other.
@@ -115,7 +118,8 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
     }
     if keeps_partitions(session.server_version()) {
         // What is written from now on is decoded as what the plans say.
-        context.partitions.settled().await;
+        let settled = tokio::time::timeout(SETTLING, context.partitions.settled());
+        settled.await.map_err(|_elapsed| SnapshotError::PartitionsChanging)?;
     }
     let tables = names.iter().cloned().zip(plans.iter().map(|plan| plan.relation.clone())).collect();
     let (reply, answer) = oneshot::channel();
