@@ -337,6 +337,7 @@ impl MirrorKeeper {
             | SnapshotError::Unknown(_)
             | SnapshotError::NotConnected
             | SnapshotError::Joining(_)
+            | SnapshotError::PartitionsChanging
             | SnapshotError::Beside { .. }
             | SnapshotError::BesidePaused { .. }
             | SnapshotError::TooMany(_) => State::Failed,
