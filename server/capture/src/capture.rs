@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    convert::Infallible,
     sync::Arc,
     time::Duration,
 };
@@ -172,12 +173,30 @@ impl<P: Publish> Capture<P> {
     ///
     /// # Errors
     /// The store has ended, or a transaction was handed over in part: only a restart can go on.
+    ///
+    /// # Panics
+    /// Where the coordinator of snapshots does.
     pub async fn run(mut self, stop: CancellationToken) -> Result<(), CaptureError> {
         // It ends with this function, whichever way.
         let mut coordinating = JoinSet::new();
         if let Some(coordinator) = self.coordinator.take() {
             coordinating.spawn(coordinator.run(stop.clone()));
         }
+        let coordinated = async {
+            while let Some(ended) = coordinating.join_next().await {
+                if let Some(panic) = ended.err().and_then(|error| error.try_into_panic().ok()) {
+                    std::panic::resume_unwind(panic);
+                }
+            }
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            captured = self.capture(stop) => captured,
+            never = coordinated => match never {},
+        }
+    }
+
+    async fn capture(&mut self, stop: CancellationToken) -> Result<(), CaptureError> {
         while !stop.is_cancelled() {
             let ended = tokio::select! {
                 biased;

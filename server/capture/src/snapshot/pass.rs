@@ -288,6 +288,10 @@ impl Pass {
     pub(crate) fn measured(&mut self, now: Instant) {
         self.detail.clear();
         let row_count = self.tables.iter().map(|table| table.row_count).sum();
+        if self.recent.back().is_some_and(|(_, before)| *before > row_count) {
+            // A table has been begun anew.
+            self.recent.clear();
+        }
         self.recent.push_back((now, row_count));
         while self.recent.len() > 2 && self.recent[1].0 + RATE_WINDOW < now {
             self.recent.pop_front();
@@ -374,6 +378,17 @@ mod tests {
         assert!(matches!(pass.next_step(now, true), Some(Step::End(_))));
         pass.table_changed(third.0, third.1);
         assert!(pass.next_step(now, true).is_none(), "it is ending");
+    }
+
+    #[test]
+    fn the_rate_begins_anew_with_a_table() {
+        let mut pass = Pass::new(job(&["a"]), None);
+        let start = Instant::now();
+        for (second, row_count, expected) in [(0, 100, 0), (1, 400, 300), (2, 50, 0), (3, 250, 200)] {
+            pass.table(0).row_count = row_count;
+            pass.measured(start + Duration::from_secs(second));
+            assert_eq!(pass.status().rows_per_second, expected, "at {second} s");
+        }
     }
 
     #[test]
