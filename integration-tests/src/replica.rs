@@ -72,14 +72,13 @@ impl Replica {
     /// A table's rows; none where nothing was received of it.
     #[must_use]
     pub fn table(&self, name: &str) -> HeldTable {
-        let rows = self.held(name).into_iter().flatten();
-        rows.map(|(key, row)| (key.clone(), shown(row))).collect()
+        self.held(name).cloned().unwrap_or_default()
     }
 
     /// One row.
     #[must_use]
     pub fn table_row(&self, name: &str, key: &[String]) -> Option<HeldRow> {
-        self.held(name)?.get(key).map(shown)
+        self.held(name)?.get(key).cloned()
     }
 
     fn held(&self, name: &str) -> Option<&HeldTable> {
@@ -196,39 +195,15 @@ fn of_selection(name: &str) -> &str {
     name.split_once(" of selection ").map_or(name, |(table, _)| table)
 }
 
-/// By what a column's value is kept that the newest row type lacks.
-fn kept(column: &Column) -> String {
-    format!("\0{}", column.field)
-}
-
-/// A row's values of the columns that the newest row type has.
-fn shown(row: &HeldRow) -> HeldRow {
-    let columns = row.iter().filter(|(column, _)| !column.starts_with('\0'));
-    columns.map(|(column, value)| (column.clone(), value.clone())).collect()
-}
-
-/// Rows under another row type: a column is known by its field, and one that is new is null. A row keeps what the type lacks until it comes anew:
-/// transactions that overlap with a change of the publication are of the row type before and of the one behind it, by turns.
+/// Rows under another row type: a column is known by its field, and one that is new is null.
 fn described(rows: HeldTable, known: &RowType, row_type: &RowType) -> HeldTable {
     // Numbers are a message's own, and a renamed table has another one.
     let is_renamed = known.message != row_type.message;
     let is_same = |was: &Column, is: &Column| if is_renamed { was.name == is.name } else { was.field == is.field };
     let describe = |before: HeldRow| {
         let was = |is: &Column| known.columns.iter().find(|was| is_same(was, is));
-        let name = |is: &Column| was(is).map_or_else(|| kept(is), |was| was.name.clone());
-        let value = |is: &Column| before.get(&name(is)).cloned().flatten();
-        let mut row: HeldRow = row_type.columns.iter().map(|column| (column.name.clone(), value(column))).collect();
-        if !is_renamed {
-            let is_gone = |was: &&Column| !row_type.columns.iter().any(|is| is_same(was, is));
-            let gone =
-                known.columns.iter().filter(is_gone).map(|was| (kept(was), before.get(&was.name).cloned().flatten()));
-            let before_that = before.iter().filter(|(name, _)| name.starts_with('\0'));
-            let is_back = |name: &String| row_type.columns.iter().any(|column| kept(column) == *name);
-            row.extend(
-                before_that.filter(|(name, _)| !is_back(name)).map(|(name, value)| (name.clone(), value.clone())),
-            );
-            row.extend(gone);
-        }
+        let value = |is: &Column| before.get(&was(is)?.name).cloned().flatten();
+        let row: HeldRow = row_type.columns.iter().map(|column| (column.name.clone(), value(column))).collect();
         let key = row_type.columns.iter().filter(|column| column.key).map(|column| (&column.name, value(column)));
         // A key of columns that are new cannot be known yet.
         let key = key.collect::<BTreeMap<_, _>>().into_values().collect::<Option<Vec<_>>>()?;

@@ -224,18 +224,25 @@ impl Coordinator {
     /// Takes up what the control database has, once; what belongs to another epoch is over.
     async fn load(&mut self, epoch: Epoch) -> Result<(), SnapshotError> {
         if !self.is_loaded {
+            // Given up, but their subscribers have not heard of it.
+            let mut given_up = BTreeMap::new();
             for job in self.context.control.snapshots(&self.context.source).await? {
                 if job.state.has_ended() {
+                    if self.resume.remove(&job.snapshot).is_some() {
+                        given_up.insert(job.snapshot, job.detail.clone());
+                    }
                     self.ended.push(SnapshotStatus::of_ended(&job));
                 } else {
                     let resume = self.resume.remove(&job.snapshot);
                     self.passes.insert(job.snapshot, Pass::new(job, resume));
                 }
             }
-            for snapshot in std::mem::take(&mut self.resume).into_keys() {
-                // It was given up, but its subscribers have not heard of it.
+            given_up.extend(std::mem::take(&mut self.resume).into_keys().map(|snapshot| (snapshot, String::new())));
+            for (snapshot, detail) in given_up {
+                warn!(source = %self.context.source, snapshot, detail, "a snapshot that was given up is ended");
                 let channels = (self.orders.clone(), self.context.durable.clone());
-                self.tasks.spawn(end(channels, snapshot, "it was given up".to_owned()));
+                let detail = if detail.is_empty() { "it was given up".to_owned() } else { detail };
+                self.tasks.spawn(end(channels, snapshot, detail));
             }
             self.is_loaded = true;
             for (snapshot, given_up) in std::mem::take(&mut self.over) {
