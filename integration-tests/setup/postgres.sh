@@ -62,3 +62,9 @@ elif ! have '*'; then
     exit 1
   }
 fi
+
+# A test compiles a locale, out of what Debian's package of PostgreSQL brings along as a rule.
+if [ ! -e /usr/share/i18n/locales/en_US ] && command -v apt-get >/dev/null; then
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq locales >/dev/null ||
+    echo "no sources of locales (Debian: apt-get install locales); the test of conditions under one of them fails" >&2
+fi
