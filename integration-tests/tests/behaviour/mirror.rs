@@ -4,7 +4,11 @@
 //! The oracle's account says less than what is received: what it leaves out is filled in from a model of the tables that is kept
 //! from the same account.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
@@ -404,6 +408,40 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
     ensure!(code == Some(0) && text.contains("no difference"), "{text}");
     let (code, text) = verify(&server, "public.none").await?;
     ensure!(code == Some(1) && text.contains("has no mirror"), "{text}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mirror_that_is_not_complete_yet_is_verified_later() -> Result<()> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database("mirror_verify_later").await?;
+    database
+        .execute(
+            "create table account (id bigint primary key, note text);
+             insert into account select n, 'note ' || n from generate_series(1, 500) n",
+        )
+        .await?;
+    let mut config = ServerConfig::of(database.url());
+    config.source_lines.push("mirror: [account]".to_owned());
+    let mut server = Server::start(config).await?;
+    let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
+    server.until("shop", "a complete mirror", complete).await?;
+    let waited = AtomicBool::new(false);
+    // Lost with its directory, it is built anew from a snapshot, which the server asks for by itself.
+    for _restart in 0..5 {
+        server.terminate().await?;
+        std::fs::remove_dir_all(server.scratch("data/shop.mirror"))?;
+        server.launch().await?;
+        within("the mirror can be compared", || async {
+            let (code, text) = verify(&server, "account").await?;
+            let is_later = text.contains("Unavailable") && text.contains("public.account");
+            ensure!(code == Some(0) || is_later, "{code:?} {text}");
+            waited.fetch_or(is_later, Ordering::Relaxed);
+            Ok((code == Some(0)).then_some(()))
+        })
+        .await?;
+    }
+    ensure!(waited.into_inner(), "the mirror was complete each time, before it was asked about");
     Ok(())
 }
 

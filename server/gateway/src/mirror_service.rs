@@ -12,7 +12,7 @@ use tidegate_proto::v1::{
     mirror_server::{Mirror, MirrorServer},
     snapshot_status::State,
 };
-use tidegate_store::{Compared, Difference, DifferenceKind, MirrorReader, Stage, Verification};
+use tidegate_store::{Compared, Difference, DifferenceKind, MirrorError, MirrorReader, Stage, Verification};
 use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status};
 
@@ -56,7 +56,7 @@ impl MirrorService {
         let table: TableName = request.table.parse()?;
         let refused = |detail: String| GatewayError::Snapshot(SnapshotError::Refused { detail });
         let no_mirror = || refused(format!("table {table} has no mirror; name it in the source's `mirror`"));
-        let mirror = source.handle.mirror.clone().ok_or_else(no_mirror)?;
+        let mirror = source.handle.mirror.clone().filter(|mirror| mirror.follows(&table)).ok_or_else(no_mirror)?;
         let row_types = source.handle.store.row_types();
         let row_type = row_types.newest(&table).ok_or_else(no_mirror)?;
         let type_url = format!("type.googleapis.com/{}", row_type.proto().message);
@@ -77,18 +77,33 @@ impl MirrorService {
             let detail = format!("snapshot {running} of table {table} is running; verify it after that");
             return Err(SnapshotError::Later { detail, retry_in: RUNNING_RETRY }.into());
         }
-        let verification = verification(mirror, table.clone()).await.map_err(|error| refused(error.to_string()))?;
+        let verification = verification(mirror, table.clone()).await?;
         let next_at = Instant::now() + INTERVAL;
         Ok(Verifying { source, verification, table, snapshot: 0, type_url, told: 0, next_at, is_done: false })
     }
 }
 
 /// The listing of tables reads the disk.
-async fn verification(mirror: MirrorReader, table: TableName) -> Result<Verification, tidegate_store::MirrorError> {
-    match tokio::task::spawn_blocking(move || mirror.verify(&table)).await {
-        Ok(verification) => verification,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
+async fn verification(mirror: MirrorReader, table: TableName) -> Result<Verification, SnapshotError> {
+    let begin = move || {
+        let refused = |detail: String| SnapshotError::Refused { detail };
+        let failed = |error: MirrorError| refused(format!("the mirror of table {table} cannot be read: {error}"));
+        match mirror.verify(&table) {
+            Ok(verification) => return Ok(verification),
+            // Nothing is known of a table before the mirror is open.
+            Err(MirrorError::NotComplete(_) | MirrorError::Closed) => {}
+            Err(error) => return Err(failed(error)),
+        }
+        let known = mirror.tables().map_err(failed)?;
+        if known.iter().any(|known| known.name == table && known.keyless) {
+            return Err(refused(format!("table {table} has no key, and therefore no mirror; give it a primary key")));
+        }
+        let detail = format!(
+            "the mirror of table {table} is not complete yet; verify it when `tidegate status` says that it is"
+        );
+        Err(SnapshotError::Later { detail, retry_in: RUNNING_RETRY })
+    };
+    tokio::task::spawn_blocking(begin).await.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }
 
 fn reads(status: &v1::SnapshotStatus, table: &TableName) -> bool {

@@ -161,9 +161,7 @@ impl Mirror {
             Some(engine) => engine,
             None => Engine::create(&dir, config.budgets.cache, log.complete)?,
         };
-        let mut mirror = Self::around(engine, config, Arc::clone(&reader.shared))?;
-        let known = |known: &Arc<RowType>| (known.proto().row_type, Known::new(known, &mirror.config.tables));
-        mirror.row_types = row_types.iter().map(known).collect();
+        let mut mirror = Self::around(engine, config, Arc::clone(&reader.shared), row_types)?;
         mirror.follow_known(row_types)?;
         // Whoever found none looks again.
         mirror.shared.changed.send_modify(|version| *version += 1);
@@ -199,18 +197,19 @@ impl Mirror {
         Ok(())
     }
 
-    fn around(engine: Engine, config: MirrorConfig, shared: Arc<Shared>) -> Result<Self> {
+    fn around(engine: Engine, config: MirrorConfig, shared: Arc<Shared>, row_types: &RowTypes) -> Result<Self> {
         let snapshot = engine.snapshot();
+        let known = |known: &Arc<RowType>| (known.proto().row_type, Known::new(known, &config.tables));
         let mut mirror = Mirror {
             tables: records(&engine, &snapshot, key::TABLE)?.into_iter().collect(),
             passes: records(&engine, &snapshot, key::PASS)?.into_iter().collect(),
             indexes: records(&engine, &snapshot, key::INDEX)?.into_iter().collect(),
             complete: engine.position,
             opened_at: engine.position,
+            row_types: row_types.iter().map(known).collect(),
             config,
             engine,
             shared,
-            row_types: HashMap::new(),
             index_after: HashMap::new(),
             joiner: Joiner::default(),
             closing: None,
@@ -229,7 +228,9 @@ impl Mirror {
             overlay: Overlay::default(),
             shown: 0,
             position: mirror.engine.position,
+            row_types: Arc::default(),
         };
+        row_types.iter().for_each(|row_type| view.know(row_type));
         *mirror.shared.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
         mirror.shared.position.send_replace(mirror.engine.position);
         Ok(mirror)

@@ -78,7 +78,7 @@ fn gather(mut scan: Scan, byte_count: usize, (prefix_len, until): (usize, Option
             break;
         }
         held_bytes += ROW_BYTES + row.row.len();
-        chunk.rows.push(row.into());
+        chunk.rows.push(row);
         if held_bytes >= byte_count {
             chunk.next = Some(at.slice(prefix_len..));
             return Ok(chunk);

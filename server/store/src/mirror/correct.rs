@@ -8,7 +8,8 @@
 //!
 //! Invariant: at each position, who has applied all changes up to there has what the mirror of a complete table has. A chunk's reads are for those who
 //! receive its snapshot, and everything else in it for the others, but for deletes, which are for both; either is the state at its position. A field that
-//! the stored row did not have yet counts as null: that is what a subscriber has.
+//! the stored row did not have yet counts as null: that is what a subscriber has. Of a column that was gone and is there again, subscribers have
+//! nothing, whatever the stored rows hold: every row is told.
 
 use bytes::Bytes;
 use tidegate_model::{Entry, Op};
@@ -52,7 +53,7 @@ impl Mirror {
         let known = self.row_types.get(&live.row_type);
         let old = known.map(|from| row::widened(live, &from.row_type, row_type)).transpose()?.flatten();
         Ok(match old {
-            Some(old) if old == read.row => None,
+            Some(old) if old == read.row && !table.has_dropped(row_type) => None,
             Some(old) => Some((Op::Update, Filled { old, old_kind: OldKind::Full, ..Filled::new(read.row.clone()) })),
             None => Some((Op::Update, Filled::new(read.row.clone()))),
         })

@@ -4,14 +4,16 @@
 //! it was made for, which is bounded by the overlay's budget.
 
 use std::{
-    collections::{BTreeMap, btree_map},
+    collections::{BTreeMap, HashMap, btree_map},
     iter::Peekable,
     ops::Bound,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use bytes::Bytes;
 use fjall::{Iter, Snapshot};
 use tidegate_model::Position;
+use tidegate_schema::RowType;
 
 use super::{
     engine::Engine,
@@ -32,9 +34,19 @@ pub(crate) struct View {
     pub(crate) shown: u64,
     /// Where it ends.
     pub(crate) position: Position,
+    /// By number; what cuts share of it grows with it.
+    pub(crate) row_types: KnownRowTypes,
 }
 
+/// Row types by number.
+pub(crate) type KnownRowTypes = Arc<RwLock<HashMap<u32, Arc<RowType>>>>;
+
 impl View {
+    pub(crate) fn know(&self, row_type: &Arc<RowType>) {
+        let mut known = self.row_types.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(row_type.proto().row_type, Arc::clone(row_type));
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Result<Staged> {
         match self.overlay.at(key, self.shown) {
             Some(staged) => Ok(staged.clone()),
@@ -70,13 +82,18 @@ impl View {
     pub(crate) fn newest(&self, prefix: &[u8], transaction: u64) -> Cut {
         let mut staged = BTreeMap::new();
         self.overlay.copy(prefix, transaction, &mut staged);
-        Cut { engine: self.engine.clone(), base: self.engine.snapshot(), staged, position: self.position }
+        self.cut_at(self.engine.snapshot(), staged)
     }
 
     pub(crate) fn cut(&self, prefixes: &[&[u8]]) -> Cut {
         let mut staged = BTreeMap::new();
         prefixes.iter().for_each(|prefix| self.overlay.copy(prefix, self.shown, &mut staged));
-        Cut { engine: self.engine.clone(), base: self.base.clone(), staged, position: self.position }
+        self.cut_at(self.base.clone(), staged)
+    }
+
+    fn cut_at(&self, base: Snapshot, staged: BTreeMap<Bytes, Staged>) -> Cut {
+        let row_types = Arc::clone(&self.row_types);
+        Cut { engine: self.engine.clone(), base, staged, position: self.position, row_types }
     }
 }
 
@@ -86,9 +103,24 @@ pub(crate) struct Cut {
     base: Snapshot,
     staged: BTreeMap<Bytes, Staged>,
     pub(crate) position: Position,
+    row_types: KnownRowTypes,
 }
 
 impl Cut {
+    /// A row of the table, in the table's row type. One that was renamed has another message: what has not been read since keeps its own.
+    pub(crate) fn row(&self, table: &Table, stored: StoredRow) -> Result<MirrorRow> {
+        let as_stored = |row: StoredRow| MirrorRow { row_type: row.row_type, row: row.row, missing: row.missing };
+        if stored.row_type == table.row_type {
+            return Ok(as_stored(stored));
+        }
+        let known = self.row_types.read().unwrap_or_else(PoisonError::into_inner);
+        let to = match (known.get(&stored.row_type), known.get(&table.row_type)) {
+            (Some(from), Some(to)) if row::shares_numbers(from, to) => to,
+            _unknown => return Ok(as_stored(stored)),
+        };
+        row::described(&stored, to)
+    }
+
     pub(crate) fn get(&self, key: &[u8]) -> Result<Staged> {
         match self.staged.get(key) {
             Some(staged) => Ok(staged.clone()),
@@ -152,9 +184,9 @@ impl Iterator for Merged {
 /// A row of a mirror.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MirrorRow {
-    /// In which it is encoded; an older one than the table's may be.
+    /// In which it is encoded: the table's at the position of the read, unless the table has been renamed and the row not read since.
     pub row_type: u32,
-    /// The encoded row.
+    /// The encoded row. A column that its table did not have when it was delivered is absent, as null is.
     pub row: Bytes,
     /// Fields whose values are not known: an update left unchanged what had never come. Of a complete table, none.
     pub missing: Vec<u32>,
@@ -200,7 +232,7 @@ impl Scan {
     }
 
     /// The next row that counts, with its key in the engine.
-    pub(crate) fn advance(&mut self) -> Result<Option<(Bytes, StoredRow)>> {
+    pub(crate) fn advance(&mut self) -> Result<Option<(Bytes, MirrorRow)>> {
         loop {
             let found = match &mut self.source {
                 Source::Rows(rows) => rows.next().transpose()?,
@@ -221,7 +253,7 @@ impl Scan {
                 Source::Index { fields, value, .. } => row::project(&row.row, fields)? == *value,
             };
             if meant && row.generation >= self.table.generation_min {
-                return Ok(Some((at, row)));
+                return Ok(Some((at, self.cut.row(&self.table, row)?)));
             }
         }
     }
@@ -231,12 +263,6 @@ impl Iterator for Scan {
     type Item = Result<MirrorRow>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.advance().map(|row| row.map(|(_, row)| row.into())).transpose()
-    }
-}
-
-impl From<StoredRow> for MirrorRow {
-    fn from(row: StoredRow) -> Self {
-        MirrorRow { row_type: row.row_type, row: row.row, missing: row.missing }
+        self.advance().map(|row| row.map(|(_, row)| row)).transpose()
     }
 }

@@ -108,7 +108,7 @@ impl MirrorReader {
         // Not under the lock: this may read from the disk.
         let stored = cut.get(&table.row(key))?.map(StoredRow::decode).transpose()?;
         let live = stored.filter(|stored| stored.generation >= table.generation_min);
-        Ok((cut.position, live.map(MirrorRow::from)))
+        Ok((cut.position, live.map(|row| cut.row(&table, row)).transpose()?))
     }
 
     /// All rows of a table at one position, in the order of their keys' bytes.

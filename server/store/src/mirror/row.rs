@@ -10,6 +10,7 @@ use tidegate_schema::{
 };
 
 use super::{
+    MirrorRow,
     change::{Whole, malformed},
     error::{MirrorError, Result},
     key::StoredRow,
@@ -63,6 +64,12 @@ pub(crate) fn widened(row: &StoredRow, from: &RowType, to: &RowType) -> Result<O
         return Ok(None);
     }
     project_as(&row.row, to).map(Some)
+}
+
+/// The stored row under a row type of the same message: what that does not have is left out.
+pub(crate) fn described(row: &StoredRow, to: &RowType) -> Result<MirrorRow> {
+    let missing = row.missing.iter().copied().filter(|field| to.column_by_field(*field).is_some()).collect();
+    Ok(MirrorRow { row_type: to.proto().row_type, row: project_as(&row.row, to)?, missing })
 }
 
 /// Numbers of fields are a message's own: a renamed table has another one.

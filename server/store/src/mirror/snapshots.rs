@@ -21,7 +21,7 @@ use super::{
     apply::Known,
     change::malformed,
     error::Result,
-    key,
+    key, row,
     table::{self, Pass, PassTable, Table},
 };
 
@@ -62,6 +62,7 @@ impl Mirror {
             Some(_) | None => Arc::new(RowType::new(proto).map_err(|_| invalid())?),
         };
         self.row_types.insert(number, Known::new(&row_type, &self.config.tables));
+        self.read_view(|view| view.know(&row_type));
         self.follow(&row_type)
     }
 
@@ -92,12 +93,24 @@ impl Mirror {
             table.passes.clear();
         }
         self.take_name(&mut table, name);
+        self.drop_columns(&mut table, row_type);
         (table.key, table.row_type) = (key, row_type.proto().row_type);
         table.complete &= !table.is_keyless();
         if known.as_ref() != Some(&table) {
             self.stage_table(table);
         }
         Ok(())
+    }
+
+    /// Notes what the table's rows have no more under another row type.
+    fn drop_columns(&self, table: &mut Table, to: &RowType) {
+        let Some(from) = self.row_types.get(&table.row_type) else { return };
+        if !row::shares_numbers(&from.row_type, to) {
+            return;
+        }
+        let fields = from.row_type.proto().columns.iter().map(|column| column.field);
+        let gone = fields.filter(|field| to.column_by_field(*field).is_none());
+        table.dropped.extend(gone.map(|field| (field, table.generation)));
     }
 
     /// A table that has not been seen before takes the place of others of its name.
@@ -209,7 +222,11 @@ impl Mirror {
             Some(mut table) if chunk.closes => {
                 if let Some(generation) = self.confirmed(&chunk) {
                     self.forget_former(&mut table);
-                    table.verified = chunk.fingerprint;
+                    // What has been dropped since it began may have been read before that.
+                    table.dropped.retain(|_, dropped| *dropped >= generation);
+                    let known = self.row_types.get(&table.row_type);
+                    let is_told = known.is_none_or(|known| !table.has_dropped(&known.row_type));
+                    table.verified = if is_told { chunk.fingerprint } else { String::new() };
                     table.generation_min = table.generation_min.max(generation);
                     self.stage_table(table);
                 }

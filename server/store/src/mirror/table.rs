@@ -57,6 +57,10 @@ pub(crate) struct Table {
     /// Another table has its name by now: it is gone, or has one that is not known yet.
     #[prost(bool, tag = "13")]
     pub(crate) displaced: bool,
+    /// Columns that a row type lacked which came behind one that had them, by field, with the generation of then: who holds rows
+    /// has dropped their values. Where one is there again, every row is told.
+    #[prost(btree_map = "uint32, uint32", tag = "14")]
+    pub(crate) dropped: BTreeMap<u32, u32>,
 }
 
 impl Table {
@@ -77,6 +81,11 @@ impl Table {
     /// Is it known under this row type, and under this name?
     pub(crate) fn is_known_as(&self, row_type: u32, name: &str) -> bool {
         self.row_type == row_type && self.name == name && !self.displaced
+    }
+
+    /// Has the row type a column whose values who holds rows has dropped?
+    pub(crate) fn has_dropped(&self, row_type: &RowType) -> bool {
+        self.dropped.keys().any(|field| row_type.column_by_field(*field).is_some())
     }
 
     pub(crate) fn rows(&self) -> Bytes {

@@ -48,7 +48,7 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         2 => proptest::sample::subsequence((0..TABLES).collect::<Vec<_>>(), 1..=TABLES).prop_map(Event::SnapshotBegin),
         8 => (1_u8..7).prop_map(Event::Chunk),
         3 => prop::bool::weighted(0.1).prop_map(|abandon| Event::SnapshotEnd { abandon }),
-        1 => (0..TABLES).prop_map(Event::Alter),
+        1 => (0..TABLES, any::<bool>()).prop_map(|(table, forgets)| Event::Alter { table, forgets }),
         1 => (0..TABLES).prop_map(Event::Recreate),
         1 => (0..TABLES, 0_u8..12).prop_map(|(table, id)| Event::Lose(table, id)),
         1 => (0..TABLES, 0_u8..12).prop_map(|(table, id)| Event::Gain(table, id)),
@@ -205,8 +205,8 @@ impl Server {
         let rows: Vec<_> = self.reader.scan(table.oid).unwrap().map(Result::unwrap).collect();
         assert_eq!(rows.len(), table.held.len(), "{at} {position}");
         for (row, (id, held)) in rows.iter().zip(by_key(table)) {
-            assert_eq!(row.row_type, held.row_type);
-            let columns = if held.values.2.is_some() || held.row_type == table.row_type { table.columns } else { 3 };
+            let (row_type, columns) = table.announced;
+            assert_eq!(row.row_type, row_type);
             assert!(row.row[..] == encode(columns, id, Some(&held.values), false), "{at} {id} {position}");
             assert_eq!(!row.missing.is_empty(), held.big_missing);
             let (at, got) = self.reader.get(table.oid, &encode(1, id, None, false)).unwrap();

@@ -1,6 +1,6 @@
 //! A source with a few tables, the records that it makes, and what a mirror must make of them: rows, and filled changes.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use bytes::BytesMut;
 use prost::Message as _;
@@ -13,7 +13,7 @@ use tidegate_schema::{
 
 use super::super::snapshots::ChunkTable;
 
-/// Of the columns id (the key), a, big (may be left unchanged) and, from the second row type on, c. Not in column order.
+/// Of the columns id (the key), a, big (may be left unchanged) and, in some row types, c. Not in column order.
 pub(crate) const FIELDS: [u32; 4] = [3, 1, 2, 5];
 pub(crate) const TABLES: usize = 3;
 
@@ -50,8 +50,12 @@ pub(crate) enum Event {
     SnapshotEnd {
         abandon: bool,
     },
-    /// The table's row type gets another column.
-    Alter(usize),
+    /// The table's row type gets another column, or loses it; what it holds may be there when it comes back, as where a publication
+    /// has stopped to send it.
+    Alter {
+        table: usize,
+        forgets: bool,
+    },
     /// The table is dropped and created.
     Recreate(usize),
     /// The source's row goes without a record.
@@ -67,7 +71,7 @@ pub(crate) type Values = (Option<String>, Option<String>, Option<String>);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Held {
     pub(crate) values: Values,
-    pub(crate) row_type: u32,
+    columns: usize,
     pub(crate) big_missing: bool,
     generation: u32,
 }
@@ -84,8 +88,12 @@ pub(crate) struct Table {
     generation: u32,
     passes: BTreeMap<u32, u32>,
     known: bool,
+    /// The other row type that it has had.
+    other: Option<u32>,
     /// The row type that the mirror has heard of last, and its columns.
-    announced: (u32, usize),
+    pub(crate) announced: (u32, usize),
+    /// The generation in which the mirror has heard that c was gone.
+    dropped: Option<u32>,
     /// It has taken the place of a complete one, and is not complete.
     told: bool,
     /// The table that it takes the place of, until the mirror hears of it, and the passes that can complete that.
@@ -110,7 +118,6 @@ pub(crate) struct Model {
     /// The tables as they were at each end of something.
     pub(crate) states: BTreeMap<Position, Vec<Table>>,
     pub(crate) row_types: BTreeMap<u32, v1::RowType>,
-    announced: BTreeSet<u32>,
     passes: Vec<Pass>,
     next: (u64, u32, u32),
 }
@@ -184,7 +191,6 @@ impl Default for Model {
             filled: Vec::new(),
             states: BTreeMap::new(),
             row_types: BTreeMap::new(),
-            announced: BTreeSet::new(),
             passes: Vec::new(),
             next: (0x1000, 10, 1),
         };
@@ -204,10 +210,16 @@ impl Model {
             Event::SnapshotBegin(tables) => self.snapshot_begin(tables),
             Event::Chunk(keys) => self.chunk(usize::from(*keys)),
             Event::SnapshotEnd { abandon } => self.snapshot_end(*abandon),
-            Event::Alter(at) if self.tables[*at].columns == 4 => {}
-            Event::Alter(at) => {
-                self.next.1 += 1;
-                (self.tables[*at].row_type, self.tables[*at].columns) = (self.next.1, 4);
+            Event::Alter { table: at, forgets } => {
+                let table = &mut self.tables[*at];
+                let row_type = table.other.unwrap_or_else(|| {
+                    self.next.1 += 1;
+                    self.next.1
+                });
+                table.other = Some(std::mem::replace(&mut table.row_type, row_type));
+                table.columns = if table.columns == 3 { 4 } else { 3 };
+                let forgotten = table.source.values_mut().filter(|_| *forgets);
+                forgotten.for_each(|values| values.2 = None);
                 self.describe(*at);
             }
             Event::Recreate(at) => {
@@ -251,13 +263,18 @@ impl Model {
     }
 
     fn announce(&mut self, at: usize, position: Position) {
-        let row_type = self.tables[at].row_type;
-        self.tables[at].announced = (row_type, self.tables[at].columns);
-        if self.announced.insert(row_type) {
-            let bytes = self.row_types[&row_type].encode_to_vec();
-            self.know(at);
-            self.mark(position, Kind::RowType, row_type, bytes);
+        let table = &mut self.tables[at];
+        let before = std::mem::replace(&mut table.announced, (table.row_type, table.columns));
+        if before == table.announced {
+            return;
         }
+        if before.1 > table.columns {
+            table.dropped = Some(table.generation);
+        }
+        let row_type = table.row_type;
+        let bytes = self.row_types[&row_type].encode_to_vec();
+        self.know(at);
+        self.mark(position, Kind::RowType, row_type, bytes);
     }
 
     /// The mirror comes across the table.
@@ -291,7 +308,7 @@ impl Model {
             let c = (columns > 3).then(|| "c".to_owned());
             (values.0, values.1, c)
         };
-        let held = |values: &Values| Held { values: values.clone(), row_type, big_missing: false, generation };
+        let held = |values: &Values| Held { values: values.clone(), columns, big_missing: false, generation };
         let (raw, filled) = match step {
             Step::Insert { id: key, value, big: large } => {
                 let (key, values) = (id(*key), with_c((Some(format!("a {value}")), big(*large))));
@@ -370,7 +387,7 @@ impl Model {
         let same = *oid == table.oid;
         let from = cursor.take().unwrap_or_default();
         let rows: Vec<(String, Values)> =
-            table.source.range(from..).take(keys + 1).map(|(key, values)| (key.clone(), values.clone())).collect();
+            table.source.range(from..).take(keys + 1).map(|(key, values)| (key.clone(), table.sent(values))).collect();
         *cursor = rows.get(keys).map(|(key, _)| key.clone());
         let done = cursor.is_none();
         if !same {
@@ -381,8 +398,8 @@ impl Model {
         for (key, values) in rows.iter().take(keys) {
             self.announce(at, position);
             let table = &mut self.tables[at];
-            let (row_type, generation) = (table.row_type, table.generation);
-            let held = Held { values: values.clone(), row_type, big_missing: false, generation };
+            let (row_type, columns, generation) = (table.row_type, table.columns, table.generation);
+            let held = Held { values: values.clone(), columns, big_missing: false, generation };
             let correction = table.correction(key, values);
             table.held.insert(key.clone(), held);
             let row = encode(table.columns, key, Some(values), false);
@@ -435,7 +452,8 @@ impl Model {
         let position = self.position(SNAPSHOT_ORDINAL);
         self.mark(position, Kind::Begin, number, Vec::new());
         let table = &mut self.tables[at];
-        if let Some(generation) = table.passes.get(&number).copied().filter(|_| table.is_corrected()) {
+        let pass = table.passes.get(&number).copied();
+        if let Some(generation) = pass.filter(|_| table.is_corrected()) {
             let (row_type, columns) = table.announced;
             let mut gone: Vec<_> = table.held.extract_if(.., |_, held| held.generation < generation).collect();
             gone.sort_by_key(|(key, _)| encode(1, key, None, false));
@@ -448,6 +466,10 @@ impl Model {
                 self.filled.extend(Parts { old, old_kind, ..Parts::of(Op::Delete, row_type) }.records(position));
             }
         }
+        if let Some(generation) = pass {
+            let table = &mut self.tables[at];
+            table.dropped = table.dropped.filter(|dropped| *dropped >= generation);
+        }
         let (name, table_oid) = (table_name(at), self.tables[at].oid);
         let (schema, table) = (name.schema, name.table);
         let cursor = ChunkTable { snapshot: number, table_oid, schema, table, closes: true, ..ChunkTable::default() };
@@ -459,6 +481,11 @@ impl Model {
 impl Table {
     fn is_corrected(&self) -> bool {
         self.complete || self.told || self.generation > 2
+    }
+
+    /// What is sent of a row.
+    fn sent(&self, (a, big, c): &Values) -> Values {
+        (a.clone(), big.clone(), c.clone().filter(|_| self.columns > 3))
     }
 
     /// What those are told who have what the mirror has.
@@ -475,7 +502,8 @@ impl Table {
             return Some(update);
         }
         let old = encode(self.columns, key, Some(&held.values), false);
-        (old != update.row).then_some(Parts { old, old_kind: OldKind::Full, ..update })
+        let is_back = self.dropped.is_some() && self.columns > 3;
+        (old != update.row || is_back).then_some(Parts { old, old_kind: OldKind::Full, ..update })
     }
 
     fn update(&mut self, old: (&str, &Values), new: (&str, &Values), keeps: bool) -> (Parts, Parts) {
@@ -505,7 +533,8 @@ impl Table {
             }
         }
         self.held.remove(old.0);
-        self.held.insert(new.0.to_owned(), Held { values, row_type, big_missing: missing, generation });
+        let columns = self.columns;
+        self.held.insert(new.0.to_owned(), Held { values, columns, big_missing: missing, generation });
         (raw, filled)
     }
 
@@ -519,7 +548,7 @@ impl Table {
 
     fn fill_old(&self, key: &str, filled: &mut Parts) {
         let Some(held) = self.held.get(key) else { return };
-        let knows_c = self.columns == 3 || held.row_type >= self.row_type;
+        let knows_c = self.columns <= held.columns;
         if self.complete && !held.big_missing && knows_c && !self.full {
             filled.old = encode(self.columns, key, Some(&held.values), false);
             filled.old_kind = OldKind::Full;
