@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
-use tidegate_client::{SnapshotPart, SnapshotRows, SnapshotState, Start};
+use tidegate_client::{MirrorState, SnapshotPart, SnapshotRows, SnapshotState, SourceStatus, Start};
 use tidegate_integration_tests::{Arrival, Cluster, Copier, Database, Seed, Server, ServerConfig, Writers, within};
 
 /// A table `t`, and a server that reads 500 rows of it a second, whose control database is elsewhere.
@@ -184,6 +184,59 @@ async fn who_starts_from_a_snapshot_that_runs_shares_it() -> Result<()> {
         Ok((read == 3000).then_some(()))
     })
     .await
+}
+
+/// The server asks for a table's mirror, and someone subscribes before that snapshot has begun.
+async fn subscribed_before_it_begins(table: &str, sql: &str) -> Result<(Server, Copier)> {
+    let cluster = Cluster::shared().await?;
+    let database = cluster.database(&format!("shared_begin_{table}")).await?;
+    let control = cluster.database(&format!("shared_begin_{table}_control")).await?;
+    database.execute(sql).await?;
+    let mut config = ServerConfig::of(database.url());
+    config.lines.push(format!("control: {{url: '{}'}}", control.url()));
+    let mut server = Server::start(config).await?;
+    server.streaming().await?;
+    server.terminate().await?;
+    // Nothing is known of the table any more, and what is asked for cannot be recorded.
+    std::fs::remove_dir_all(server.scratch("data"))?;
+    control.execute("begin; lock table tidegate.snapshot in share row exclusive mode").await?;
+    server.config_mut().source_lines.push(format!("mirror: [{table}]"));
+    server.launch().await?;
+    within("the server to ask", || async {
+        let waits = "select count(*) filter (where not granted)::text from pg_locks where relation = 'tidegate.snapshot'::regclass";
+        Ok(control.text(waits).await?.is_some_and(|count| count == "1").then_some(()))
+    })
+    .await?;
+    let mut copier = Copier::new(&server.endpoint(), &[table], Start::Snapshot);
+    // Until it begins, nothing tells that it is waited for.
+    ensure!(tokio::time::timeout(Duration::from_secs(2), copier.until_open()).await.is_err(), "it has begun");
+    control.execute("commit").await?;
+    copier.until_snapshot_end().await?;
+    let count = server.client().await?.snapshots("").await?.len();
+    ensure!(count == 1, "{table} is read {count} times");
+    Ok((server, copier))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_starts_from_a_snapshot_that_has_not_begun_shares_it() -> Result<()> {
+    let sql = "create table t (id int primary key); insert into t select generate_series(1, 100)";
+    let (server, copier) = subscribed_before_it_begins("t", sql).await?;
+    ensure!(copier.replica.table("public.t").len() == 100);
+    let is_complete = |status: &SourceStatus| status.mirror.iter().any(|of| of.state() == MirrorState::Complete);
+    server.until("shop", "a complete mirror", is_complete).await?;
+    Ok(())
+}
+
+/// The server is refused it, since what has no key has no mirror, and who has joined it receives it.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_starts_from_a_snapshot_that_is_refused_to_others_receives_it() -> Result<()> {
+    let sql = "create table keyless (v int); alter table keyless replica identity full;
+        insert into keyless select generate_series(1, 100)";
+    let (server, copier) = subscribed_before_it_begins("keyless", sql).await?;
+    ensure!(copier.replica.counts("public.keyless").len() == 100);
+    let is_refused = |status: &SourceStatus| status.mirror.iter().any(|of| of.state() == MirrorState::Unsupported);
+    server.until("shop", "a table that cannot be mirrored", is_refused).await?;
+    Ok(())
 }
 
 /// Of tables that are truncated at once, each read tells that its table is not what it was planned as.

@@ -142,12 +142,14 @@ type Waiting = Vec<Waits>;
 /// Who waits, and since when.
 struct Waits {
     since: Instant,
+    /// Would have tables without a key refused.
+    keyed_only: bool,
     reply: oneshot::Sender<Result<Started, SnapshotError>>,
 }
 
 impl Waits {
-    fn new(reply: oneshot::Sender<Result<Started, SnapshotError>>) -> Self {
-        Waits { since: Instant::now(), reply }
+    fn new(reply: oneshot::Sender<Result<Started, SnapshotError>>, keyed_only: bool) -> Self {
+        Waits { since: Instant::now(), keyed_only, reply }
     }
 }
 
@@ -287,13 +289,13 @@ impl Coordinator {
         let Some(epoch) = epoch.filter(|_| self.is_loaded) else {
             return drop(reply.send(Err(SnapshotError::NotConnected)));
         };
-        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&spec, keyed_only)) {
+        if let Some(same) = self.passes.values().find(|pass| pass.can_be_joined(&spec)) {
             match same.after() {
                 Some(after) => drop(reply.send(Ok(Started { snapshot: same.number(), after }))),
                 None => {
                     let waiting = self.waiting.entry(same.number()).or_default();
                     waiting.retain(|waits| !waits.reply.is_closed());
-                    waiting.push(Waits::new(reply));
+                    waiting.push(Waits::new(reply, keyed_only));
                 }
             }
             return;
@@ -306,8 +308,10 @@ impl Coordinator {
             Ok(job) => {
                 let (snapshot, tables, parts) = (job.snapshot, spec.tables.len(), spec.parts.len());
                 info!(source = %self.context.source, snapshot, tables, parts, "a snapshot starts");
-                self.waiting.entry(job.snapshot).or_default().push(Waits::new(reply));
-                self.passes.insert(job.snapshot, Pass::new(job, None).keyed_only(keyed_only));
+                self.waiting.entry(job.snapshot).or_default().push(Waits::new(reply, keyed_only));
+                let mut pass = Pass::new(job, None);
+                pass.set_keyed_only(keyed_only);
+                self.passes.insert(pass.number(), pass);
             }
             Err(error) => drop(reply.send(Err(error.into()))),
         }
@@ -461,12 +465,22 @@ impl Coordinator {
                 self.waiting.insert(snapshot, waiting.into_iter().filter(|waits| !waits.reply.is_closed()).collect());
             }
             Retry::Never | Retry::Reset => {
+                // Some of those who wait may have joined one that others would have refused.
+                let is_refused = |waits: &Waits| waits.keyed_only || !pass.is_keyed_only();
+                let (refused, others): (Waiting, Waiting) = match &error {
+                    SnapshotError::Keyless(_) => waiting.into_iter().partition(is_refused),
+                    _ => (waiting, Waiting::new()),
+                };
                 let mut error = Some(error);
-                for Waits { reply, .. } in waiting {
+                for Waits { reply, .. } in refused {
                     let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));
                     drop(reply.send(Err(error)));
                 }
-                self.fail(snapshot, detail).await;
+                if others.is_empty() {
+                    return self.fail(snapshot, detail).await;
+                }
+                pass.set_keyed_only(false);
+                self.waiting.insert(snapshot, others);
             }
         }
     }

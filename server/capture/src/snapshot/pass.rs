@@ -127,19 +127,22 @@ impl Pass {
     }
 
     /// It refuses tables without a key, or does not. Once it has begun, it makes no difference.
-    pub(crate) fn keyed_only(self, keyed_only: bool) -> Self {
-        Pass { keyed_only, ..self }
+    pub(crate) fn set_keyed_only(&mut self, keyed_only: bool) {
+        self.keyed_only = keyed_only;
     }
 
-    /// May whoever asks for this join it, who would have tables without a key refused, or not? Who asks for one that others are to
-    /// receive must not get one that they do not: a subscription that was opened behind its begin would wait for it in vain.
-    pub(crate) fn can_be_joined(&self, spec: &SnapshotSpec, keyed_only: bool) -> bool {
+    pub(crate) fn is_keyed_only(&self) -> bool {
+        self.keyed_only
+    }
+
+    /// May whoever asks for this join it? Who asks for one that others are to receive must not get one that they do not: a subscription
+    /// that was opened behind its begin would wait for it in vain.
+    pub(crate) fn can_be_joined(&self, spec: &SnapshotSpec) -> bool {
         let has_begun = self.after.is_some() || self.stage != Stage::Idle;
-        let refuses_more = self.keyed_only && !keyed_only && self.after.is_none();
         let is_running = self.job.state == JobState::Running && self.abandoned.is_none();
         let is_same = self.job.tables == spec.tables && self.job.parts == spec.parts;
         let is_received = !spec.ad_hoc || (self.job.ad_hoc && !has_begun);
-        is_running && is_same && !refuses_more && is_received
+        is_running && is_same && is_received
     }
 
     /// As it was asked for, and whether a table without a key is refused.
