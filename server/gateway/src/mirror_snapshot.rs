@@ -11,6 +11,8 @@
 //! Before, the subscription has received every change up to that place; behind it, it receives every later one. So once a
 //! range has been read it is what the table holds, whatever happens to it, and at the last chunk all of it is.
 //!
+//! Whoever selects shapes only holds nothing before the first chunk: what has happened up to there is passed over.
+//!
 //! **Bounded.** A chunk is read when the subscription asks for more, and nothing is held between two but a key: no rows, no
 //! snapshot of the mirror's engine, no place in the log other than the subscription's. The price is that positions differ from chunk to
 //! chunk, so that reads and changes mix, as in every other snapshot. A row that is larger than a chunk is held whole.
@@ -43,12 +45,14 @@ use crate::{
     config::GatewayConfig,
     held::{Comparing, Differing, Incomparable},
     incoming::Interrupted,
+    selection::Plan,
     source::Source,
     status::GatewayError,
 };
 
 pub(crate) use marks::{first_chunk, has_room, is_of_mirror, is_within, log_position, number, opened, read_from, turn};
 pub(crate) use restated::{LogPlace, Restated};
+use wanted::Sieve;
 pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
 
@@ -91,6 +95,9 @@ pub(crate) struct MirrorStart {
     /// Where the log ends.
     pub(crate) head: Position,
     pub(crate) tables: Vec<Wanted>,
+    pub(crate) plan: Arc<Plan>,
+    /// Nothing that happens before the first row concerns the client.
+    pub(crate) passes_over: bool,
     /// Of this connection.
     pub(crate) first_chunk: u32,
     /// Where to say what stands elsewhere in the log.
@@ -116,6 +123,8 @@ pub(crate) struct MirrorSnapshot {
     comparing: Option<(Box<Comparing>, VecDeque<Wanted>)>,
     /// What of them is put in; None for all.
     differing: Option<Box<Differing>>,
+    plan: Arc<Plan>,
+    passes_over: bool,
     weaving: Weaving,
     restated: Restated,
     /// Woven, and not handed out.
@@ -126,7 +135,8 @@ impl MirrorSnapshot {
     /// None where the source has no mirror.
     pub(crate) fn new(source: &Arc<Source>, start: MirrorStart) -> Option<Self> {
         let mirror = source.handle.mirror.clone()?;
-        let MirrorStart { epoch, snapshot, after, head, tables, first_chunk, restated, comparing } = start;
+        let MirrorStart { epoch, snapshot, after, head, tables, plan, passes_over, .. } = start;
+        let MirrorStart { first_chunk, restated, comparing, .. } = start;
         let tables: VecDeque<Wanted> = tables.into();
         let weaving = Weaving::new(snapshot, (after, head), first_chunk, restated.clone());
         let comparing = comparing.map(|comparing| (Box::new(comparing), tables.clone()));
@@ -142,6 +152,8 @@ impl MirrorSnapshot {
             comparing,
             differing: None,
             woven: VecDeque::new(),
+            plan,
+            passes_over,
             weaving,
             restated,
         };
@@ -179,7 +191,7 @@ impl MirrorSnapshot {
             } else if self.weaving.needs_log() || !self.is_current() {
                 self.weave(&reader.next().await?);
             } else if !self.reading.is_empty() || self.mirror_has_come(reader).await? {
-                self.read_chunk().await?;
+                self.read_chunk(reader).await?;
             }
         }
     }
@@ -257,7 +269,7 @@ impl MirrorSnapshot {
         }
     }
 
-    async fn read_chunk(&mut self) -> Result<(), Interrupted> {
+    async fn read_chunk(&mut self, reader: &mut Reader) -> Result<(), Interrupted> {
         let Some(RowChunk { position, mut rows, .. }) = self.next_chunk().await? else { return Ok(()) };
         if let Some(differing) = &mut self.differing {
             let wanted = rows.iter().map(|row| differing.wants(row)).collect::<Result<Vec<bool>, _>>();
@@ -274,6 +286,9 @@ impl MirrorSnapshot {
                 Err(_) => {}
             }
         }
+        if self.passes_over && self.weaving.pass_over(position) {
+            reader.pass_over(position)?;
+        }
         let chunk = Chunk { position, rows, is_last: self.tables.is_empty() };
         self.woven.extend(self.weaving.chunk(chunk));
         Ok(())
@@ -284,13 +299,15 @@ impl MirrorSnapshot {
         let Some(table) = self.tables.front() else { return Ok(None) };
         if self.reading.is_empty() {
             let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
+            // What is compared is looked at as a whole.
+            let sieve = self.comparing.is_none().then(|| Sieve::new(&self.source, &self.plan));
             let reads = Arc::clone(&self.source.mirror_reads);
             self.reading.spawn(async move {
                 let permit = reads.acquire_owned().await;
                 let read = move || {
                     // A thread goes on when nobody waits for it any more.
                     let _until_read = permit;
-                    table.chunk(&mirror, behind.as_deref(), CHUNK_BYTES)
+                    table.chunk(&mirror, behind.as_deref(), (CHUNK_BYTES, sieve.as_ref()))
                 };
                 tokio::task::spawn_blocking(read)
                     .await

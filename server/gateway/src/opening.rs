@@ -158,8 +158,20 @@ impl Opening {
             Some(tables) => {
                 let tables = narrowed(tables, &plan, &source).await;
                 let comparing = self.held.and_then(|held| Comparing::new(held, &plan, &source));
-                let restated = kept.restated();
-                Some(MirrorStart { epoch, snapshot, after, head, tables, first_chunk, restated, comparing })
+                let is_plain = |filter: &Filter| filter.shape().is_some_and(|shape| shape.subqueries().is_empty());
+                let passes_over = !self.snapshots && comparing.is_none() && plan.key.filters().iter().all(is_plain);
+                Some(MirrorStart {
+                    epoch,
+                    snapshot,
+                    after,
+                    head,
+                    tables,
+                    plan: Arc::clone(&plan),
+                    passes_over,
+                    first_chunk,
+                    restated: kept.restated(),
+                    comparing,
+                })
             }
             None => None,
         };

@@ -73,6 +73,23 @@ impl Reader {
         Place(self.visible.borrow().end)
     }
 
+    /// Passes over all up to this position; a transaction counts as a whole ([`Position::as_resume_point`]).
+    ///
+    /// # Errors
+    /// [`ReadError::TooOld`].
+    pub fn pass_over(&mut self, position: Position) -> Result<(), ReadError> {
+        let after = position.as_resume_point();
+        if after > self.after {
+            let at = self.log.locate(after)?;
+            self.after = after;
+            if at > self.at {
+                (self.at, self.passed) = (at, at);
+                (self.read, self.reading) = (VecDeque::new(), JoinSet::new());
+            }
+        }
+        Ok(())
+    }
+
     /// The next block; waits at the end of the changelog. A block ends with a commit or progress, or lies within a
     /// transaction whose commit is to be had from the blocks that follow without waiting for the source. Records at and
     /// before the position that the reader was made with may still be in the first block. Cancel safe.

@@ -400,11 +400,11 @@ mod tests {
         let own = SnapshotSpec::of_tables(job.tables.clone());
         let for_others = SnapshotSpec { ad_hoc: true, ..own.clone() };
         let mut pass = Pass::new(job.clone(), None);
-        assert!(pass.can_be_joined(&for_others, false) && pass.can_be_joined(&own, false));
+        assert!(pass.can_be_joined(&for_others) && pass.can_be_joined(&own));
         assert!(matches!(pass.next_step(Instant::now(), true), Some(Step::Begin)));
-        assert!(!pass.can_be_joined(&for_others, false) && pass.can_be_joined(&own, false));
+        assert!(!pass.can_be_joined(&for_others) && pass.can_be_joined(&own));
         let resume = SnapshotResume { begin: Position::new(tidegate_model::Lsn(8), 1 << 31), tables: Vec::new() };
         let taken_up = Pass::new(job, Some(resume));
-        assert!(!taken_up.can_be_joined(&for_others, false) && taken_up.can_be_joined(&own, false));
+        assert!(!taken_up.can_be_joined(&for_others) && taken_up.can_be_joined(&own));
     }
 }

@@ -11,13 +11,13 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use tidegate_model::TableName;
+use tidegate_model::{Position, TableName};
 use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
-use tidegate_store::{IndexId, MirrorError, MirrorReader, RowChunk, Rows, Scan};
+use tidegate_store::{IndexId, MirrorError, MirrorReader, MirrorRow, RowChunk, Rows, Scan, Store};
 use tidegate_views::Pinned;
 
 use crate::{
-    selection::{Filter, Plan, RowTypeLookup as _},
+    selection::{Deliver, Filter, Plan, RowTypeLookup as _},
     shape::ShapeFilter,
     source::Source,
 };
@@ -103,12 +103,16 @@ impl Wanted {
         &self,
         mirror: &MirrorReader,
         behind: Option<&[u8]>,
-        byte_count: usize,
+        (byte_count, sieve): (usize, Option<&Sieve>),
     ) -> Result<RowChunk, MirrorError> {
-        match self.index(mirror)? {
-            Some((index, value)) => mirror.lookup_chunk(index, value, behind, byte_count),
-            None => mirror.chunk(self.table_oid, behind, byte_count),
+        if let Some((index, value)) = self.index(mirror)? {
+            return mirror.lookup_chunk(index, value, behind, byte_count);
         }
+        let mut chunk = mirror.chunk(self.table_oid, behind, byte_count)?;
+        if let Some(sieve) = sieve {
+            chunk.rows.retain(|row| sieve.passes(row, chunk.position));
+        }
+        Ok(chunk)
     }
 
     /// All of the rows at one position. Blocks the thread.
@@ -134,6 +138,30 @@ impl Wanted {
             Some((index.id, value))
         });
         Ok(found)
+    }
+}
+
+/// Holds back rows that no selection has, before they are copied. What it cannot judge it lets pass.
+pub(super) struct Sieve {
+    plan: Arc<Plan>,
+    store: Store,
+}
+
+impl Sieve {
+    pub(super) fn new(source: &Source, plan: &Arc<Plan>) -> Self {
+        Sieve { plan: Arc::clone(plan), store: source.handle.store.clone() }
+    }
+
+    fn passes(&self, row: &MirrorRow, position: Position) -> bool {
+        let Ok(routing) = self.plan.routing(row.row_type, &self.store) else { return true };
+        let filters = self.plan.key.filters();
+        filters.iter().zip(&routing.deliver).any(|(filter, deliver)| match deliver {
+            Deliver::Skip => false,
+            Deliver::Shape(route) if filter.shape().is_some_and(|shape| shape.subqueries().is_empty()) => {
+                route.has(row, position).unwrap_or(true)
+            }
+            Deliver::Whole | Deliver::Columns(_) | Deliver::Shape(_) => true,
+        })
     }
 }
 

@@ -1,7 +1,7 @@
 //! Puts chunks of the mirror into the log, each behind the transactions that it has seen and before all others.
 //!
 //! Invariants: a chunk that was taken is put in before the next is wanted; nothing is put into the middle of a transaction; what
-//! is given out never goes back. What other snapshots have is passed on, since it corrects rows that have been given out, at positions
+//! is given out never goes back; what happens before the first row is given out may be passed over. What other snapshots have is passed on, since it corrects rows that have been given out, at positions
 //! among those of our chunks. Of what they have at the LSN of a token some may come again, in order: it is what the client has, or
 //! what the rows become that are read once more. Pure.
 
@@ -43,6 +43,10 @@ pub(super) struct Weaving {
     first_chunk: u32,
     /// Waits until the log has come so far.
     pending: Option<Chunk>,
+    /// What the log has up to here has been passed over.
+    passed_over: Position,
+    /// Nothing of the log and no row has been given out, to this client or on an earlier connection.
+    is_fresh: bool,
     /// A transaction, message or chunk has begun and not ended.
     is_within: bool,
     /// Where the chunk of another snapshot is put that has begun and not ended.
@@ -67,6 +71,8 @@ impl Weaving {
             last: after,
             first_chunk,
             pending: None,
+            passed_over: Position::ZERO,
+            is_fresh: !marks::has_begun(after),
             is_within: false,
             passing: None,
             restated,
@@ -107,6 +113,16 @@ impl Weaving {
         marks::log_position(position) < self.at.max(self.had)
     }
 
+    /// Passes over what the log has up to a position, if nothing has been given out: who holds no row needs no change of one. False
+    /// where that cannot be.
+    pub(super) fn pass_over(&mut self, position: Position) -> bool {
+        if self.is_fresh {
+            self.passed_over = marks::log_position(position);
+            self.at = self.at.max(self.passed_over);
+        }
+        std::mem::take(&mut self.is_fresh)
+    }
+
     /// Has the log to go on before a chunk can be taken?
     pub(super) fn needs_log(&self) -> bool {
         self.is_within || self.pending.is_some()
@@ -120,6 +136,7 @@ impl Weaving {
     /// Takes a chunk, which is not older than what has been given out.
     pub(super) fn chunk(&mut self, chunk: Chunk) -> Option<Block> {
         let position = marks::log_position(chunk.position);
+        self.is_fresh = false;
         self.pending = Some(Chunk { position, ..chunk });
         let mut out = BlockBuilder::default();
         if position <= self.at {
@@ -131,8 +148,9 @@ impl Weaving {
     /// The next block of the log, with what belongs into it.
     pub(super) fn log(&mut self, block: &Block) -> Option<Block> {
         let mut out = BlockBuilder::default();
-        let start = self.start;
-        let is_new = |entry: &&Entry| entry.lsn > start || (entry.lsn == start && entry.is_of_snapshot());
+        let (start, passed_over) = (self.start, self.passed_over);
+        let is_behind = |entry: &Entry| entry.lsn > start || (entry.lsn == start && entry.is_of_snapshot());
+        let is_new = |entry: &&Entry| is_behind(entry) && entry.position() > passed_over;
         for entry in block.entries().iter().filter(is_new) {
             // All before this record has happened.
             let is_due = |chunk: &Chunk| chunk.position < entry.position();
@@ -148,6 +166,7 @@ impl Weaving {
         if !self.is_within && self.pending.as_ref().is_some_and(|chunk| chunk.position <= at) {
             self.put_pending(&mut out);
         }
+        self.is_fresh &= out.is_empty();
         (!out.is_empty()).then(|| out.finish())
     }
 
