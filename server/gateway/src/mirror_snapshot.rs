@@ -39,7 +39,11 @@ use std::{collections::VecDeque, sync::Arc};
 use bytes::Bytes;
 use tidegate_model::{Block, Epoch, Position, TableName};
 use tidegate_store::{MirrorError, MirrorReader, Reader, RowChunk};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::{OwnedSemaphorePermit, watch},
+    task::JoinSet,
+    time::timeout,
+};
 
 use crate::{
     config::GatewayConfig,
@@ -52,7 +56,7 @@ use crate::{
 
 pub(crate) use marks::{first_chunk, has_room, is_of_mirror, is_within, log_position, number, opened, read_from, turn};
 pub(crate) use restated::{LogPlace, Restated};
-use wanted::Sieve;
+use wanted::{Reading, Sieve};
 pub(crate) use wanted::{Wanted, narrowed};
 use weaving::{Chunk, Weaving};
 
@@ -118,7 +122,11 @@ pub(crate) struct MirrorSnapshot {
     /// Of the first of them, the last key that was read.
     behind: Option<Bytes>,
     /// The chunk that is being read, at most one. It outlives a `next` that is dropped.
-    reading: JoinSet<Result<RowChunk, MirrorError>>,
+    reading: JoinSet<Result<Option<RowChunk>, MirrorError>>,
+    /// To read a chunk without waiting for an index that is being built.
+    turn: Option<OwnedSemaphorePermit>,
+    /// Of the mirror: an index may have come to be complete.
+    changed: watch::Receiver<u64>,
     /// What is done before the snapshot begins, and the tables that are read then.
     comparing: Option<(Box<Comparing>, VecDeque<Wanted>)>,
     /// What of them is put in; None for all.
@@ -143,6 +151,8 @@ impl MirrorSnapshot {
         let mut starting = MirrorSnapshot {
             source: Arc::clone(source),
             positions: mirror.positions(),
+            changed: mirror.changed(),
+            turn: None,
             mirror,
             epoch,
             snapshot,
@@ -301,13 +311,16 @@ impl MirrorSnapshot {
             let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
             // What is compared is looked at as a whole.
             let sieve = self.comparing.is_none().then(|| Sieve::new(&self.source, &self.plan));
+            let turn = self.turn.take();
+            let how = Reading { byte_count: CHUNK_BYTES, sieve, has_turn: turn.is_some() };
+            self.changed.mark_unchanged();
             let reads = Arc::clone(&self.source.mirror_reads);
             self.reading.spawn(async move {
                 let permit = reads.acquire_owned().await;
                 let read = move || {
                     // A thread goes on when nobody waits for it any more.
-                    let _until_read = permit;
-                    table.chunk(&mirror, behind.as_deref(), (CHUNK_BYTES, sieve.as_ref()))
+                    let _until_read = (permit, turn);
+                    table.chunk(&mirror, behind.as_deref(), &how)
                 };
                 tokio::task::spawn_blocking(read)
                     .await
@@ -316,7 +329,16 @@ impl MirrorSnapshot {
         }
         let Some(read) = self.reading.join_next().await else { return Ok(None) };
         let chunk = match read.expect("reading neither panics nor is aborted") {
-            Ok(chunk) => chunk,
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => {
+                let turn = Arc::clone(&self.source.scan_turn).acquire_owned();
+                tokio::select! {
+                    biased;
+                    _changed = self.changed.changed() => {}
+                    turn = turn => self.turn = turn.ok(),
+                }
+                return Ok(None);
+            }
             // It is being opened again, and awaited; an index has given way to another.
             Err(MirrorError::Closed | MirrorError::IndexNotComplete) => return Ok(None),
             Err(error) => return Err(Interrupted::Mirror { snapshot: self.snapshot, error }),

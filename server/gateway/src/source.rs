@@ -133,6 +133,8 @@ pub(crate) struct Source {
     /// One for each read of the mirror that may be under way. Threads are left for the writer of the mirror, which builds the index
     /// that many readers wait for.
     pub(crate) mirror_reads: Arc<Semaphore>,
+    /// Who has it reads all rows of a table for those that an index will tell.
+    pub(crate) scan_turn: Arc<Semaphore>,
     pub(crate) sets: SetsOfSource,
     /// Bytes that the differences between definitions of named shapes may have that are being delivered.
     pub(crate) difference_bytes: Arc<Semaphore>,
@@ -146,6 +148,7 @@ impl Source {
         Source {
             router: Arc::new(Router::new(handle.store.clone(), Arc::clone(&metrics))),
             mirror_reads: Arc::new(Semaphore::new(MIRROR_READS)),
+            scan_turn: Arc::new(Semaphore::new(1)),
             handle,
             metrics,
             subscriptions: OpenSubscriptions::default(),

@@ -1,7 +1,8 @@
 //! Which rows of a table a snapshot out of the mirror reads: all, or where a shape's condition has a column equal to a value, those
 //! that an index of the mirror has for it.
 //!
-//! An index is asked for by the first shape that could use it; until it is complete, all rows are read. A table has so many; with more, one that
+//! An index is asked for by the first shape that could use it; until it is complete, all rows are read, by one at a time: many that read
+//! them all would keep it from being built, and each waits for its turn or for the index, whichever comes first. A table has so many; with more, one that
 //! is not used gives way to one that is asked for again and again. Rows are filtered behind this
 //! in any case, so more of them than are wanted do no harm.
 //!
@@ -98,21 +99,26 @@ impl Wanted {
         Ok(())
     }
 
-    /// The rows behind another chunk, or from the first on. Blocks the thread.
+    /// The rows behind another chunk, or from the first on; None where an index for them is being built, and it is nobody's turn to do
+    /// without. Blocks the thread.
     pub(super) fn chunk(
         &self,
         mirror: &MirrorReader,
         behind: Option<&[u8]>,
-        (byte_count, sieve): (usize, Option<&Sieve>),
-    ) -> Result<RowChunk, MirrorError> {
-        if let Some((index, value)) = self.index(mirror)? {
-            return mirror.lookup_chunk(index, value, behind, byte_count);
+        Reading { byte_count, sieve, has_turn }: &Reading,
+    ) -> Result<Option<RowChunk>, MirrorError> {
+        let way = self.way(mirror)?;
+        if let Way::Index(index, value) = way {
+            return mirror.lookup_chunk(index, value, behind, *byte_count).map(Some);
         }
-        let mut chunk = mirror.chunk(self.table_oid, behind, byte_count)?;
+        if way == Way::Coming && !has_turn {
+            return Ok(None);
+        }
+        let mut chunk = mirror.chunk(self.table_oid, behind, *byte_count)?;
         if let Some(sieve) = sieve {
             chunk.rows.retain(|row| sieve.passes(row, chunk.position));
         }
-        Ok(chunk)
+        Ok(Some(chunk))
     }
 
     /// All of the rows at one position. Blocks the thread.
@@ -123,22 +129,46 @@ impl Wanted {
 
     /// How they are found now. Blocks the thread.
     pub(crate) fn rows(&self, mirror: &MirrorReader) -> Result<Rows<'_>, MirrorError> {
-        let index = self.index(mirror)?;
-        Ok(index.map_or(Rows::Of(self.table_oid), |(index, value)| Rows::With(index, value)))
+        Ok(match self.way(mirror)? {
+            Way::Index(index, value) => Rows::With(index, value),
+            Way::Coming | Way::All => Rows::Of(self.table_oid),
+        })
     }
 
-    fn index(&self, mirror: &MirrorReader) -> Result<Option<(IndexId, &Bytes)>, MirrorError> {
+    fn way(&self, mirror: &MirrorReader) -> Result<Way<'_>, MirrorError> {
         if self.pinned.is_empty() {
-            return Ok(None);
+            return Ok(Way::All);
         }
-        let mut complete = mirror.indexes(self.table_oid)?;
-        complete.retain(|index| index.complete);
-        let found = self.pinned.iter().find_map(|(field, value)| {
-            let index = complete.iter().find(|index| index.fields == [*field])?;
-            Some((index.id, value))
+        let indexes = mirror.indexes(self.table_oid)?;
+        let mut serving = self.pinned.iter().filter_map(|(field, value)| {
+            let index = indexes.iter().find(|index| index.fields == [*field])?;
+            Some((index, value))
         });
-        Ok(found)
+        let complete = serving.clone().find(|(index, _)| index.complete);
+        Ok(match (complete, serving.next()) {
+            (Some((index, value)), _) => Way::Index(index.id, value),
+            (None, Some(_)) => Way::Coming,
+            (None, None) => Way::All,
+        })
     }
+}
+
+/// How a table's rows are found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way<'a> {
+    Index(IndexId, &'a [u8]),
+    /// An index for them is being built.
+    Coming,
+    All,
+}
+
+/// How a chunk is to be read.
+pub(super) struct Reading {
+    pub(super) byte_count: usize,
+    /// None to have all rows.
+    pub(super) sieve: Option<Sieve>,
+    /// Without waiting for an index.
+    pub(super) has_turn: bool,
 }
 
 /// Holds back rows that no selection has, before they are copied. What it cannot judge it lets pass.

@@ -158,6 +158,8 @@ impl Mirror {
             let through = self.transaction - u64::from(!self.read_view(|view| view.overlay.holds(self.transaction)));
             self.index_after.insert(number, through);
             self.indexes.insert(number, index);
+            // Readers may wait for it instead of doing without.
+            self.show_aside();
         }
         Ok(written)
     }
