@@ -32,7 +32,7 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 /// What each connection needs.
 #[derive(Clone)]
 struct Connections {
-    http2: http2::Builder<InPlace>,
+    tasks: TaskTracker,
     service: TowerToHyperService<Routes>,
     tls: Option<TlsAcceptor>,
     drain: Drain,
@@ -51,7 +51,7 @@ pub(crate) async fn serve(
     let cut_off = CancellationToken::new();
     let _cuts_off = cut_off.clone().drop_guard();
     let connections = Connections {
-        http2: settings(InPlace::new(tasks.clone())),
+        tasks: tasks.clone(),
         service: TowerToHyperService::new(routes.prepare()),
         tls: tls.map(TlsAcceptor::from),
         drain: drain.clone(),
@@ -135,16 +135,21 @@ impl Connections {
                 Err(_) => return tracing::debug!("a handshake took too long"),
             },
         };
-        let mut connection = std::pin::pin!(self.http2.serve_connection(TokioIo::new(socket), self.service));
-        let ended = tokio::select! {
-            ended = connection.as_mut() => ended,
-            () = self.drain.wait() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let executor = InPlace::new(self.tasks);
+        let connection = settings(executor.clone()).serve_connection(TokioIo::new(socket), self.service);
+        let served = async move {
+            let mut connection = std::pin::pin!(connection);
+            let ended = tokio::select! {
+                ended = connection.as_mut() => ended,
+                () = self.drain.wait() => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
+                }
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a connection ended with an error");
             }
         };
-        if let Err(error) = ended {
-            tracing::debug!(%error, "a connection ended with an error");
-        }
+        executor.connection(served).await;
     }
 }

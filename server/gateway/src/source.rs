@@ -22,8 +22,12 @@ use crate::{
     status::GatewayError,
 };
 
-/// Reads of a source's mirror at a time: more would not be quicker, since each keeps a core busy.
-const MIRROR_READS: usize = 4;
+/// Reads of a source's mirror at a time, each of which keeps a core busy: half of the cores are left to those who are served already.
+fn mirror_reads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    (cores / 2).max(1)
+}
+
 /// Of what named shapes that were defined anew bring to their subscriptions, at a time.
 const DIFFERENCE_BYTES: usize = 256 << 20;
 
@@ -147,7 +151,7 @@ impl Source {
     pub(crate) fn new(handle: SourceHandle, metrics: Arc<SourceMetrics>) -> Self {
         Source {
             router: Arc::new(Router::new(handle.store.clone(), Arc::clone(&metrics))),
-            mirror_reads: Arc::new(Semaphore::new(MIRROR_READS)),
+            mirror_reads: Arc::new(Semaphore::new(mirror_reads())),
             scan_turn: Arc::new(Semaphore::new(1)),
             handle,
             metrics,
