@@ -318,11 +318,11 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn no_wake_of_a_connection_is_lost_whoever_polls_it() {
-        const ROUNDS: usize = 10_000;
+        const ROUNDS: usize = 50_000;
         const STREAMS: usize = 6;
         let tasks = TaskTracker::new();
         let executor = InPlace::new(tasks.clone());
-        let (sender, mut sent) = tokio::sync::mpsc::unbounded_channel::<usize>();
+        let (sender, mut sent) = tokio::sync::mpsc::channel::<usize>(STREAMS + 1);
         let answers: Arc<Vec<Notify>> = Arc::new((0..=STREAMS).map(|_| Notify::new()).collect());
         let answering = Arc::clone(&answers);
         let driver = executor.connection(async move {
@@ -335,7 +335,7 @@ mod tests {
             let (sender, answers) = (sender.clone(), Arc::clone(&answers));
             let asks = async move {
                 for _ in 0..ROUNDS {
-                    sender.send(stream).expect("the connection lasts as long as who sends");
+                    sender.send(stream).await.expect("the connection lasts as long as who sends");
                     answers[stream].notified().await;
                 }
             };
