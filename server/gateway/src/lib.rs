@@ -21,7 +21,8 @@
 //! beyond its position and the block it is in, and no task runs for one: the connection pulls, the router runs for all of a source's, and a
 //! task for each shape that has subqueries, for all who have that open.
 //!
-//! `gateway` puts the services together, `connections` accepts who wants them, and `in_place` runs what a connection starts.
+//! `gateway` puts the services together, `connections` accepts who wants them, and `in_place` runs a connection and what
+//! it starts.
 //!
 //! It deliberately does not know PostgreSQL, and it does not write anything.
 
