@@ -184,6 +184,16 @@ const OPTIONAL: &[(&str, &[&str])] = &[
     ("public.citext[]", &["{A,\"\",NULL}"]),
     ("public.cube", &["(1,-0.5),(2,1e-300)"]),
     ("public.isbn13", &["978-0-393-04002-9"]),
+    ("public.geometry", &["POINT(1 -0.5)", "SRID=4326;POLYGON((0 0,1 0,1 1,0 0))", "POINT Z EMPTY"]),
+    ("public.geometry(Point,4326)", &["SRID=4326;POINT(1e-300 179.9999999999999)"]),
+    ("public.geometry[]", &["{POINT(1 2):NULL:LINESTRING(0 0,1 1)}", "{}"]),
+    ("public.geography", &["SRID=4326;POINT(-71.06 42.28)"]),
+    ("public.box2d", &["BOX(1 2,3 4)"]),
+    ("public.box3d", &["BOX3D(1 2 3,4 5 6)"]),
+    ("public.vector", &["[1,-0.5,1e-30]"]),
+    ("public.vector(3)[]", &["{\"[1,2,3]\",NULL}"]),
+    ("public.halfvec", &["[1,-0.5,0]"]),
+    ("public.sparsevec", &["{1:1,3:-2.5}/5"]),
 ];
 
 /// Those for which `=` is not defined: equal text has to do.
@@ -199,12 +209,14 @@ const WITHOUT_EQUALITY: &[&str] = &[
     "xml[]",
     "pg_snapshot",
     "public.lquery",
+    "public.box2d",
+    "public.box3d",
     "txid_snapshot",
     "refcursor",
 ];
 
-/// Extensions that bring a type; not every server has each.
-const EXTENSIONS: &[&str] = &["hstore", "ltree", "citext", "cube", "isn"];
+/// Extensions that bring a type; not every server has each: the last two are not PostgreSQL's own.
+const EXTENSIONS: &[&str] = &["hstore", "ltree", "citext", "cube", "isn", "postgis", "vector"];
 
 /// Creates the user-defined types, and the extensions that the server has.
 ///

@@ -323,9 +323,9 @@ impl MirrorKeeper {
             return (State::Unsupported, String::new(), REFUSED_RETRY);
         }
         let state = match error {
-            SnapshotError::Keyless(_) | SnapshotError::Read(SnapshotReadError::Unsupported { .. }) => {
-                State::Unsupported
-            }
+            SnapshotError::Keyless(_)
+            | SnapshotError::KeyLeftOut(_)
+            | SnapshotError::Read(SnapshotReadError::Unsupported { .. }) => State::Unsupported,
             SnapshotError::Read(_)
             | SnapshotError::Connect(_)
             | SnapshotError::Capture(_)

@@ -16,7 +16,7 @@ use std::{
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, TryLockError,
-        atomic::{AtomicU8, AtomicUsize, Ordering, fence},
+        atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering, fence},
     },
     task::{Context, Poll, Wake, Waker},
 };
@@ -92,6 +92,8 @@ struct Connection {
     /// None before it begins, and when it has ended.
     future: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
     bell: Arc<ConnectionBell>,
+    /// Its task has nothing more to do.
+    ended: AtomicBool,
 }
 
 impl Connection {
@@ -100,18 +102,23 @@ impl Connection {
         let waker = Waker::from(Arc::clone(&self.bell));
         for _ in 0..POLLS_MAX {
             fence(Ordering::SeqCst);
+            if self.ended.load(Ordering::SeqCst) {
+                return;
+            }
             let mut future = match self.future.try_lock() {
                 Ok(future) => future,
                 Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => return,
             };
             self.bell.state.swap(POLLED, Ordering::SeqCst);
+            let ends = EndsByPanic(self);
             let poll = future.as_mut().map(|future| future.as_mut().poll(&mut Context::from_waker(&waker)));
+            drop(ends);
             let ended = if poll.is_some_and(|poll| poll.is_ready()) { future.take() } else { None };
             let _woken = self.bell.state.compare_exchange(POLLED, WAITS, Ordering::SeqCst, Ordering::SeqCst);
             drop(future);
             if ended.is_some() {
-                self.bell.task.wake();
+                return self.end();
             }
             // Who has woken it while the lock was held may have found that.
             fence(Ordering::SeqCst);
@@ -122,8 +129,24 @@ impl Connection {
         self.bell.task.wake();
     }
 
+    fn end(&self) {
+        self.ended.store(true, Ordering::SeqCst);
+        self.bell.task.wake();
+    }
+
     fn locked(&self) -> MutexGuard<'_, Option<Pin<Box<dyn Future<Output = ()> + Send>>>> {
         self.future.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that panics has ended, whoever polled it.
+struct EndsByPanic<'a>(&'a Connection);
+
+impl Drop for EndsByPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.end();
+        }
     }
 }
 
@@ -137,11 +160,7 @@ impl Future for Driver {
         let Driver(connection) = &*self;
         connection.bell.task.register(cx.waker());
         connection.drive();
-        match connection.future.try_lock().as_deref() {
-            Ok(None) => Poll::Ready(()),
-            // Whoever polls it now tells when it has ended.
-            Ok(Some(_)) | Err(_) => Poll::Pending,
-        }
+        if connection.ended.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }
     }
 }
 
@@ -314,6 +333,31 @@ mod tests {
         wake();
         assert_eq!(wakes.0.load(Ordering::Relaxed), 1, "no stream is polled");
         assert!(Pin::new(&mut driver).poll(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    #[test]
+    fn a_connection_that_ends_or_panics_behind_its_stream_ends_its_task() {
+        for panics in [false, true] {
+            let wakes = Arc::new(Wakes::default());
+            let executor = InPlace::new(TaskTracker::new());
+            let mut polls = 0;
+            let connection = poll_fn(move |cx| {
+                polls += 1;
+                assert!(polls == 1 || !panics, "it panics");
+                cx.waker().wake_by_ref();
+                if polls == 1 + POLLS_MAX { Poll::Ready(()) } else { Poll::Pending }
+            });
+            let mut driver = executor.connection(connection);
+            let waker = Waker::from(Arc::clone(&wakes));
+            executor.connection.bell.task.register(&waker);
+            let drives = || drop(Helper::new(&executor.connection));
+            executor.connection.bell.state.store(WOKEN, Ordering::SeqCst);
+            let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(drives)).is_err();
+            assert_eq!(panicked, panics);
+            drives();
+            assert!(wakes.0.load(Ordering::Relaxed) >= 1);
+            assert!(Pin::new(&mut driver).poll(&mut Context::from_waker(&waker)).is_ready());
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -10,6 +10,7 @@ use tidegate_proto::v1::{
     self,
     mirror_difference::Kind,
     mirror_server::{Mirror, MirrorServer},
+    mirrored_table::State as MirrorState,
     snapshot_status::State,
 };
 use tidegate_store::{Compared, Difference, DifferenceKind, MirrorError, MirrorReader, Stage, Verification};
@@ -77,9 +78,21 @@ impl MirrorService {
             let detail = format!("snapshot {running} of table {table} is running; verify it after that");
             return Err(SnapshotError::Later { detail, retry_in: RUNNING_RETRY }.into());
         }
-        let verification = verification(mirror, table.clone()).await?;
+        let verification = verification(mirror, table.clone()).await.map_err(|error| never(&source, &table, error))?;
         let next_at = Instant::now() + INTERVAL;
         Ok(Verifying { source, verification, table, snapshot: 0, type_url, told: 0, next_at, is_done: false })
+    }
+}
+
+/// What is not complete, and as the table is never will be.
+fn never(source: &Source, table: &TableName, error: SnapshotError) -> SnapshotError {
+    let status = source.handle.status.borrow();
+    let of_table = status.mirror.iter().find(|of| of.table == table.to_string());
+    match (error, of_table.filter(|of| of.state() == MirrorState::Unsupported)) {
+        (SnapshotError::Later { .. }, Some(of)) => {
+            SnapshotError::Refused { detail: format!("table {table} cannot be mirrored: {}", of.detail) }
+        }
+        (error, _) => error,
     }
 }
 
@@ -93,10 +106,6 @@ async fn verification(mirror: MirrorReader, table: TableName) -> Result<Verifica
             // Nothing is known of a table before the mirror is open.
             Err(MirrorError::NotComplete(_) | MirrorError::Closed) => {}
             Err(error) => return Err(failed(error)),
-        }
-        let known = mirror.tables().map_err(failed)?;
-        if known.iter().any(|known| known.name == table && known.keyless) {
-            return Err(refused(format!("table {table} has no key, and therefore no mirror; give it a primary key")));
         }
         let detail = format!(
             "the mirror of table {table} is not complete yet; verify it when `tidegate status` says that it is"

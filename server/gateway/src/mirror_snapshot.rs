@@ -11,7 +11,8 @@
 //! Before, the subscription has received every change up to that place; behind it, it receives every later one. So once a
 //! range has been read it is what the table holds, whatever happens to it, and at the last chunk all of it is.
 //!
-//! Whoever selects shapes only holds nothing before the first chunk: what has happened up to there is passed over.
+//! Who selects shapes without subqueries, and says nothing of what it holds, has no row before the first chunk: what has happened up to there
+//! is passed over, unless a snapshot in the log reads the table, whose marks it has to be told.
 //!
 //! **Bounded.** A chunk is read when the subscription asks for more, and nothing is held between two but a key: no rows, no
 //! snapshot of the mirror's engine, no place in the log other than the subscription's. The price is that positions differ from chunk to
@@ -38,12 +39,8 @@ use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use tidegate_model::{Block, Epoch, Position, TableName};
-use tidegate_store::{MirrorError, MirrorReader, Reader, RowChunk};
-use tokio::{
-    sync::{OwnedSemaphorePermit, watch},
-    task::JoinSet,
-    time::timeout,
-};
+use tidegate_store::{MirrorError, MirrorReader, Reader, RowChunk, RowForm};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
 
 use crate::{
     config::GatewayConfig,
@@ -122,11 +119,7 @@ pub(crate) struct MirrorSnapshot {
     /// Of the first of them, the last key that was read.
     behind: Option<Bytes>,
     /// The chunk that is being read, at most one. It outlives a `next` that is dropped.
-    reading: JoinSet<Result<Option<RowChunk>, MirrorError>>,
-    /// To read a chunk without waiting for an index that is being built.
-    turn: Option<OwnedSemaphorePermit>,
-    /// Of the mirror: an index may have come to be complete.
-    changed: watch::Receiver<u64>,
+    reading: JoinSet<Result<RowChunk, MirrorError>>,
     /// What is done before the snapshot begins, and the tables that are read then.
     comparing: Option<(Box<Comparing>, VecDeque<Wanted>)>,
     /// What of them is put in; None for all.
@@ -151,8 +144,6 @@ impl MirrorSnapshot {
         let mut starting = MirrorSnapshot {
             source: Arc::clone(source),
             positions: mirror.positions(),
-            changed: mirror.changed(),
-            turn: None,
             mirror,
             epoch,
             snapshot,
@@ -280,7 +271,9 @@ impl MirrorSnapshot {
     }
 
     async fn read_chunk(&mut self, reader: &mut Reader) -> Result<(), Interrupted> {
-        let Some(RowChunk { position, mut rows, .. }) = self.next_chunk().await? else { return Ok(()) };
+        let Some(RowChunk { position, mut rows, is_being_read, .. }) = self.next_chunk().await? else {
+            return Ok(());
+        };
         if let Some(differing) = &mut self.differing {
             let wanted = rows.iter().map(|row| differing.wants(row)).collect::<Result<Vec<bool>, _>>();
             match wanted {
@@ -296,7 +289,7 @@ impl MirrorSnapshot {
                 Err(_) => {}
             }
         }
-        if self.passes_over && self.weaving.pass_over(position) {
+        if self.passes_over && !is_being_read && self.weaving.pass_over(position) {
             reader.pass_over(position)?;
         }
         let chunk = Chunk { position, rows, is_last: self.tables.is_empty() };
@@ -309,36 +302,22 @@ impl MirrorSnapshot {
         let Some(table) = self.tables.front() else { return Ok(None) };
         if self.reading.is_empty() {
             let (table, mirror, behind) = (table.clone(), self.mirror.clone(), self.behind.clone());
-            // What is compared is looked at as a whole.
-            let sieve = self.comparing.is_none().then(|| Sieve::new(&self.source, &self.plan));
-            let turn = self.turn.take();
-            let how = Reading { byte_count: CHUNK_BYTES, sieve, has_turn: turn.is_some() };
-            self.changed.mark_unchanged();
-            let reads = Arc::clone(&self.source.mirror_reads);
-            self.reading.spawn(async move {
-                let permit = reads.acquire_owned().await;
-                let read = move || {
-                    // A thread goes on when nobody waits for it any more.
-                    let _until_read = (permit, turn);
-                    table.chunk(&mirror, behind.as_deref(), &how)
-                };
-                tokio::task::spawn_blocking(read)
-                    .await
-                    .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
-            });
+            let how = match &self.comparing {
+                // It is compared with what was delivered, and all of it.
+                Some(_) => Reading { size: (CHUNK_BYTES, RowForm::AsStored), sieve: None },
+                None => {
+                    let sieve = Some(Sieve::new(&self.source, &self.plan));
+                    Reading { size: (CHUNK_BYTES, RowForm::OfTable), sieve }
+                }
+            };
+            let source = Arc::clone(&self.source);
+            self.reading.spawn(read_in_turn(source, mirror, move |mirror, has_turn| {
+                table.chunk(mirror, behind.as_deref(), (&how, has_turn))
+            }));
         }
         let Some(read) = self.reading.join_next().await else { return Ok(None) };
         let chunk = match read.expect("reading neither panics nor is aborted") {
-            Ok(Some(chunk)) => chunk,
-            Ok(None) => {
-                let turn = Arc::clone(&self.source.scan_turn).acquire_owned();
-                tokio::select! {
-                    biased;
-                    _changed = self.changed.changed() => {}
-                    turn = turn => self.turn = turn.ok(),
-                }
-                return Ok(None);
-            }
+            Ok(chunk) => chunk,
             // It is being opened again, and awaited; an index has given way to another.
             Err(MirrorError::Closed | MirrorError::IndexNotComplete) => return Ok(None),
             Err(error) => return Err(Interrupted::Mirror { snapshot: self.snapshot, error }),
@@ -352,5 +331,34 @@ impl MirrorSnapshot {
             self.tables.pop_front();
         }
         Ok(Some(chunk))
+    }
+}
+
+/// Reads a chunk when it may be read: where it waits for an index, once that may be there, or it is its turn to do without.
+async fn read_in_turn(
+    source: Arc<Source>,
+    mirror: MirrorReader,
+    read: impl Fn(&MirrorReader, bool) -> Result<Option<RowChunk>, MirrorError> + Send + Sync + 'static,
+) -> Result<RowChunk, MirrorError> {
+    let (read, mut changed, mut turn) = (Arc::new(read), mirror.changed(), None);
+    loop {
+        changed.mark_unchanged();
+        let permit = Arc::clone(&source.mirror_reads).acquire_owned().await;
+        let (mirror, read) = (mirror.clone(), Arc::clone(&read));
+        let read = move || {
+            let chunk = read(&mirror, turn.is_some());
+            // Held until now: a thread goes on when nobody waits for it any more.
+            drop((permit, turn));
+            chunk
+        };
+        let read = tokio::task::spawn_blocking(read).await;
+        if let Some(chunk) = read.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))? {
+            return Ok(chunk);
+        }
+        tokio::select! {
+            biased;
+            _changed = changed.changed() => turn = None,
+            its = Arc::clone(&source.scan_turn).acquire_owned() => turn = its.ok(),
+        }
     }
 }

@@ -274,7 +274,7 @@ fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Po
         share: Arc::new(Share::of(&sets.budget)),
         handle: source.handle.clone(),
         source: Arc::downgrade(source),
-        reads: Arc::clone(&source.mirror_reads),
+        reads: Arc::clone(&source.subquery_reads),
         epoch,
         nodes: consumers.into_iter().map(node).collect(),
         shape: Consumer::Shape { of: shape.clone(), routes: ByRowType::default() },

@@ -22,7 +22,10 @@ use crate::{
     status::GatewayError,
 };
 
-/// Reads of a source's mirror at a time, each of which keeps a core busy: half of the cores are left to those who are served already.
+/// Tables that are read for subqueries at a time: others wait, and not those who begin.
+const SUBQUERY_READS: usize = 2;
+
+/// Chunks of a source's mirror that are read at a time, each of which keeps a core busy: half of the cores are left to those who are served already.
 fn mirror_reads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     (cores / 2).max(1)
@@ -137,6 +140,7 @@ pub(crate) struct Source {
     /// One for each read of the mirror that may be under way. Threads are left for the writer of the mirror, which builds the index
     /// that many readers wait for.
     pub(crate) mirror_reads: Arc<Semaphore>,
+    pub(crate) subquery_reads: Arc<Semaphore>,
     /// Who has it reads all rows of a table for those that an index will tell.
     pub(crate) scan_turn: Arc<Semaphore>,
     pub(crate) sets: SetsOfSource,
@@ -152,6 +156,7 @@ impl Source {
         Source {
             router: Arc::new(Router::new(handle.store.clone(), Arc::clone(&metrics))),
             mirror_reads: Arc::new(Semaphore::new(mirror_reads())),
+            subquery_reads: Arc::new(Semaphore::new(SUBQUERY_READS)),
             scan_turn: Arc::new(Semaphore::new(1)),
             handle,
             metrics,

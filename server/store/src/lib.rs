@@ -41,8 +41,8 @@ mod writer;
 pub use error::{ReadError, StoreError};
 pub use mirror::{
     Budgets, Checksum, Compared, Difference, DifferenceKind, Held, INDEXES_MAX, IndexId, LogFacts, Mirror,
-    MirrorConfig, MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, Rows, Scan, Stage,
-    Verification,
+    MirrorConfig, MirrorError, MirrorIndex, MirrorReader, MirrorRow, MirroredTable, RowChunk, RowForm, Rows, Scan,
+    Stage, Verification,
 };
 pub use reader::{Place, Reader};
 pub use row_types::RowTypes;

@@ -50,7 +50,7 @@ use tidegate_model::TablePatterns;
 
 pub use apply::{LogFacts, Mirror};
 pub use chunk::RowChunk;
-pub use cut::{MirrorRow, Scan};
+pub use cut::{MirrorRow, RowForm, Scan};
 pub(crate) use engine::remove_dir;
 pub use error::MirrorError;
 pub use fill::Held;

@@ -467,7 +467,7 @@ impl Coordinator {
             Retry::Never | Retry::Reset => {
                 // Some of those who wait may have joined one that others would have refused.
                 let is_refused = |waits: &Waits| waits.keyed_only || !pass.is_keyed_only();
-                let (refused, others): (Waiting, Waiting) = match &error {
+                let (refused, mut others): (Waiting, Waiting) = match &error {
                     SnapshotError::Keyless(_) => waiting.into_iter().partition(is_refused),
                     _ => (waiting, Waiting::new()),
                 };
@@ -476,6 +476,7 @@ impl Coordinator {
                     let error = error.take().unwrap_or(SnapshotError::Failed(detail.clone()));
                     drop(reply.send(Err(error)));
                 }
+                others.retain(|waits| !waits.reply.is_closed());
                 if others.is_empty() {
                     return self.fail(snapshot, detail).await;
                 }

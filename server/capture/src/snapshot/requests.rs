@@ -133,6 +133,9 @@ pub enum SnapshotError {
          key, or a replica identity index"
     )]
     Keyless(TableName),
+    /// What the publication sends of the table's key tells no rows apart, whoever asks.
+    #[error("the publication leaves a part of the key of table {0} out; publish all of the key's columns")]
+    KeyLeftOut(TableName),
     /// It is not among the source's tables.
     #[error("table {0} is not captured; add it to the source's `tables`")]
     NotFollowed(TableName),
@@ -211,6 +214,7 @@ impl SnapshotError {
             SnapshotError::Control(error) => error.retry(),
             SnapshotError::NoTable
             | SnapshotError::Keyless(_)
+            | SnapshotError::KeyLeftOut(_)
             | SnapshotError::NotFollowed(_)
             | SnapshotError::Key(_)
             | SnapshotError::Failed(_)

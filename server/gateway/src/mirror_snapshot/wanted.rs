@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 use tidegate_model::{Position, TableName};
 use tidegate_schema::{ColumnSpec, RowEncoder, RowType, TypeShape, Value, ValueKind};
-use tidegate_store::{IndexId, MirrorError, MirrorReader, MirrorRow, RowChunk, Rows, Scan, Store};
+use tidegate_store::{IndexId, MirrorError, MirrorReader, MirrorRow, RowChunk, RowForm, Rows, Scan, Store};
 use tidegate_views::Pinned;
 
 use crate::{
@@ -105,17 +105,17 @@ impl Wanted {
         &self,
         mirror: &MirrorReader,
         behind: Option<&[u8]>,
-        Reading { byte_count, sieve, has_turn }: &Reading,
+        (how, has_turn): (&Reading, bool),
     ) -> Result<Option<RowChunk>, MirrorError> {
         let way = self.way(mirror)?;
         if let Way::Index(index, value) = way {
-            return mirror.lookup_chunk(index, value, behind, *byte_count).map(Some);
+            return mirror.lookup_chunk(index, value, behind, how.size).map(Some);
         }
         if way == Way::Coming && !has_turn {
             return Ok(None);
         }
-        let mut chunk = mirror.chunk(self.table_oid, behind, *byte_count)?;
-        if let Some(sieve) = sieve {
+        let mut chunk = mirror.chunk(self.table_oid, behind, how.size)?;
+        if let Some(sieve) = &how.sieve {
             chunk.rows.retain(|row| sieve.passes(row, chunk.position));
         }
         Ok(Some(chunk))
@@ -164,11 +164,10 @@ enum Way<'a> {
 
 /// How a chunk is to be read.
 pub(super) struct Reading {
-    pub(super) byte_count: usize,
+    /// In bytes, and of rows in this form.
+    pub(super) size: (usize, RowForm),
     /// None to have all rows.
     pub(super) sieve: Option<Sieve>,
-    /// Without waiting for an index.
-    pub(super) has_turn: bool,
 }
 
 /// Holds back rows that no selection has, before they are copied. What it cannot judge it lets pass.

@@ -1,7 +1,8 @@
 //! Puts chunks of the mirror into the log, each behind the transactions that it has seen and before all others.
 //!
 //! Invariants: a chunk that was taken is put in before the next is wanted; nothing is put into the middle of a transaction; what
-//! is given out never goes back; what happens before the first row is given out may be passed over. What other snapshots have is passed on, since it corrects rows that have been given out, at positions
+//! is given out never goes back; what happens before the first row is given out may be passed over.
+//! What other snapshots have is passed on, since it corrects rows that have been given out, at positions
 //! among those of our chunks. Of what they have at the LSN of a token some may come again, in order: it is what the client has, or
 //! what the rows become that are read once more. Pure.
 

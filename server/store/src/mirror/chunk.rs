@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use tidegate_model::Position;
 
-use super::{IndexId, MirrorReader, MirrorRow, Scan, error::Result, key, reader::complete};
+use super::{IndexId, MirrorReader, MirrorRow, RowForm, Scan, error::Result, key, reader::complete};
 
 /// Staged rows that are copied for a chunk; it ends with them where there are more.
 const STAGED_MAX: usize = 4096;
@@ -23,6 +23,8 @@ pub struct RowChunk {
     pub rows: Vec<MirrorRow>,
     /// To go on behind; None where the table ends.
     pub next: Option<Bytes>,
+    /// A snapshot in the log that reads the table has begun before the position and not ended.
+    pub is_being_read: bool,
 }
 
 impl MirrorReader {
@@ -30,14 +32,19 @@ impl MirrorReader {
     ///
     /// # Errors
     /// The table is not complete, or the engine fails.
-    pub fn chunk(&self, table_oid: u32, behind: Option<&[u8]>, byte_count: usize) -> Result<RowChunk> {
-        self.chunk_of(table_oid, behind, (byte_count, STAGED_MAX))
+    pub fn chunk(
+        &self,
+        table_oid: u32,
+        behind: Option<&[u8]>,
+        (byte_count, form): (usize, RowForm),
+    ) -> Result<RowChunk> {
+        self.chunk_of((table_oid, form), behind, (byte_count, STAGED_MAX))
     }
 
     /// With at most so many staged rows.
     pub(super) fn chunk_of(
         &self,
-        table_oid: u32,
+        (table_oid, form): (u32, RowForm),
         behind: Option<&[u8]>,
         (byte_count, staged_max): (usize, usize),
     ) -> Result<RowChunk> {
@@ -49,7 +56,7 @@ impl MirrorReader {
         })?;
         // Not under the lock: this reads from the disk.
         let prefix_len = table.rows().len();
-        gather(Scan::rows(cut, table, after.as_deref()), byte_count, (prefix_len, until))
+        gather(Scan::rows(cut, table, after.as_deref()).with(form), byte_count, (prefix_len, until))
     }
 
     /// The rows whose indexed fields have exactly these bytes (a projection of the encoded row), behind the end of another chunk of the
@@ -62,16 +69,17 @@ impl MirrorReader {
         index: IndexId,
         value: &[u8],
         behind: Option<&[u8]>,
-        byte_count: usize,
+        (byte_count, form): (usize, RowForm),
     ) -> Result<RowChunk> {
         let (scan, prefix_len) = self.lookup_behind(index, value, behind)?;
-        gather(scan, byte_count, (prefix_len, None))
+        gather(scan.with(form), byte_count, (prefix_len, None))
     }
 }
 
 /// Up to so many bytes, or to the key in the engine behind which it is not known what is staged.
 fn gather(mut scan: Scan, byte_count: usize, (prefix_len, until): (usize, Option<Bytes>)) -> Result<RowChunk> {
-    let mut chunk = RowChunk { position: scan.position(), rows: Vec::new(), next: None };
+    let (position, is_being_read) = (scan.position(), scan.is_being_read());
+    let mut chunk = RowChunk { position, rows: Vec::new(), next: None, is_being_read };
     let mut held_bytes = 0;
     while let Some((at, row)) = scan.advance()? {
         if until.as_ref().is_some_and(|until| at > *until) {

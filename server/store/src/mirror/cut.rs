@@ -109,14 +109,13 @@ pub(crate) struct Cut {
 impl Cut {
     /// A row of the table, in the table's row type. One that was renamed has another message: what has not been read since keeps its own.
     pub(crate) fn row(&self, table: &Table, stored: StoredRow) -> Result<MirrorRow> {
-        let as_stored = |row: StoredRow| MirrorRow { row_type: row.row_type, row: row.row, missing: row.missing };
         if stored.row_type == table.row_type {
-            return Ok(as_stored(stored));
+            return Ok(stored.into());
         }
         let known = self.row_types.read().unwrap_or_else(PoisonError::into_inner);
         let to = match (known.get(&stored.row_type), known.get(&table.row_type)) {
             (Some(from), Some(to)) if row::shares_numbers(from, to) => to,
-            _unknown => return Ok(as_stored(stored)),
+            _unknown => return Ok(stored.into()),
         };
         row::described(&stored, to)
     }
@@ -197,6 +196,17 @@ pub struct Scan {
     cut: Cut,
     table: Table,
     source: Source,
+    form: RowForm,
+}
+
+/// In which row type rows are handed out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RowForm {
+    /// In the table's, as of the position.
+    #[default]
+    OfTable,
+    /// In that which each came with: as it was delivered to who follows the log.
+    AsStored,
 }
 
 enum Source {
@@ -208,7 +218,16 @@ impl Scan {
     /// All rows behind one.
     pub(crate) fn rows(cut: Cut, table: Table, after: Option<&[u8]>) -> Self {
         let source = Source::Rows(cut.iter(&table.rows(), after));
-        Scan { cut, table, source }
+        Scan { cut, table, source, form: RowForm::OfTable }
+    }
+
+    pub(crate) fn with(self, form: RowForm) -> Self {
+        Scan { form, ..self }
+    }
+
+    /// Does a snapshot that reads the table run there?
+    pub(crate) fn is_being_read(&self) -> bool {
+        !self.table.passes.is_empty()
     }
 
     /// The rows that an index has for a value, behind one of them.
@@ -222,7 +241,7 @@ impl Scan {
         let after = behind.map(|behind| key::joined(&prefix, behind));
         let entries = cut.iter(&prefix, after.as_deref());
         let source = Source::Index { entries, prefix, fields: index.fields, value: Bytes::copy_from_slice(value) };
-        Scan { cut, table, source }
+        Scan { cut, table, source, form: RowForm::OfTable }
     }
 
     /// Where the rows were as they are here.
@@ -253,9 +272,19 @@ impl Scan {
                 Source::Index { fields, value, .. } => row::project(&row.row, fields)? == *value,
             };
             if meant && row.generation >= self.table.generation_min {
-                return Ok(Some((at, self.cut.row(&self.table, row)?)));
+                let row = match self.form {
+                    RowForm::OfTable => self.cut.row(&self.table, row)?,
+                    RowForm::AsStored => row.into(),
+                };
+                return Ok(Some((at, row)));
             }
         }
+    }
+}
+
+impl From<StoredRow> for MirrorRow {
+    fn from(StoredRow { row_type, row, missing, .. }: StoredRow) -> Self {
+        MirrorRow { row_type, row, missing }
     }
 }
 

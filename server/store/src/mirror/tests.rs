@@ -10,7 +10,7 @@ use tidegate_model::{Block, BlockBuilder, Entry, Epoch, Position, TablePatterns}
 use tidegate_schema::RowType;
 
 use self::model::{Event, FIELDS, Model, Record, Step, TABLES, Table, encode, table_name};
-use super::{Budgets, LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader};
+use super::{Budgets, LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, RowForm};
 use crate::{RowTypes, StoreError};
 
 const EPOCH: Epoch = Epoch(7);
@@ -204,18 +204,20 @@ impl Server {
         }
         let rows: Vec<_> = self.reader.scan(table.oid).unwrap().map(Result::unwrap).collect();
         assert_eq!(rows.len(), table.held.len(), "{at} {position}");
-        for (row, (id, held)) in rows.iter().zip(by_key(table)) {
+        for (n, (row, (id, held))) in rows.iter().zip(by_key(table)).enumerate() {
             let (row_type, columns) = table.announced;
             assert_eq!(row.row_type, row_type);
             assert!(row.row[..] == encode(columns, id, Some(&held.values), false), "{at} {id} {position}");
             assert_eq!(!row.missing.is_empty(), held.big_missing);
+            let stored = self.reader.scan(table.oid).unwrap().with(RowForm::AsStored).nth(n).unwrap().unwrap();
+            assert!(stored.row[..] == encode(held.columns, id, Some(&held.values), false), "{at} {id} {position}");
             let (at, got) = self.reader.get(table.oid, &encode(1, id, None, false)).unwrap();
             assert_eq!((at, got.as_ref()), (position, Some(row)));
         }
         let (mut chunked, mut behind) = (Vec::new(), None);
         loop {
-            let chunk = self.reader.chunk_of(table.oid, behind.as_deref(), (150, 2)).unwrap();
-            assert_eq!(chunk.position, position);
+            let chunk = self.reader.chunk_of((table.oid, RowForm::OfTable), behind.as_deref(), (150, 2)).unwrap();
+            assert_eq!((chunk.position, chunk.is_being_read), (position, table.is_being_read()));
             chunked.extend(chunk.rows);
             behind = chunk.next;
             if behind.is_none() {
@@ -231,7 +233,8 @@ impl Server {
             assert_eq!(found.len(), alike, "{at} {position}");
             let (mut chunked, mut behind) = (Vec::new(), None);
             loop {
-                let chunk = self.reader.lookup_chunk(index, &field, behind.as_deref(), 150).unwrap();
+                let chunk =
+                    self.reader.lookup_chunk(index, &field, behind.as_deref(), (150, RowForm::OfTable)).unwrap();
                 assert_eq!(chunk.position, position);
                 chunked.extend(chunk.rows);
                 behind = chunk.next;

@@ -138,7 +138,7 @@ async fn plan(context: &Context, orders: &mpsc::Sender<Order>, wanted: Wanted) -
         plans.into_iter().zip(codecs).zip(names).map(planned).collect::<Result<_, SnapshotError>>()?;
     // A publication that leaves a part of the key out: what is left of it tells no rows apart.
     if let Some(at) = plans.iter().position(|planned| planned.plan.key.is_empty() && !planned.is_keyless()) {
-        let error = SnapshotError::Keyless(names[at].clone());
+        let error = SnapshotError::KeyLeftOut(names[at].clone());
         end((orders.clone(), context.durable.clone()), snapshot, error.to_string()).await;
         return Err(error);
     }

@@ -71,7 +71,7 @@ pub(crate) type Values = (Option<String>, Option<String>, Option<String>);
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Held {
     pub(crate) values: Values,
-    columns: usize,
+    pub(crate) columns: usize,
     pub(crate) big_missing: bool,
     generation: u32,
 }
@@ -479,6 +479,10 @@ impl Model {
 }
 
 impl Table {
+    pub(crate) fn is_being_read(&self) -> bool {
+        !self.passes.is_empty()
+    }
+
     fn is_corrected(&self) -> bool {
         self.complete || self.told || self.generation > 2
     }
