@@ -2,6 +2,7 @@
 
 mod incarnations;
 mod model;
+mod records;
 
 use std::{fs, path::Path};
 
@@ -9,7 +10,10 @@ use proptest::prelude::*;
 use tidegate_model::{Block, BlockBuilder, Entry, Epoch, Position, TablePatterns};
 use tidegate_schema::RowType;
 
-use self::model::{Event, FIELDS, Model, Record, Step, TABLES, Table, encode, table_name};
+use self::{
+    model::{Event, FIELDS, Model, Step, TABLES, Table, encode, table_name},
+    records::Record,
+};
 use super::{Budgets, LogFacts, Mirror, MirrorConfig, MirrorError, MirrorReader, RowForm};
 use crate::{RowTypes, StoreError};
 

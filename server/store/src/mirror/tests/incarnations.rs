@@ -8,7 +8,8 @@ use tidegate_schema::RowType;
 use super::super::snapshots::ChunkTable;
 use super::{
     Server, blocks,
-    model::{Parts, Record, encode, entry, spec, table_name},
+    model::{encode, spec, table_name},
+    records::{Parts, Record, entry},
     records_of,
 };
 
