@@ -575,27 +575,15 @@ async fn the_document_of_types_is_complete_and_true() -> Result<()> {
     }
     let names = table.iter().map(|(type_name, _)| without_modifier(type_name.trim_start_matches("public.")));
     let seen: BTreeSet<String> = names.map(|name| kind_of(&name).to_owned()).collect();
-    let unseen = documented.keys().filter(|name| !seen.contains(*name) && !EXTENSION_TYPES.contains(&name.as_str()));
+    let unseen =
+        documented.keys().filter(|name| !seen.contains(*name) && !EXTENSION_TYPES.split(' ').any(|of| of == *name));
     complaints.extend(unseen.map(|name| format!("{name} is in the document, but not in the table of types")));
     ensure!(complaints.is_empty(), "\n{}", complaints.join("\n"));
     Ok(())
 }
 
 /// Documented types that not every server has.
-const EXTENSION_TYPES: &[&str] = &[
-    "citext",
-    "hstore",
-    "ltree",
-    "lquery",
-    "cube",
-    "isbn13",
-    "xml",
-    "geometry",
-    "geography",
-    "vector",
-    "halfvec",
-    "sparsevec",
-];
+const EXTENSION_TYPES: &str = "citext hstore ltree lquery cube isbn13 xml geometry geography vector halfvec sparsevec";
 
 /// One spelling for each type.
 fn without_modifier(name: &str) -> String {
