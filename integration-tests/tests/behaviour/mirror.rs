@@ -371,10 +371,9 @@ fn plant_differences(mirror: &Path) -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database("mirror_verify").await?;
+/// A table `account` of 500 rows, and a server whose mirror of it is complete.
+async fn mirrored_account(name: &str) -> Result<(Database, Server)> {
+    let database = Cluster::shared().await?.database(name).await?;
     database
         .execute(
             "create table account (id bigint primary key, note text);
@@ -383,9 +382,18 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
         .await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("mirror: [account]".to_owned());
-    let mut server = Server::start(config).await?;
-    let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
-    server.until("shop", "a complete mirror", complete).await?;
+    let server = Server::start(config).await?;
+    server.until("shop", "a complete mirror", is_mirrored).await?;
+    Ok((database, server))
+}
+
+fn is_mirrored(status: &SourceStatus) -> bool {
+    status.mirror.iter().any(|table| table.state() == MirrorState::Complete)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
+    let (_database, mut server) = mirrored_account("mirror_verify").await?;
     let (code, text) = verify(&server, "account").await?;
     ensure!(code == Some(0) && text.contains("500 rows compared") && text.contains("no difference"), "{text}");
     // One that has not ended is read again after a restart, and mends what is planted.
@@ -399,7 +407,7 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
     plant_differences(&server.scratch("data/shop.mirror"))?;
     server.launch().await?;
     server.streaming().await?;
-    server.until("shop", "a complete mirror", complete).await?;
+    server.until("shop", "a complete mirror", is_mirrored).await?;
     let (code, text) = verify(&server, "account").await?;
     ensure!(code == Some(3) && text.contains("2 differed"), "{code:?} {text}");
     ensure!(text.matches("had other values in the mirror").count() == 1, "{text}");
@@ -413,19 +421,7 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_that_is_not_complete_yet_is_verified_later() -> Result<()> {
-    let cluster = Cluster::shared().await?;
-    let database = cluster.database("mirror_verify_later").await?;
-    database
-        .execute(
-            "create table account (id bigint primary key, note text);
-             insert into account select n, 'note ' || n from generate_series(1, 500) n",
-        )
-        .await?;
-    let mut config = ServerConfig::of(database.url());
-    config.source_lines.push("mirror: [account]".to_owned());
-    let mut server = Server::start(config).await?;
-    let complete = |status: &SourceStatus| status.mirror.iter().any(|table| table.state() == MirrorState::Complete);
-    server.until("shop", "a complete mirror", complete).await?;
+    let (_database, mut server) = mirrored_account("mirror_verify_later").await?;
     let waited = AtomicBool::new(false);
     // Lost with its directory, it is built anew from a snapshot, which the server asks for by itself.
     for _restart in 0..5 {
