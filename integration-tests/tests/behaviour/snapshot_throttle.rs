@@ -9,7 +9,7 @@ use tidegate_integration_tests::{Cluster, Copier, Server, ServerConfig, held_by_
 /// Tables, each of which is a chunk or two.
 const TABLES: usize = 40;
 
-/// When a reader has done something last.
+/// When a reader has ended a chunk last; NULL while it reads one.
 const LAST_READ: &str = "select max(state_change)::text from pg_stat_activity where application_name like 'tidegate-%' and \
                          query like '%WITH RECURSIVE%members AS%'";
 
@@ -59,8 +59,9 @@ async fn while_behind(lag: &str, reads: bool) -> Result<()> {
     server.until("shop", "capture to be behind", is_behind).await?;
     // What was being read when that was heard.
     database.text("select pg_sleep(1.5)::text").await?;
-    let before = database.text(LAST_READ).await?.context("a reader")?;
-    let is_read = async || Ok((database.text(LAST_READ).await?.context("a reader")? != before).then_some(()));
+    let last_read = async || within("a reader to end a chunk", || database.text(LAST_READ)).await;
+    let before = last_read().await?;
+    let is_read = async || Ok((last_read().await? != before).then_some(()));
     if reads {
         within("a chunk to be read", is_read).await?;
     } else {
