@@ -12,7 +12,6 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::{RngExt, rngs::StdRng};
 use tidegate_integration_tests::{Cluster, Database, Seed, asked_for};
 use tidegate_views::{EvaluationError, Outcome, Parameter, Predicate, TableFacts};
-use tokio_postgres::error::SqlState;
 
 mod catalog;
 mod columns;
@@ -105,7 +104,7 @@ impl Oracle {
         let count = i32::try_from(condition.parameters.len())?;
         let answer = database.client().query_one(select, &[&condition.text, &types, &values, &count]).await;
         if let Err(error) = &answer
-            && error.code() == Some(&SqlState::INDETERMINATE_DATATYPE)
+            && error.as_db_error().is_some_and(|error| error.message().starts_with("could not determine data type"))
             && condition.parameters.iter().any(|parameter| parameter.type_name.is_none())
         {
             return Ok(None);

@@ -200,7 +200,14 @@ impl<'r> Writer<'r> {
             2..=3 => {
                 self.pick(&["''", "'a'", "'a '", "'ab'", "'é'", "'A'", "'42'", "'O''x'", "'a\\c'", "null"]).to_owned()
             }
-            4 => format!("{} || {}", self.text(depth - 1), self.text(depth - 1)),
+            4 => {
+                let other = self.pick(&["i", "l", "n", "b", "u", "e", "j", "js", "dl", "42", "m"]);
+                match self.random.random_range(0..4) {
+                    0 => format!("{} || {other}", self.text(depth - 1)),
+                    1 => format!("{other} || {}", self.text(depth - 1)),
+                    _ => format!("{} || {}", self.text(depth - 1), self.text(depth - 1)),
+                }
+            }
             5 => {
                 let kind = self.pick(&["text", "varchar", "char(3)", "varchar(1)", "bpchar"]);
                 format!("({})::{kind}", self.text(depth - 1))
@@ -271,7 +278,11 @@ impl<'r> Writer<'r> {
             6 => format!("{a} is {not}null"),
             7 => self.pattern(not),
             _ => {
-                let list: Vec<String> = (0..3).map(|_| self.constant(about)).collect();
+                let value = |writer: &mut Self| match writer.random.random_ratio(1, 4) {
+                    true => writer.value(about, 0),
+                    false => writer.constant(about),
+                };
+                let list: Vec<String> = (0..3).map(|_| value(self)).collect();
                 format!("{a} {op} {}(array[{}])", self.pick(&["any", "all"]), list.join(", "))
             }
         }

@@ -76,6 +76,8 @@ fn hostile() -> Vec<(&'static str, String)> {
             format!("sku = {}", "replace(".repeat(90) + "'x'" + &", 'x', 'xxxx')".repeat(90)),
         ),
         ("constants that are repeated", filled("", "sku = repeat('x', 9000)", " or ", "")),
+        ("arrays that are joined", filled("", "array['a','b','c','d','e','f','g','h']", " || ", " is null")),
+        ("a constant that is split", "string_to_array(repeat('x', 900000), null) is null".to_owned()),
         ("constants that are joined", filled("sku = ", "repeat('x', 900)", " || ", "")),
     ]
 }
@@ -122,6 +124,9 @@ fn what_grows_while_a_row_is_looked_at_is_bounded() {
         ["length(repeat(sku, 60000)) < 0"; 300].join(" or "),
         "length(lpad(sku, 60000000)) > 0 or length(rpad(sku, 60000000, sku)) > 0".to_owned(),
         format!("{}sku{} = ''", "replace(".repeat(90), ", 's', 'sss')".repeat(90)),
+        "cardinality(string_to_array(repeat(sku, 60000), null)) > 0".to_owned(),
+        format!("array_replace(string_to_array(repeat(sku, 600), null), 's', '{}') is null", "x".repeat(60_000)),
+        ["array[repeat(sku, 6000)] is null"; 100].join(" or "),
     ] {
         let predicate = Predicate::new(&condition, &[], &table).expect("a condition");
         let mut outcome = None;

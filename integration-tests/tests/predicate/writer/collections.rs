@@ -31,8 +31,51 @@ const ELEMENTS: &[(&str, &str)] = &[
 ];
 
 impl Writer<'_> {
-    /// An array, or a slice of one.
+    /// One that is there, or one that is made of others.
     pub(super) fn array(&mut self) -> String {
+        if self.random.random_ratio(1, 6) {
+            return self.made_array();
+        }
+        self.plain_array()
+    }
+
+    /// Of arrays and elements whose types fit together now and then.
+    fn made_array(&mut self) -> String {
+        let (name, element) = ELEMENTS.choose(self.random).copied().unwrap_or_default();
+        let number = self.pick(&["1", "s", "i", "l", "n", "r", "null", "'1'", "dl", "m", "'{1}'"]);
+        let numbers = self.pick(&["ia", "sa", "la", "na", "fa", "di", "'{1,2}'", "null::int[]", "ia[2:3]"]);
+        let word = self.pick(&["t", "v", "c", "'a'", "null", "ta[1]", "dc", "tc"]);
+        let texts = self.pick(&["ta", "va", "'{a,b}'", "tac", "'{}'::text[]"]);
+        let other = self.plain_array();
+        match self.random.random_range(0..18) {
+            15 => format!("array[{element}, {}]", self.pick(&["null", element])),
+            16 => format!("array[{number}, {}, {}]", self.pick(&["i", "l", "0"]), self.pick(&["n", "s", "1"])),
+            0 => format!("({name} || {element})"),
+            1 => format!("({element} || {name})"),
+            2 => format!("({name} || {other})"),
+            3 => format!("({other} || {name} || {element})"),
+            4 => format!("({numbers} || {number})"),
+            5 => format!("({number} || {numbers} || {number})"),
+            6 => format!("({texts} || {word})"),
+            7 => format!("({word} || {texts})"),
+            8 => format!("array_append({numbers}, {number})"),
+            9 => format!("array_prepend({word}, {texts})"),
+            10 => format!("array_cat({name}, {other})"),
+            11 => format!("array_remove({name}, {element})"),
+            12 => format!("array_replace({numbers}, {number}, {})", self.pick(&["0", "null", "l", "1.5"])),
+            13 => format!("array_positions({texts}, {word})"),
+            14 => format!("trim_array({name}, {})", self.pick(&["0", "1", "s", "-1"])),
+            _ => format!(
+                "string_to_array({}, {}{})",
+                self.pick(&["t", "v", "c", "'a,b,,c'", "''", "tc", "null"]),
+                self.pick(&["','", "'b'", "null", "''", "t", "' '"]),
+                self.pick(&["", "", ", 'a'", ", ''", ", null"])
+            ),
+        }
+    }
+
+    /// An array, or a slice of one.
+    fn plain_array(&mut self) -> String {
         if self.random.random_ratio(1, 5) {
             let array =
                 self.pick(&["ia", "ta", "da", "('{1,2,NULL}'::int[])", "('[0:2][3:4]={{1,2},{3,4},{5,6}}'::int[])"]);
@@ -88,7 +131,12 @@ impl Writer<'_> {
         let op = self.pick(&["=", "<>", "<", "<=", ">", ">=", "@>", "<@", "&&", "@>", "&&"]);
         let comparison = self.pick(&["=", "<>", "<", ">="]);
         let quantifier = self.pick(&["any", "all"]);
-        match self.random.random_range(0..9) {
+        match self.random.random_range(0..11) {
+            9 => {
+                let (name, element) = ELEMENTS.choose(self.random).copied().unwrap_or_default();
+                format!("array_position({name}, {element}) {comparison} {}", self.pick(&["1", "2", "s", "null"]))
+            }
+            10 => format!("array_dims({a}) {comparison} {}", self.pick(&["'[1:2]'", "'[1:2][1:2]'", "t"])),
             0 | 1 => format!("{a} {op} {b}"),
             2 => {
                 // Of one type.
@@ -172,7 +220,14 @@ impl Writer<'_> {
                 .to_owned();
         }
         let json = self.json(depth - 1);
-        match self.random.random_range(0..4) {
+        match self.random.random_range(0..6) {
+            4 => {
+                format!("({json} - {})", self.pick(&["'a'", "'b'", "0", "-1", "t", "s", "'{a,b}'::text[]", "ta", "5"]))
+            }
+            5 => format!(
+                "({json} || {})",
+                self.pick(&["j", "'{\"a\": 2, \"z\": null}'", "'[]'", "'1'", "js::jsonb", "null", "'{}'", "'[\"a\"]'"])
+            ),
             3 => format!(
                 "({json}){}",
                 self.pick(&["['a']", "['b']['a']", "[0]", "[-1]", "['1']", "['a'][1]", "['b'][null]"])

@@ -12,7 +12,7 @@ use super::moment_parts::is_field;
 use super::operand::NOT_IMMUTABLE;
 use super::refusal::{Reason, Refusal};
 use super::resolution;
-use super::signature::{self, Chosen, Does, Needs, Signature};
+use super::signature::{self, Chosen, Does, Needs, Signature, Slot};
 use super::syntax::{Subscript, Syntax};
 use super::typing::{Typed, Typing, constant};
 use super::value::Value;
@@ -88,8 +88,11 @@ impl Typing<'_> {
             return self.refuse(at, Reason::Unsupported { what, instead });
         }
         let (mut collation, mut trees) = (Collation::Default, Vec::with_capacity(operands.len()));
-        for (operand, &kind) in operands.into_iter().zip(&kinds) {
-            let operand = self.coerced(operand, kind, "this")?;
+        for ((operand, &kind), slot) in operands.into_iter().zip(&kinds).zip(signature.operands) {
+            let operand = match slot {
+                Slot::NonArrayAsText => self.cast_typed(operand, kind, Vec::new())?,
+                _other => self.coerced(operand, kind, "this")?,
+            };
             if kind.is_collatable() {
                 collation = self.merged(at, collation, &operand.collation)?;
             }
@@ -101,7 +104,10 @@ impl Typing<'_> {
         if signature.needs != Needs::Nothing {
             trees = self.collated_among(trees, |place| kinds[place].is_collatable(), &collation);
         }
-        let tree = Expression::Strict(Function::Call { signature, result }, trees);
+        let tree = match signature.is_strict {
+            true => Expression::Strict(Function::Call { signature, result }, trees),
+            false => Expression::CalledOnNull { signature, result, operands: trees },
+        };
         let typed = self.folded(Typed::known(at, result, tree))?;
         Ok(if result.is_collatable() { typed.with(collation) } else { typed })
     }
@@ -113,6 +119,12 @@ impl Typing<'_> {
         collation: &Collation,
         kinds: &[Kind],
     ) -> Result<(), Refusal> {
+        let has_equality = |kind: &Kind| !matches!(kind.innermost(), Kind::Json | Kind::Bpchar);
+        if signature.needs == Needs::Equality && !kinds.iter().all(has_equality) {
+            let what = format!("{} of {}", signature.name, self.name(kinds.first().copied()));
+            let instead = "cast the array to text[] or jsonb[], whose elements can be compared";
+            return self.refuse(at, Reason::Unsupported { what, instead });
+        }
         if signature.needs == Needs::Nothing || !kinds.iter().any(|kind| kind.is_collatable()) {
             return Ok(());
         }
@@ -246,20 +258,20 @@ impl Typing<'_> {
     }
 
     /// An array of elements of this type, of one dimension.
-    pub(super) fn constant_array(&mut self, at: usize, kind: Kind, values: Vec<Typed>) -> Result<Typed, Refusal> {
+    pub(super) fn array_of(&mut self, at: usize, kind: Kind, values: Vec<Typed>) -> Result<Typed, Refusal> {
         let Some(array) = kind.array() else { return self.no_such_array(at) };
-        let (mut collation, mut elements) = (Collation::Default, Vec::with_capacity(values.len()));
-        for value in values {
+        let mut collation = Collation::Default;
+        for value in &values {
             collation = self.merged(value.at, collation, &value.collation)?;
-            elements.push(self.constant_of(value)?);
         }
-        Ok(constant(at, array, Value::Array(Arc::new(Array::of(elements)))).with(collation))
+        let tree = Expression::Array(kind, values.into_iter().map(|value| value.tree).collect());
+        Ok(self.folded(Typed::known(at, array, tree))?.with(collation))
     }
 
     pub(super) fn constant_of(&self, typed: Typed) -> Result<Value<'static>, Refusal> {
         if typed.tree.has_column() {
-            let what = "a column within an array".to_owned();
-            return self.refuse(typed.at, Reason::Unsupported { what, instead: "write IN (…)" });
+            let what = "what is not constant in such a list".to_owned();
+            return self.refuse(typed.at, Reason::Unsupported { what, instead: "compare with it on its own, with OR" });
         }
         let mut evaluator = Evaluator::new(&[]);
         match evaluator.value(&typed.tree) {

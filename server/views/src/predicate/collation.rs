@@ -180,9 +180,12 @@ fn over(operand: Expression, collation: &Collation) -> Expression {
 fn passed_on(expression: &Expression) -> Vec<&Expression> {
     match expression {
         Expression::Case { arms, otherwise } => arms.iter().map(|(_, then)| then).chain([&**otherwise]).collect(),
-        Expression::Coalesce(operands) | Expression::Extreme { operands, .. } => operands.iter().collect(),
+        Expression::Coalesce(operands) | Expression::Array(_, operands) | Expression::Extreme { operands, .. } => {
+            operands.iter().collect()
+        }
+        Expression::CalledOnNull { result, operands, .. } if result.is_collatable() => operands.iter().collect(),
         Expression::Strict(function, operands) => match function {
-            Function::Concat | Function::LikeEscape => operands.iter().collect(),
+            Function::LikeEscape => operands.iter().collect(),
             Function::Call { result, .. } if result.is_collatable() => operands.iter().collect(),
             Function::Cast { from, to, .. } if from.is_collatable() && to.is_collatable() => operands.iter().collect(),
             Function::Subscript | Function::Slice(_) => operands.iter().take(1).collect(),
@@ -204,6 +207,7 @@ fn passed_on(expression: &Expression) -> Vec<&Expression> {
         | Expression::Is(..)
         | Expression::Quantified(_)
         | Expression::QuantifiedArray { .. }
+        | Expression::CalledOnNull { .. }
         | Expression::Member(_) => Vec::new(),
     }
 }

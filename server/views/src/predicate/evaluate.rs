@@ -5,15 +5,16 @@
 //! All else is evaluated as PostgreSQL does: CASE and COALESCE stop where they have found their value, and other functions
 //! evaluate all operands before they look for NULL.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
 use super::arithmetic::{arithmetic, cast, negate};
+use super::array::Array;
 use super::comparison::Comparison;
 use super::expression::{Expression, Function, Member, Quantified};
 use super::kind::Kind;
 use super::like;
 use super::members::Members;
-use super::signature::Does;
+use super::signature::{Does, Signature};
 use super::value::Value;
 
 /// What PostgreSQL would answer with an error.
@@ -66,7 +67,7 @@ pub enum EvaluationError {
     },
 }
 
-/// How large a text may be that is put together.
+/// How large a text or an array may be that is put together.
 const BYTES_MAX: usize = 64 << 20;
 /// How much functions may make of what they are given while a condition is evaluated: of all results, what is longer than its operands.
 pub(super) const GROWTH_MAX: usize = 1 << 20;
@@ -107,6 +108,15 @@ impl<'v> Evaluator<'v> {
             Expression::Constant(_, value) => Ok(value.borrowed()),
             Expression::Column(input) => Ok(self.inputs[*input].borrowed()),
             Expression::Strict(function, operands) => self.strict(function, operands),
+            Expression::CalledOnNull { signature, result, operands } => {
+                let operands = self.values(operands)?;
+                let value = called(signature, *result, &operands)?;
+                self.grown(value, &operands)
+            }
+            Expression::Array(_, operands) => {
+                let elements = self.values(operands)?.into_iter().map(Value::into_owned).collect();
+                Ok(Value::Array(Arc::new(Array::of(elements))))
+            }
             Expression::And(operands) => self.decide(operands, false),
             Expression::Or(operands) => self.decide(operands, true),
             Expression::Not(operand) => {
@@ -143,6 +153,10 @@ impl<'v> Evaluator<'v> {
         }
     }
 
+    fn values(&mut self, operands: &'v [Expression]) -> Result<Vec<Value<'v>>, EvaluationError> {
+        operands.iter().map(|operand| self.value(operand)).collect()
+    }
+
     fn strict(&mut self, function: &'v Function, operands: &'v [Expression]) -> Result<Value<'v>, EvaluationError> {
         let first = self.value(&operands[0])?;
         match operands {
@@ -158,9 +172,7 @@ impl<'v> Evaluator<'v> {
             }
             more => {
                 let mut values = vec![first];
-                for operand in &more[1..] {
-                    values.push(self.value(operand)?);
-                }
+                values.extend(self.values(&more[1..])?);
                 if values.contains(&Value::Null) { Ok(Value::Null) } else { self.apply(function, &values) }
             }
         }
@@ -168,9 +180,16 @@ impl<'v> Evaluator<'v> {
 
     fn apply(&mut self, function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, EvaluationError> {
         let value = apply(function, of)?;
-        let given: usize = of.iter().map(length).sum();
-        self.growth += length(&value).saturating_sub(given);
-        grows_by(self.growth)?;
+        self.grown(value, of)
+    }
+
+    /// What was made of operands.
+    fn grown(&mut self, value: Value<'v>, of: &[Value<'v>]) -> Result<Value<'v>, EvaluationError> {
+        let made = length(&value);
+        if made > 0 {
+            self.growth += made.saturating_sub(of.iter().map(length).sum());
+            grows_by(self.growth)?;
+        }
         Ok(value)
     }
 
@@ -267,11 +286,12 @@ pub(super) fn grows_by(bytes: usize) -> Result<(), EvaluationError> {
     if bytes > GROWTH_MAX { Err(EvaluationError::GrowsTooLarge { max: GROWTH_MAX }) } else { Ok(()) }
 }
 
-/// Of text, in bytes.
-fn length(value: &Value<'_>) -> usize {
+/// In bytes, of what may be long.
+pub(super) fn length(value: &Value<'_>) -> usize {
     match value {
         Value::Text(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),
+        Value::Array(array) => array.byte_count(),
         _other => 0,
     }
 }
@@ -284,7 +304,6 @@ fn apply<'v>(function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, Evaluat
         Function::Negate(kind) => negate(of[0].clone(), *kind),
         Function::Cast { from, to, modifiers } => cast(of[0].clone(), *from, *to, modifiers),
         Function::Collate(_) => Ok(of[0].clone()),
-        Function::Concat => concat(&of[0], &of[1]),
         Function::Like { fold: false } => Ok(Value::Bool(like::matches(of[0].as_str(), of[1].as_str())?)),
         Function::Like { fold: true } => {
             let [text, pattern] = [&of[0], &of[1]].map(|text| text.as_str().to_ascii_lowercase());
@@ -299,22 +318,20 @@ fn apply<'v>(function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, Evaluat
             let bounds: Vec<_> = bounds.iter().map(|&(lower, upper)| (next(lower), next(upper))).collect();
             Ok(Value::Array(Arc::new(of[0].as_array().slice(&bounds))))
         }
-        Function::Call { signature, result } => match signature.does {
-            Does::Run(run) => run(*result, of),
-            Does::Refused(_) => unreachable!("typing refuses what is not evaluated"),
-        },
+        Function::Call { signature, result } => called(signature, *result, of),
     }
 }
 
-fn concat<'v>(a: &Value<'_>, b: &Value<'_>) -> Result<Value<'v>, EvaluationError> {
-    let fits =
-        |bytes: usize| if bytes > BYTES_MAX { Err(EvaluationError::TooLarge { max: BYTES_MAX }) } else { Ok(()) };
-    if let (Value::Bytes(a), Value::Bytes(b)) = (a, b) {
-        fits(a.len() + b.len())?;
-        return Ok(Value::Bytes(Cow::Owned([&**a, &**b].concat())));
+fn called<'v>(signature: &Signature, result: Kind, of: &[Value<'v>]) -> Result<Value<'v>, EvaluationError> {
+    match signature.does {
+        Does::Run(run) => run(result, of),
+        Does::Refused(_) => unreachable!("typing refuses what is not evaluated"),
     }
-    fits(a.as_str().len() + b.as_str().len())?;
-    Ok(Value::text([a.as_str(), b.as_str()].concat()))
+}
+
+/// Refuses a value of so many bytes that is put together.
+pub(super) fn fits(bytes: usize) -> Result<(), EvaluationError> {
+    if bytes > BYTES_MAX { Err(EvaluationError::TooLarge { max: BYTES_MAX }) } else { Ok(()) }
 }
 
 /// Of a boolean; NULL otherwise, which typing rules out.

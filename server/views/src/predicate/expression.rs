@@ -20,6 +20,12 @@ pub(super) enum Expression {
     Column(usize),
     /// NULL where an operand is.
     Strict(Function, Vec<Expression>),
+    /// A function that is called with NULLs, too.
+    CalledOnNull {
+        signature: &'static Signature,
+        result: Kind,
+        operands: Vec<Expression>,
+    },
     And(Vec<Expression>),
     Or(Vec<Expression>),
     Not(Box<Expression>),
@@ -42,6 +48,8 @@ pub(super) enum Expression {
         otherwise: Box<Expression>,
     },
     Coalesce(Vec<Expression>),
+    /// `ARRAY[…]` of elements of this type, not all of them constant.
+    Array(Kind, Vec<Expression>),
     Extreme {
         greatest: bool,
         padded: bool,
@@ -86,7 +94,6 @@ pub(super) enum Function {
         kind: Kind,
     },
     Negate(Kind),
-    Concat,
     Like {
         fold: bool,
     },
@@ -132,6 +139,8 @@ impl Expression {
             | Expression::And(operands)
             | Expression::Or(operands)
             | Expression::Coalesce(operands)
+            | Expression::Array(_, operands)
+            | Expression::CalledOnNull { operands, .. }
             | Expression::QuantifiedArray { operands, .. }
             | Expression::Extreme { operands, .. } => operands.iter().collect(),
             Expression::Not(operand) | Expression::IsNull(operand) | Expression::Is(_, operand) => vec![operand],

@@ -6,6 +6,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
+use super::evaluate::{EvaluationError, fits};
 use super::numeric::Numeric;
 
 /// PostgreSQL's own limit is its stack's, some thousands.
@@ -99,6 +100,45 @@ impl Json {
             Json::Object(_) => json.member(step),
             Json::Array(_) => json.item(path_index(step)?),
             Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) => None,
+        })
+    }
+
+    /// `||`: the members of both objects, the other's where both have one; or the elements of both, what is no array being its own
+    /// element.
+    pub(super) fn concat(self: &Arc<Self>, other: &Arc<Self>) -> Result<Self, EvaluationError> {
+        fits(self.byte_count() + other.byte_count())?;
+        if let (Json::Object(mine), Json::Object(theirs)) = (&**self, &**other) {
+            return Ok(Json::Object(in_order([&mine[..], theirs].concat())));
+        }
+        let items = |json: &Arc<Self>| match &**json {
+            Json::Array(items) => items.clone(),
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) | Json::Object(_) => vec![json.clone()],
+        };
+        Ok(Json::Array([items(self), items(other)].concat()))
+    }
+
+    /// Of what is copied with it: of its parts, the names, and where the rest is.
+    fn byte_count(&self) -> usize {
+        let part = size_of::<Arc<Json>>();
+        match self {
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) => part,
+            Json::Array(items) => items.len() * part,
+            Json::Object(members) => members.iter().map(|(name, _)| size_of::<String>() + name.len() + part).sum(),
+        }
+    }
+
+    /// `-`: without the members of these names, or the strings that are equal to one; None of a value that stands alone.
+    pub(super) fn without(&self, names: &[&str]) -> Option<Self> {
+        Some(match self {
+            Json::Object(members) => {
+                let kept = members.iter().filter(|(name, _)| !names.contains(&name.as_str()));
+                Json::Object(kept.cloned().collect())
+            }
+            Json::Array(items) => {
+                let is_named = |item: &Json| matches!(item, Json::Text(text) if names.contains(&text.as_str()));
+                Json::Array(items.iter().filter(|item| !is_named(item)).cloned().collect())
+            }
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) => return None,
         })
     }
 

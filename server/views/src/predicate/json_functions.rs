@@ -30,6 +30,15 @@ pub(super) static SIGNATURES: &[Signature] = &[
     operator("?", &[JSONB, TEXT], BOOL, |_, of| bool(of[0].as_json().has(of[1].as_str()))),
     operator("?|", &[JSONB, TEXTS], BOOL, |_, of| bool(names(&of[1]).any(|name| of[0].as_json().has(name)))),
     operator("?&", &[JSONB, TEXTS], BOOL, |_, of| bool(names(&of[1]).all(|name| of[0].as_json().has(name)))),
+    operator("||", &[JSONB, JSONB], JSONB, |_, of| Ok(Value::Json(Arc::new(of[0].as_json().concat(of[1].as_json())?)))),
+    operator("-", &[JSONB, TEXT], JSONB, |_, of| without(&of[0], &[of[1].as_str()])),
+    operator("-", &[JSONB, TEXTS], JSONB, |_, of| {
+        if of[1].as_array().dimensions.len() > 1 {
+            return Err(EvaluationError::Argument { what: "names in an array of several dimensions" });
+        }
+        without(&of[0], &names(&of[1]).collect::<Vec<_>>())
+    }),
+    operator("-", &[JSONB, INT], JSONB, |_, of| without_item(of[0].as_json(), of[1].as_int())),
     operator("->", &[JSON, TEXT], JSON, |_, of| part(&of[0], Step::Member(of[1].as_str()))),
     operator("->", &[JSON, INT], JSON, |_, of| part(&of[0], Step::Item(of[1].as_int()))),
     operator("->>", &[JSON, TEXT], TEXT, |_, of| part_text(&of[0], Step::Member(of[1].as_str()))),
@@ -87,6 +96,28 @@ fn item<'j>(json: &'j Value<'_>, index: &Value<'_>) -> Option<&'j Arc<Json>> {
 /// The names that are not NULL.
 fn names<'n>(array: &'n Value<'_>) -> impl Iterator<Item = &'n str> {
     array.as_array().elements.iter().filter(|name| **name != Value::Null).map(Value::as_str)
+}
+
+/// Without the members of these names, or the strings that are equal to one.
+fn without<'v>(json: &Value<'_>, names: &[&str]) -> Evaluated<'v> {
+    let without = json.as_json().without(names);
+    let without = without.ok_or(EvaluationError::Argument { what: "- of a json value that stands alone" })?;
+    Ok(Value::Json(Arc::new(without)))
+}
+
+/// Without the element at this place, which is counted from the end where it is negative.
+fn without_item<'v>(json: &Arc<Json>, place: i64) -> Evaluated<'v> {
+    let Json::Array(items) = &**json else {
+        return Err(EvaluationError::Argument { what: "- with a place of what is no array" });
+    };
+    // What lies before the first counts from the beginning.
+    let place = match items.len() as i64 {
+        length if place < -length => length,
+        length if place < 0 => length + place,
+        _ => place,
+    };
+    let kept = (0..).zip(items).filter(|(at, _)| *at != place).map(|(_, item)| item.clone());
+    Ok(Value::Json(Arc::new(Json::Array(kept.collect()))))
 }
 
 fn at_path<'j>(json: &'j Value<'_>, path: &Value<'_>) -> Option<&'j Arc<Json>> {

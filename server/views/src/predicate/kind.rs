@@ -40,6 +40,8 @@ pub(super) enum Category {
     Timespan,
     Array,
     Range,
+    /// Of what functions take that take several types.
+    Pseudo,
     Other,
 }
 

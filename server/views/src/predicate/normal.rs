@@ -264,6 +264,10 @@ impl Expression {
             Expression::And(operands) => Expression::And(each(operands)),
             Expression::Or(operands) => Expression::Or(each(operands)),
             Expression::Coalesce(operands) => Expression::Coalesce(each(operands)),
+            Expression::Array(kind, operands) => Expression::Array(kind, each(operands)),
+            Expression::CalledOnNull { signature, result, operands } => {
+                Expression::CalledOnNull { signature, result, operands: each(operands) }
+            }
             Expression::QuantifiedArray { all, op, kind, operands } => {
                 Expression::QuantifiedArray { all, op, kind, operands: each(operands) }
             }

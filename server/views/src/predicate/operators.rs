@@ -127,25 +127,6 @@ impl Typing<'_> {
         self.folded(Typed::known(at, kind, tree))
     }
 
-    pub(super) fn concat(&mut self, at: usize, operands: &[Syntax; 2]) -> Result<Typed, Refusal> {
-        let left = self.typed(&operands[0])?;
-        let right = self.typed(&operands[1])?;
-        let is = |kind: Option<Kind>, fits: fn(Kind) -> bool| kind.is_none_or(fits);
-        let kind = if is(left.kind, Kind::is_text) && is(right.kind, Kind::is_text) {
-            Kind::Text
-        } else if is(left.kind, |kind| kind == Kind::Bytea) && is(right.kind, |kind| kind == Kind::Bytea) {
-            Kind::Bytea
-        } else {
-            let (left, right) = (self.name(left.kind), self.name(right.kind));
-            return self.refuse(at, Reason::NoOperator { operator: "||", left, right });
-        };
-        let collation = self.merged(at, left.collation.clone(), &right.collation)?;
-        let left = self.coerced(left, kind, "||")?;
-        let right = self.coerced(right, kind, "||")?;
-        let tree = Expression::Strict(Function::Concat, vec![left.tree, right.tree]);
-        Ok(self.folded(Typed::known(at, kind, tree))?.with(collation))
-    }
-
     /// `CASE WHEN a IS NULL THEN b IS NOT NULL WHEN b IS NULL THEN true ELSE a <> b END`: PostgreSQL's own form looks for
     /// its operator by name only.
     pub(super) fn distinct(&mut self, at: usize, operands: &[Syntax; 2]) -> Result<Typed, Refusal> {
@@ -286,10 +267,13 @@ impl Typing<'_> {
         all: bool,
     ) -> Result<Typed, Refusal> {
         let left = self.typed(&operands[0])?;
-        if let Some((kind, values)) = self.written_array(&operands[1], left.kind)? {
-            return self.with_each(at, left, (op, all), (kind, values));
-        }
-        let array = self.typed(&operands[1])?;
+        let array = match self.written_array(&operands[1], left.kind)? {
+            Some((kind, values)) if values.iter().any(|value| value.tree.has_column()) => {
+                self.array_of(operands[1].at, kind, values)?
+            }
+            Some((kind, values)) => return self.with_each(at, left, (op, all), (kind, values)),
+            None => self.typed(&operands[1])?,
+        };
         let Some(element) = array.kind.and_then(Kind::element) else {
             let (found, expected) = (self.name(array.kind), "an array".to_owned());
             return self.refuse(array.at, Reason::WrongType { what: "ANY and ALL", found, expected });

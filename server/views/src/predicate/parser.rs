@@ -287,7 +287,6 @@ impl<'a> Parser<'a> {
             "*" => Arithmetic::Multiply,
             "/" => Arithmetic::Divide,
             "%" => Arithmetic::Remainder,
-            "||" => return pair(at, left, right, What::Concat),
             other => {
                 let operands = vec![left, right];
                 return bounded(at, Syntax::depth_over(&operands), What::Operator(other.to_owned(), operands));

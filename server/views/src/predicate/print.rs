@@ -68,6 +68,13 @@ impl Printer<'_> {
                 self.around(out, " ELSE ", otherwise, " END)");
             }
             Expression::Coalesce(operands) => self.call(out, "COALESCE", operands),
+            Expression::Array(kind, operands) => {
+                let elements: Vec<String> = operands.iter().map(|operand| self.sql(operand)).collect();
+                out.push_str(&format!("(ARRAY[{}]::", elements.join(", ")));
+                self.type_name(out, *kind);
+                out.push_str("[])");
+            }
+            Expression::CalledOnNull { signature, operands, .. } => self.signature(out, signature, operands),
             Expression::Extreme { greatest, operands, .. } => {
                 self.call(out, if *greatest { "GREATEST" } else { "LEAST" }, operands);
             }
@@ -155,7 +162,6 @@ impl Printer<'_> {
             Function::LikeEscape => return self.call(out, "pg_catalog.like_escape", operands),
             Function::Compare { op, .. } => return self.compare(out, *op, operands),
             Function::Arithmetic { op, .. } => op.symbol(),
-            Function::Concat => "||",
             Function::Regex { fold: false, .. } => "~",
             Function::Regex { fold: true, .. } => "~*",
             Function::Like { fold: false } => "~~",

@@ -1,11 +1,12 @@
 //! Functions and operators by what they take and give, and PostgreSQL's choice among those of one name (manual, sections 10.2
 //! and 10.3; `func_select_candidate` in `src/backend/parser/parse_func.c`).
 //!
-//! The tables hold what is evaluated, and beside it what PostgreSQL might choose instead, which is refused. All are strict
-//! and immutable.
+//! The tables hold what is evaluated, and beside it what PostgreSQL might choose instead, which is refused. All are immutable, and
+//! strict where it is not said otherwise.
 
 use super::evaluate::EvaluationError;
 use super::kind::{Category, Kind};
+use super::resolution;
 use super::value::Value;
 use super::{
     array_functions, bit_functions, json_functions, moment_comparisons, moment_functions, number_functions,
@@ -14,7 +15,7 @@ use super::{
 
 pub(super) type Evaluated<'v> = Result<Value<'v>, EvaluationError>;
 
-/// Of operands that are not NULL, with the types that the signature asks for; the type is the result's.
+/// Of operands with the types that the signature asks for, none of them NULL where it is strict; the type is the result's.
 type Run = for<'v> fn(Kind, &[Value<'v>]) -> Evaluated<'v>;
 
 /// A function or an operator.
@@ -24,6 +25,8 @@ pub(super) struct Signature {
     pub(super) is_operator: bool,
     pub(super) operands: &'static [Slot],
     pub(super) result: Slot,
+    /// Is it NULL where an operand is, and not called for that? (`pg_proc.proisstrict`)
+    pub(super) is_strict: bool,
     pub(super) needs: Needs,
     pub(super) does: Does,
 }
@@ -37,6 +40,11 @@ pub(super) enum Slot {
     AnyRange,
     /// The type of the elements of `AnyArray`, or what `AnyRange` is of.
     AnyElement,
+    /// `anycompatible`: all of these, and the elements of all `CompatibleArray`, are brought to one type.
+    Compatible,
+    CompatibleArray,
+    /// `anynonarray`, which PostgreSQL casts to text.
+    NonArrayAsText,
 }
 
 /// What its result depends on.
@@ -45,6 +53,8 @@ pub(super) enum Needs {
     Nothing,
     /// Only equal bytes are equal.
     Deterministic,
+    /// The same, and what it compares has an operator `=` that sees all of it.
+    Equality,
     /// Letters have the case that ASCII gives them.
     Bytes,
 }
@@ -57,14 +67,19 @@ pub(super) enum Does {
 }
 
 pub(super) const fn function(name: &'static str, operands: &'static [Slot], result: Slot, run: Run) -> Signature {
-    Signature { name, is_operator: false, operands, result, needs: Needs::Nothing, does: Does::Run(run) }
+    let (needs, does) = (Needs::Nothing, Does::Run(run));
+    Signature { name, is_operator: false, operands, result, is_strict: true, needs, does }
 }
 
 pub(super) const fn operator(name: &'static str, operands: &'static [Slot], result: Slot, run: Run) -> Signature {
-    Signature { name, is_operator: true, operands, result, needs: Needs::Nothing, does: Does::Run(run) }
+    Signature { is_operator: true, ..function(name, operands, result, run) }
 }
 
 impl Signature {
+    pub(super) const fn called_on_null(self) -> Self {
+        Signature { is_strict: false, ..self }
+    }
+
     pub(super) const fn needing(self, needs: Needs) -> Self {
         Signature { needs, ..self }
     }
@@ -103,13 +118,11 @@ pub(super) struct Chosen {
 
 /// PostgreSQL's choice; None where it finds none or more than one. An operand without a type is unknown.
 pub(super) fn choose(candidates: &[&'static Signature], given: &[Option<Kind>]) -> Option<Chosen> {
-    let fits = |slot: Slot, kind: Option<Kind>| kind.is_none_or(|kind| slot.takes(kind));
     let mut left: Vec<&'static Signature> = candidates
         .iter()
         .copied()
         .filter(|signature| signature.operands.len() == given.len())
-        .filter(|signature| signature.operands.iter().zip(given).all(|(&slot, &kind)| fits(slot, kind)))
-        .filter(|signature| agrees(signature, given))
+        .filter(|signature| takes(signature, given))
         .collect();
     // An operator with one operand of a known type is looked for with that type for both first.
     if let ([Some(kind), None] | [None, Some(kind)], true) = (given, candidates.iter().any(|found| found.is_operator)) {
@@ -180,37 +193,67 @@ fn by_unknown(left: Vec<&'static Signature>, given: &[Option<Kind>]) -> Vec<&'st
     else {
         return narrowed;
     };
-    narrowed.into_iter().filter(|signature| unknown.iter().all(|&at| signature.operands[at].takes(first))).collect()
+    let all_known = vec![Some(first); given.len()];
+    narrowed.into_iter().filter(|signature| takes(signature, &all_known)).collect()
 }
 
-/// The array or range by which the types of the other operands are known.
-fn leading(signature: &Signature, given: &[Option<Kind>]) -> Option<Kind> {
-    let leads = |slot: Slot| matches!(slot, Slot::AnyArray | Slot::AnyRange);
-    signature.operands.iter().zip(given).filter(|(slot, _)| leads(**slot)).find_map(|(_, kind)| *kind)
+/// Can operands of these types be brought to those that it takes?
+fn takes(signature: &Signature, given: &[Option<Kind>]) -> bool {
+    let mut pairs = signature.operands.iter().zip(given);
+    pairs.all(|(&slot, kind)| kind.is_none_or(|kind| slot.takes(kind))) && agrees(signature, given)
 }
 
-/// The slot's type, where an array or range leads.
-fn concrete(slot: Slot, leading: Option<Kind>) -> Option<Kind> {
+/// By what the types of operands that may be of several are known.
+struct Leading {
+    /// The array or range of the signature.
+    polymorphic: Option<Kind>,
+    /// The type that `Compatible` operands are brought to.
+    common: Kind,
+}
+
+/// None where operands that are brought to one type have none in common.
+fn leading(signature: &Signature, given: &[Option<Kind>]) -> Option<Leading> {
+    let pairs = || signature.operands.iter().copied().zip(given.iter().copied());
+    let leads = |(slot, kind)| if matches!(slot, Slot::AnyArray | Slot::AnyRange) { kind } else { None };
+    let compatible = |(slot, kind): (Slot, Option<Kind>)| match slot {
+        Slot::Compatible => kind,
+        Slot::CompatibleArray => kind.and_then(Kind::element),
+        _other => None,
+    };
+    let common = resolution::common(pairs().map(compatible)).ok()?;
+    let becomes = |kind: Kind| kind == common || kind.casts_implicitly_to(common);
+    pairs().filter_map(compatible).all(becomes).then(|| Leading { polymorphic: pairs().find_map(leads), common })
+}
+
+/// The slot's type, where it is known.
+fn concrete(slot: Slot, leading: &Leading) -> Option<Kind> {
+    let polymorphic = leading.polymorphic;
     match slot {
         Slot::Of(kind) => Some(kind),
-        Slot::AnyArray | Slot::AnyRange => leading,
-        Slot::AnyElement => leading.and_then(|leading| leading.element().or(leading.subtype())),
+        Slot::AnyArray | Slot::AnyRange => polymorphic,
+        Slot::AnyElement => polymorphic.and_then(|leading| leading.element().or(leading.subtype())),
+        Slot::Compatible => Some(leading.common),
+        Slot::CompatibleArray => leading.common.array(),
+        Slot::NonArrayAsText => Some(Kind::Text),
     }
 }
 
-/// Arrays, ranges and what they are of are not brought to one type.
+/// Arrays, ranges and what they are of are not brought to one type, unless they are `Compatible`.
 fn agrees(signature: &Signature, given: &[Option<Kind>]) -> bool {
-    let leading = leading(signature, given);
-    signature.operands.iter().zip(given).all(|(&slot, given)| match (slot, given, concrete(slot, leading)) {
-        (Slot::Of(_), ..) | (_, None, _) | (_, _, None) => true,
-        (_, Some(given), Some(kind)) => *given == kind,
+    let Some(leading) = leading(signature, given) else { return false };
+    signature.operands.iter().zip(given).all(|(&slot, given)| match (slot, given) {
+        (Slot::AnyArray | Slot::AnyRange | Slot::AnyElement, Some(given)) => {
+            concrete(slot, &leading).is_none_or(|kind| *given == kind)
+        }
+        (Slot::AnyArray | Slot::AnyRange | Slot::AnyElement, None)
+        | (Slot::Of(_) | Slot::Compatible | Slot::CompatibleArray | Slot::NonArrayAsText, _) => true,
     })
 }
 
 fn chosen(signature: &'static Signature, given: &[Option<Kind>]) -> Option<Chosen> {
-    let leading = leading(signature, given);
-    let operands = signature.operands.iter().map(|&slot| concrete(slot, leading)).collect::<Option<Vec<_>>>()?;
-    Some(Chosen { signature, result: concrete(signature.result, leading)?, operands })
+    let leading = leading(signature, given)?;
+    let operands = signature.operands.iter().map(|&slot| concrete(slot, &leading)).collect::<Option<Vec<_>>>()?;
+    Some(Chosen { signature, result: concrete(signature.result, &leading)?, operands })
 }
 
 impl Slot {
@@ -230,14 +273,21 @@ impl Slot {
                 kind.element().is_some_and(|element| !matches!(element, Kind::Json | Kind::Jsonb | Kind::Bpchar))
             }
             Slot::AnyRange => kind.subtype().is_some(),
-            Slot::AnyElement => true,
+            Slot::AnyElement | Slot::Compatible => true,
+            Slot::CompatibleArray => kind.element().is_some(),
+            Slot::NonArrayAsText => kind.element().is_none(),
         }
     }
 
     fn category(self) -> Category {
         match self {
             Slot::Of(kind) => kind.category(),
-            Slot::AnyArray | Slot::AnyRange | Slot::AnyElement => Category::Other,
+            Slot::AnyArray
+            | Slot::AnyRange
+            | Slot::AnyElement
+            | Slot::Compatible
+            | Slot::CompatibleArray
+            | Slot::NonArrayAsText => Category::Pseudo,
         }
     }
 }

@@ -29,7 +29,6 @@ pub(super) enum What {
     Sign(Sign, Box<Syntax>),
     Compare(Comparison, Box<[Syntax; 2]>),
     Arithmetic(Arithmetic, Box<[Syntax; 2]>),
-    Concat(Box<[Syntax; 2]>),
     And(Vec<Syntax>),
     Or(Vec<Syntax>),
     Not(Box<Syntax>),

@@ -1,14 +1,19 @@
 //! Functions of text, in characters unless it is said otherwise (`varlena.c`, `oracle_compat.c`, `text.c` of
 //! `src/backend/utils/adt`).
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use md5::{Digest, Md5};
 
-use super::evaluate::{EvaluationError, grows_by};
+use super::array::Array;
+use super::evaluate::{EvaluationError, GROWTH_MAX, fits, grows_by};
 use super::kind::Kind;
 use super::signature::{Evaluated, Needs, Signature, Slot, function, operator};
 use super::value::Value;
 
 const TEXT: Slot = Slot::Of(Kind::Text);
+const TEXTS: Slot = Slot::Of(Kind::Array(&Kind::Text));
 const BPCHAR: Slot = Slot::Of(Kind::Bpchar);
 const BYTEA: Slot = Slot::Of(Kind::Bytea);
 const INT: Slot = Slot::Of(Kind::Int4);
@@ -56,6 +61,16 @@ pub(super) static SIGNATURES: &[Signature] = &[
     function("strpos", &[TEXT, TEXT], INT, position).needing(Needs::Deterministic),
     function("position", &[TEXT, TEXT], INT, position).needing(Needs::Deterministic),
     function("starts_with", &[TEXT, TEXT], BOOL, starts_with).needing(Needs::Deterministic),
+    operator("||", &[TEXT, TEXT], TEXT, concat),
+    operator("||", &[TEXT, Slot::NonArrayAsText], TEXT, concat),
+    operator("||", &[Slot::NonArrayAsText, TEXT], TEXT, concat),
+    operator("||", &[BYTEA, BYTEA], BYTEA, concat_bytes),
+    function("string_to_array", &[TEXT, TEXT], TEXTS, |_, of| split(of, None))
+        .called_on_null()
+        .needing(Needs::Deterministic),
+    function("string_to_array", &[TEXT, TEXT, TEXT], TEXTS, |_, of| split(of, Some(&of[2])))
+        .called_on_null()
+        .needing(Needs::Deterministic),
     operator("^@", &[TEXT, TEXT], BOOL, starts_with).needing(Needs::Deterministic),
     function("split_part", &[TEXT, TEXT, INT], TEXT, |_, of| {
         split_part(of[0].as_str(), of[1].as_str(), of[2].as_int())
@@ -82,6 +97,37 @@ fn count<'v>(count: usize) -> Evaluated<'v> {
 
 fn length<'v>(_: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
     count(of[0].as_str().chars().count())
+}
+
+fn concat<'v>(_: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
+    let (first, second) = (of[0].as_str(), of[1].as_str());
+    fits(first.len() + second.len())?;
+    text([first, second].concat())
+}
+
+fn concat_bytes<'v>(_: Kind, of: &[Value<'v>]) -> Evaluated<'v> {
+    let (first, second) = (of[0].as_bytes(), of[1].as_bytes());
+    fits(first.len() + second.len())?;
+    Ok(Value::Bytes(Cow::Owned([first, second].concat())))
+}
+
+/// More than may arise.
+const PARTS_MAX: usize = GROWTH_MAX / size_of::<Value<'_>>() + 1;
+
+/// What stands between separators; every character where there is none, and all of it where that is empty. What is equal to `null`
+/// becomes NULL (`string_to_array`).
+fn split<'v>(of: &[Value<'_>], null: Option<&Value<'_>>) -> Evaluated<'v> {
+    let Value::Text(value) = &of[0] else { return Ok(Value::Null) };
+    let null = if let Some(Value::Text(null)) = null { Some(&**null) } else { None };
+    let parts: Vec<&str> = match &of[1] {
+        _ if value.is_empty() => Vec::new(),
+        Value::Text(separator) if separator.is_empty() => vec![value],
+        Value::Text(separator) => value.split(&**separator).take(PARTS_MAX).collect(),
+        _null => value.split_inclusive(|_: char| true).take(PARTS_MAX).collect(),
+    };
+    grows_by(parts.len().saturating_mul(size_of::<Value<'_>>()))?;
+    let element = |part: &str| if Some(part) == null { Value::Null } else { Value::text(part.to_owned()) };
+    Ok(Value::Array(Arc::new(Array::of(parts.into_iter().map(element).collect()))))
 }
 
 fn md5(bytes: &[u8]) -> String {

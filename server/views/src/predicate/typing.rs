@@ -130,7 +130,6 @@ impl<'t> Typing<'t> {
             What::Sign(sign, operand) => self.sign(at, *sign, operand),
             What::Compare(op, operands) => self.compare_operands(at, *op, operands),
             What::Arithmetic(op, operands) => self.arithmetic(at, *op, operands),
-            What::Concat(operands) => self.concat(at, operands),
             What::And(operands) => self.logical(at, operands, Expression::And),
             What::Or(operands) => self.logical(at, operands, Expression::Or),
             What::Not(operand) => self.boolean_over(at, operand, "NOT", Expression::Not),
@@ -159,7 +158,7 @@ impl<'t> Typing<'t> {
             What::Quantified { operands, op, all } => self.quantified(at, operands, *op, *all),
             What::Array(values) => {
                 let (kind, values) = self.array_values(at, values)?;
-                self.constant_array(at, kind, values)
+                self.array_of(at, kind, values)
             }
             What::Row(_) => self.no_such_row(at),
             What::Subscript { operand, subscripts, is_slice } => self.subscript((at, operand), subscripts, *is_slice),
@@ -320,7 +319,7 @@ impl<'t> Typing<'t> {
                 self.cast_typed(value, to, Vec::new())
             };
             let values = values.iter().map(cast).collect::<Result<_, _>>()?;
-            return self.constant_array(operand.at, to, values);
+            return self.array_of(operand.at, to, values);
         }
         let operand = self.typed(operand)?;
         self.cast_typed(operand, array, modifiers)
