@@ -140,6 +140,14 @@ impl Cluster {
         }
     }
 
+    /// All that it has printed.
+    ///
+    /// # Errors
+    /// It does not run.
+    pub fn log(&self) -> Result<String> {
+        Ok(self.process.as_ref().context("PostgreSQL does not run")?.log())
+    }
+
     /// Stops it.
     ///
     /// # Errors

@@ -27,6 +27,7 @@ mod late_joiners;
 mod mirror;
 mod mirror_altered;
 mod mirror_altered_at_random;
+mod mirror_rebuilt;
 mod mirror_snapshot;
 mod named_shapes;
 mod new_tables;

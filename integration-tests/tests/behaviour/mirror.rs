@@ -23,13 +23,19 @@ use tokio_util::sync::CancellationToken;
 /// Crashes of the server in one run; `TIDEGATE_TEST_ROUNDS` asks for more.
 const ROUNDS: u32 = 8;
 
-const TABLES: &str = "
+/// Those that `change` writes to, and the markers.
+pub(crate) const WRITTEN: &str = "
 create table account (id bigint primary key, name text, amount numeric(12, 2), active boolean, note text);
 create table pair (a int, \"B b\" text, v bigint, body text, primary key (a, \"B b\"));
-create table counted (n int primary key, filler text);
 alter table account alter note set storage external;
 alter table pair alter body set storage external;
 create table marker (name text primary key)";
+const COUNTED: &str = "create table counted (n int primary key, filler text)";
+
+/// What `account` and `pair` have at first.
+pub(crate) const INITIAL: &str = "
+insert into account select n, 'initial', n, true, repeat(md5(n::text), 100) from generate_series(0, 400) n;
+insert into pair select n % 50, (n % 20)::text, n, repeat(md5(n::text), 100) from generate_series(0, 99) n";
 
 /// A row by table and key.
 type Model = BTreeMap<(String, Vec<Value>), Vec<(String, Value)>>;
@@ -84,7 +90,7 @@ fn fill(change: &mut Change, model: &mut Model) -> Result<()> {
 }
 
 /// Received is what the oracle has, filled from the model: all behind the marker `complete`, and before it where it was filled.
-fn must_be_filled(received: &History, oracle: &History) -> Result<()> {
+pub(crate) fn must_be_filled(received: &History, oracle: &History) -> Result<()> {
     let (mut model, mut filled_count) = (Model::new(), 0_usize);
     let mut ours = received.transactions().iter().peekable();
     let (mut is_received, mut is_complete) = (false, false);
@@ -154,7 +160,8 @@ fn many(random: &mut StdRng) -> String {
     )
 }
 
-fn change(random: &mut StdRng) -> String {
+/// A change of a row of `account` or `pair` as SQL.
+pub(crate) fn change(random: &mut StdRng) -> String {
     let (id, other) = (random.random_range(0..600_u32), random.random_range(0..600_u32));
     let text = match random.random_range(0..4_u32) {
         0 => "null".to_owned(),
@@ -209,32 +216,28 @@ fn mirror_is_complete(status: &SourceStatus) -> bool {
 
 /// Tables with rows from before, a publication and the oracle's slot; the server has yet to be started.
 async fn prepared(database: &Database) -> Result<(ServerConfig, Oracle)> {
-    database.execute(TABLES).await?;
+    database.execute(WRITTEN).await?;
+    database.execute(COUNTED).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("mirror: [account, pair, counted]".to_owned());
     // Small enough that large transactions leave memory, in capture and in the mirror.
     config.source_lines.push("memory: {transactions: 256KiB, feed: 256KiB, tail: 1MiB, mirror: 1MiB}".to_owned());
     database.execute(&format!("create publication {} for table account, pair, counted, marker", config.slot)).await?;
     let oracle = Oracle::create(database, &config.slot).await?;
-    database
-        .execute(
-            "insert into account select n, 'initial', n, true, repeat(md5(n::text), 100) from generate_series(0, 400) n;
-             insert into pair select n % 50, (n % 20)::text, n, repeat(md5(n::text), 100) from generate_series(0, 99) n;
-             insert into counted select n, 'initial' from generate_series(0, 4000) n",
-        )
-        .await?;
+    database.execute(INITIAL).await?;
+    database.execute("insert into counted select n, 'initial' from generate_series(0, 4000) n").await?;
     database.mark("initial").await?;
     Ok((config, oracle))
 }
 
-async fn subscribe(mut recorder: Recorder) -> Result<History> {
+pub(crate) async fn subscribe(mut recorder: Recorder) -> Result<History> {
     let ended = recorder.until_marker("the end").await?;
     ensure!(ended == Ended::Arrived, "continuity was not lost, but the server says {ended:?}");
     Ok(recorder.history().clone())
 }
 
 /// Waits until so many more transactions have been received.
-async fn received(committed: &mut watch::Receiver<usize>, count: usize) -> Result<()> {
+pub(crate) async fn received(committed: &mut watch::Receiver<usize>, count: usize) -> Result<()> {
     let goal = *committed.borrow() + count;
     let waiting = committed.wait_for(|now| *now >= goal);
     let arrived = tokio::time::timeout(tidegate_integration_tests::DEADLINE, waiting).await;
@@ -414,9 +417,28 @@ async fn a_planted_difference_is_found_named_and_mended() -> Result<()> {
     ensure!(text.matches("was not in the mirror").count() == 1 && text.matches("{\"id\":").count() == 2, "{text}");
     let (code, text) = verify(&server, "account").await?;
     ensure!(code == Some(0) && text.contains("no difference"), "{text}");
-    let (code, text) = verify(&server, "public.none").await?;
-    ensure!(code == Some(1) && text.contains("has no mirror"), "{text}");
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_does_not_exist_is_told_from_one_without_a_mirror() -> Result<()> {
+    let (database, server) = mirrored_account("mirror_verify_none").await?;
+    let (code, text) = verify(&server, "public.acount").await?;
+    let is_unknown = text.contains("there is no table public.acount") && text.contains("did you mean public.account?");
+    ensure!(code == Some(1) && is_unknown && !text.contains("`mirror`"), "{text}");
+    database.execute("create table other (id int primary key)").await?;
+    within("it is known", || async {
+        let (code, text) = verify(&server, "other").await?;
+        Ok((code == Some(1) && text.contains("has no mirror; name it in the source's `mirror`")).then_some(()))
+    })
+    .await?;
+    database.execute("drop table account").await?;
+    within("it is known to be gone", || async {
+        let (code, text) = verify(&server, "account").await?;
+        ensure!(code == Some(1), "{code:?} {text}");
+        Ok(text.contains("there is no table public.account").then_some(()))
+    })
+    .await
 }
 
 #[tokio::test(flavor = "multi_thread")]

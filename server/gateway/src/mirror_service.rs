@@ -5,7 +5,7 @@
 use std::{pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt as _, stream};
-use tidegate_model::{SnapshotSpec, TableName};
+use tidegate_model::{SnapshotSpec, TableName, near};
 use tidegate_proto::v1::{
     self,
     mirror_difference::Kind,
@@ -55,6 +55,7 @@ impl MirrorService {
     async fn open(&self, request: v1::VerifyMirrorRequest) -> Result<Verifying, GatewayError> {
         let source = self.shared.sources.get(&request.source)?;
         let table: TableName = request.table.parse()?;
+        must_exist(&source, &table)?;
         let refused = |detail: String| GatewayError::Snapshot(SnapshotError::Refused { detail });
         let no_mirror = || refused(format!("table {table} has no mirror; name it in the source's `mirror`"));
         let mirror = source.handle.mirror.clone().filter(|mirror| mirror.follows(&table)).ok_or_else(no_mirror)?;
@@ -82,6 +83,17 @@ impl MirrorService {
         let next_at = Instant::now() + INTERVAL;
         Ok(Verifying { source, verification, table, snapshot: 0, type_url, told: 0, next_at, is_done: false })
     }
+}
+
+/// Refuses a table that the catalog does not have, once that is read. One that the stream has told of may have been dropped since, and
+/// has nothing to compare with.
+fn must_exist(source: &Source, table: &TableName) -> Result<(), GatewayError> {
+    let known = source.handle.tables.borrow();
+    if known.is_empty() || known.iter().any(|known| known.name == *table) {
+        return Ok(());
+    }
+    let near = near(&table.to_string(), known.iter().map(|known| known.name.to_string()));
+    Err(GatewayError::UnknownTable { table: table.clone(), near })
 }
 
 /// What is not complete, and as the table is never will be.
