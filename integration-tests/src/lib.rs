@@ -53,7 +53,7 @@ pub use scratch::Scratch;
 pub use seed::{Seed, asked_for};
 pub use server::{OnDiscontinuity, Server, ServerConfig, ServerTls, tidegate, tidegate_with};
 pub use subscriber::{Ended, Recorder};
-pub use type_table::{define_types, has_equality, literal, type_table, written};
+pub use type_table::{define_types, has_equality, lacks_equality, literal, type_table, written};
 pub use wait::{DEADLINE, within};
 pub use workload::Workload;
 pub use writers::Writers;

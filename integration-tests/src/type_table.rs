@@ -4,7 +4,7 @@
 //! Values are as a user writes them; PostgreSQL's output decides what is encoded.
 
 use anyhow::{Context, Result};
-use tokio_postgres::{Client, SimpleQueryMessage};
+use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 use crate::Database;
 
@@ -187,6 +187,8 @@ const OPTIONAL: &[(&str, &[&str])] = &[
     ("public.geometry", &["POINT(1 -0.5)", "SRID=4326;POLYGON((0 0,1 0,1 1,0 0))", "POINT Z EMPTY"]),
     ("public.geometry(Point,4326)", &["SRID=4326;POINT(1e-300 179.9999999999999)"]),
     ("public.geography", &["SRID=4326;POINT(-71.06 42.28)"]),
+    ("public.box2d", &["BOX(1 -0.5,2 3)", "BOX(-1e-300 0,0.1 179.9999999999999)"]),
+    ("public.box3d", &["BOX3D(1 -0.5 0,2 3 1e-300)", "BOX3D(0 0 0,0.1 1 2)"]),
     ("public.vector", &["[1,-0.5,1e-30]"]),
     ("public.vector(3)[]", &["{\"[1,2,3]\",NULL}"]),
     ("public.halfvec", &["[1,-0.5,0]"]),
@@ -206,6 +208,7 @@ const WITHOUT_EQUALITY: &[&str] = &[
     "xml[]",
     "pg_snapshot",
     "public.lquery",
+    "public.box3d",
     "txid_snapshot",
     "refcursor",
 ];
@@ -270,6 +273,12 @@ pub async fn written(session: &Client, expression: &str) -> Result<String> {
 #[must_use]
 pub fn literal(text: &str, type_name: &str) -> String {
     format!("'{}'::{type_name}", text.replace('\'', "''"))
+}
+
+/// Was a comparison refused since the type has no `=`? It is ambiguous where it has none, but casts to several types that have.
+#[must_use]
+pub fn lacks_equality(error: &tokio_postgres::Error) -> bool {
+    matches!(error.code(), Some(&SqlState::UNDEFINED_FUNCTION | &SqlState::AMBIGUOUS_FUNCTION))
 }
 
 /// Is `=` defined for the type?

@@ -6,12 +6,14 @@
 
 use anyhow::{Context, Result, ensure};
 use bytes::BytesMut;
-use tidegate_integration_tests::{Cluster, Database, define_types, has_equality, literal, type_table, written};
+use tidegate_integration_tests::{
+    Cluster, Database, define_types, has_equality, lacks_equality, literal, type_table, written,
+};
 use tidegate_model::TableName;
 use tidegate_postgres::{ConnectConfig, Session, relation_columns};
 use tidegate_proto::v1;
 use tidegate_schema::{ColumnSpec, RowDecoder, RowEncoder, RowText, RowType, RowTypeSpec, TypeShape, Value, ValueKind};
-use tokio_postgres::{SimpleQueryMessage, error::SqlState};
+use tokio_postgres::SimpleQueryMessage;
 
 /// A database with the types.
 struct Source {
@@ -55,7 +57,7 @@ impl Source {
         let (one, other) = (literal(one, &column.type_name), literal(other, &column.type_name));
         match self.user.client().query_one(&format!("select {one} is not distinct from {other}"), &[]).await {
             Ok(row) => Ok(Some(row.try_get(0)?)),
-            Err(error) if error.code() == Some(&SqlState::UNDEFINED_FUNCTION) => Ok(None),
+            Err(error) if lacks_equality(&error) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
