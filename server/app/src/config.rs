@@ -517,6 +517,33 @@ mod tests {
     }
 
     #[test]
+    fn names_that_yaml_takes_for_something_else_are_refused() {
+        let text = "sources:\n  shop:\n    url: postgres://a@b/c\n    tables: [a, n]\n    mirror: [7]\n    mirror_on_demand: no\n    \
+                    slot: on\n    shapes: {y: {table: y, columns: [~], parameters: [int]}}\n";
+        assert_eq!(
+            error(text, &[("TIDEGATE_SOURCES__SHOP__MIRROR", "[orders, y]")]),
+            "the configuration cannot be used:\n  \
+             sources.shop.tables: YAML reads entry 2 as a boolean, where text is expected; words such as n, y, no, on and true need \
+             quotes, as in \"n\"\n  \
+             sources.shop.mirror: YAML reads entry 1 as a number, where text is expected; a name of digits needs quotes, as in '\"7\"'\n  \
+             sources.shop.mirror_on_demand: YAML reads it as a boolean, where text is expected; words such as n, y, no, on and true \
+             need quotes, as in \"n\"\n  \
+             sources.shop.slot: YAML reads it as a boolean, where text is expected; words such as n, y, no, on and true need quotes, \
+             as in \"n\"\n  \
+             sources.shop.shapes.y.table: YAML reads it as a boolean, where text is expected; words such as n, y, no, on and true need \
+             quotes, as in \"n\"\n  \
+             sources.shop.shapes.y.columns: YAML reads entry 1 as null, where text is expected; a name such as null needs quotes, as \
+             in \"null\"\n  \
+             TIDEGATE_SOURCES__SHOP__MIRROR: YAML reads entry 2 as a boolean, where text is expected; words such as n, y, no, on and \
+             true need quotes, as in \"n\""
+        );
+        let quoted = "sources: {shop: {url: postgres://a@b/c, tables: ['n', \"y\", '\"7\"', no_no]}}";
+        assert_eq!(patterns(&read(quoted, &[]).expect("valid")), ["n", "y", "\"7\"", "no_no"]);
+        let unquoted = [("TIDEGATE_SOURCES__SHOP__TABLES", "n, y")];
+        assert_eq!(patterns(&read(quoted, &unquoted).expect("valid")), ["n", "y"]);
+    }
+
+    #[test]
     fn what_contradicts_itself_is_refused() {
         let text = "listen: {grpc: '0.0.0.0:7171'}\nsources:\n  shop: {url: postgres://a@b/c, url_file: d, slot: My-Slot}\n  Shop: {}\n";
         assert_eq!(

@@ -69,8 +69,8 @@ impl Layers {
             let path: Vec<&str> = rest.split("__").collect();
             match find(&path) {
                 Some(option) => match option.kind.parse(text) {
-                    Some(value) => self.set(&path, value),
-                    None => self.problems.push(Problem::wrong_kind(name, option.kind)),
+                    Ok(value) => self.set(&path, value),
+                    Err(misread) => self.problems.push(Problem::misread(name, misread, option.kind)),
                 },
                 None => self.problems.push(Problem::UnknownVariable {
                     name: name.clone(),
@@ -115,8 +115,8 @@ impl Layers {
             if let Some(option) = find(&segments) {
                 match (value, option.kind.read(value)) {
                     (Value::Null, _) => {}
-                    (_, Some(read)) => self.set(&segments, read),
-                    (_, None) => self.problems.push(Problem::wrong_kind(&dotted, option.kind)),
+                    (_, Ok(read)) => self.set(&segments, read),
+                    (_, Err(misread)) => self.problems.push(Problem::misread(&dotted, misread, option.kind)),
                 }
             } else if is_group(&segments) {
                 match value {

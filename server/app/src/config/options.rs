@@ -91,7 +91,8 @@ pub(crate) const OPTIONS: &[Opt] = &[
         Kind::List,
         Some("*.*"),
         "Tables to capture, as names or patterns: `orders`, `shop.*`, `\"Mixed Case\".*`, and `\"!public.audit_*\"` to \
-         leave some out. YAML needs quotes around what begins with `*` or `!`.",
+         leave some out. YAML needs quotes around what begins with `*` or `!`, and around names such as `n`, `y`, `no` and `on`, which \
+         are booleans to it.",
     ),
     opt(
         "sources.<name>.mirror",

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no value is quoted that may be a secret.
 
-use super::value::Kind;
+use super::value::{Kind, Misread, ToYaml};
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +50,16 @@ pub(crate) enum Problem {
         /// What may be written.
         expected: String,
     },
+    /// A word that YAML takes for something other than the text that is expected.
+    #[error("{place}: {}", not_text(*entry, *to_yaml))]
+    NotText {
+        /// Dotted path, or the variable's name.
+        place: String,
+        /// Counted from 1, where it stands in a list.
+        entry: Option<usize>,
+        /// What it is to YAML.
+        to_yaml: ToYaml,
+    },
     /// A value where options should stand.
     #[error("{}: expected keys and values", if path.is_empty() { "the file" } else { path })]
     NotAMap {
@@ -67,13 +77,27 @@ pub(crate) enum Problem {
 }
 
 impl Problem {
-    pub(crate) fn wrong_kind(place: &str, kind: Kind) -> Self {
-        Problem::WrongKind { place: place.to_owned(), expected: kind.expected() }
+    pub(crate) fn misread(place: &str, misread: Misread, kind: Kind) -> Self {
+        let place = place.to_owned();
+        match misread {
+            Misread::Kind => Problem::WrongKind { place, expected: kind.expected() },
+            Misread::NotText { entry, to_yaml } => Problem::NotText { place, entry, to_yaml },
+        }
     }
 
     pub(crate) fn invalid(path: impl Into<String>, reason: impl Into<String>) -> Self {
         Problem::Invalid { path: path.into(), reason: reason.into() }
     }
+}
+
+fn not_text(entry: Option<usize>, to_yaml: ToYaml) -> String {
+    let entry = entry.map_or_else(|| "it".to_owned(), |entry| format!("entry {entry}"));
+    let (read_as, hint) = match to_yaml {
+        ToYaml::Boolean => ("a boolean", "words such as n, y, no, on and true need quotes, as in \"n\""),
+        ToYaml::Number => ("a number", "a name of digits needs quotes, as in '\"7\"'"),
+        ToYaml::Null => ("null", "a name such as null needs quotes, as in \"null\""),
+    };
+    format!("YAML reads {entry} as {read_as}, where text is expected; {hint}")
 }
 
 fn known_keys(nearest: Option<&str>, known: &[&'static str]) -> String {

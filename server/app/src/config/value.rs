@@ -1,6 +1,7 @@
 //! How the value of an option is written, and read.
 //!
-//! Invariant: what `read` accepts, the typed `Config` accepts. Sizes become bytes, durations milliseconds.
+//! Invariant: what `read` accepts, the typed `Config` accepts. Sizes become bytes, durations milliseconds. A word that YAML takes for
+//! something other than text, such as `n`, is never taken for another one, such as `false`.
 
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -28,6 +29,31 @@ pub(crate) enum Kind {
     Choice(&'static [&'static str]),
     /// A list of texts.
     List,
+}
+
+/// Why a value is not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Misread {
+    /// It is not of the kind.
+    Kind,
+    /// Text is expected, and YAML has read something else: how it was written is not known any more.
+    NotText {
+        /// Counted from 1, where it stands in a list.
+        entry: Option<usize>,
+        /// What it is to YAML.
+        to_yaml: ToYaml,
+    },
+}
+
+/// What YAML reads where no quotes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ToYaml {
+    /// `n`, `y`, `no`, `on`, `true` and the like.
+    Boolean,
+    /// `7`, `1e3`, `0x10`.
+    Number,
+    /// `null`, `~`, or nothing at all.
+    Null,
 }
 
 impl Kind {
@@ -63,20 +89,35 @@ impl Kind {
         }
     }
 
-    /// Reads a value as YAML gave it. None: not of this kind.
-    pub(crate) fn read(self, value: &Value) -> Option<Value> {
+    /// Reads a value as YAML gave it.
+    pub(crate) fn read(self, value: &Value) -> Result<Value, Misread> {
         match (self, value) {
             (Kind::List, Value::Array(items)) => {
-                items.iter().map(scalar_text).map(|text| text.map(Value::from)).collect()
+                (1..).zip(items).map(|(entry, item)| entry_text(entry, item)).collect()
             }
-            (Kind::Switch, Value::Bool(_)) => Some(value.clone()),
-            (_, Value::Array(_) | Value::Object(_) | Value::Null) => None,
-            (_, scalar) => self.parse(&scalar_text(scalar)?),
+            (Kind::Switch, Value::Bool(_)) => Ok(value.clone()),
+            (Kind::List | Kind::Text, Value::Bool(_)) => {
+                Err(Misread::NotText { entry: None, to_yaml: ToYaml::Boolean })
+            }
+            (Kind::List, Value::Number(_)) => Err(Misread::NotText { entry: None, to_yaml: ToYaml::Number }),
+            (_, Value::Array(_) | Value::Object(_) | Value::Null) => Err(Misread::Kind),
+            (_, Value::String(text)) => self.parse(text),
+            // As it was written, near enough.
+            (_, Value::Number(number)) => self.parse(&number.to_string()),
+            (_, Value::Bool(yes)) => self.parse(&yes.to_string()),
         }
     }
 
-    /// Reads a value as an environment variable gives it. None: not of this kind.
-    pub(crate) fn parse(self, text: &str) -> Option<Value> {
+    /// Reads a value as an environment variable gives it.
+    pub(crate) fn parse(self, text: &str) -> Result<Value, Misread> {
+        match self {
+            Kind::List => parse_list(text),
+            scalar => scalar.parse_scalar(text).ok_or(Misread::Kind),
+        }
+    }
+
+    /// None: not of this kind, as no text is a list.
+    fn parse_scalar(self, text: &str) -> Option<Value> {
         match self {
             Kind::Secret | Kind::Text | Kind::Path => (!text.is_empty()).then(|| Value::from(text)),
             Kind::Address => {
@@ -94,28 +135,30 @@ impl Kind {
                 u64::try_from(duration.as_millis()).ok().map(Value::from)
             }
             Kind::Choice(words) => words.contains(&text).then(|| Value::from(text)),
-            Kind::List => parse_list(text),
+            Kind::List => None,
         }
     }
 }
 
-/// A scalar as it was written, near enough: YAML has read `123` as a number.
-fn scalar_text(value: &Value) -> Option<String> {
+/// An entry of a list.
+fn entry_text(entry: usize, value: &Value) -> Result<Value, Misread> {
+    let not_text = |to_yaml| Err(Misread::NotText { entry: Some(entry), to_yaml });
     match value {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        Value::Bool(yes) => Some(yes.to_string()),
-        Value::Null | Value::Array(_) | Value::Object(_) => None,
+        Value::String(_) => Ok(value.clone()),
+        Value::Bool(_) => not_text(ToYaml::Boolean),
+        Value::Number(_) => not_text(ToYaml::Number),
+        Value::Null => not_text(ToYaml::Null),
+        Value::Array(_) | Value::Object(_) => Err(Misread::Kind),
     }
 }
 
 /// `[a, "b,c"]` as YAML, or `a, b` split at commas.
-fn parse_list(text: &str) -> Option<Value> {
+fn parse_list(text: &str) -> Result<Value, Misread> {
     if text.trim_start().starts_with('[') {
-        let list: Value = serde_saphyr::from_str(text).ok()?;
-        return if list.is_array() { Kind::List.read(&list) } else { None };
+        let list: Value = serde_saphyr::from_str(text).map_err(|_not_yaml| Misread::Kind)?;
+        return if list.is_array() { Kind::List.read(&list) } else { Err(Misread::Kind) };
     }
-    Some(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect())
+    Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(Value::from).collect())
 }
 
 /// Bytes of `512MiB`, `50GB`, `1024`.
@@ -155,23 +198,37 @@ mod tests {
 
     #[test]
     fn lists_are_yaml_or_split_at_commas() {
-        assert_eq!(Kind::List.parse("public.*, !public.audit_*"), Some(json!(["public.*", "!public.audit_*"])));
-        assert_eq!(Kind::List.parse(r#"["a,b", c]"#), Some(json!(["a,b", "c"])));
-        assert_eq!(Kind::List.parse("[a"), None);
-        assert_eq!(Kind::List.read(&json!(["a", 1])), Some(json!(["a", "1"])));
-        assert_eq!(Kind::List.read(&json!([["a"]])), None);
+        assert_eq!(Kind::List.parse("public.*, !public.audit_*"), Ok(json!(["public.*", "!public.audit_*"])));
+        assert_eq!(Kind::List.parse(r#"["a,b", c]"#), Ok(json!(["a,b", "c"])));
+        assert_eq!(Kind::List.parse("n, y"), Ok(json!(["n", "y"])));
+        assert_eq!(Kind::List.parse("[a"), Err(Misread::Kind));
+        assert_eq!(Kind::List.read(&json!([["a"]])), Err(Misread::Kind));
+    }
+
+    #[test]
+    fn what_is_no_text_to_yaml_is_none_to_us() {
+        let not_text = |entry, to_yaml| Err(Misread::NotText { entry, to_yaml });
+        for word in ["n", "y", "N", "Y", "no", "No", "yes", "on", "OFF", "true", "False"] {
+            assert_eq!(Kind::List.parse(&format!("[a, {word}]")), not_text(Some(2), ToYaml::Boolean), "{word}");
+            assert_eq!(Kind::List.parse(&format!("[a, '{word}']")), Ok(json!(["a", word])));
+        }
+        assert_eq!(Kind::List.parse("[0x10]"), not_text(Some(1), ToYaml::Number));
+        assert_eq!(Kind::List.parse("[a, b, ~]"), not_text(Some(3), ToYaml::Null));
+        assert_eq!(Kind::List.read(&json!(false)), not_text(None, ToYaml::Boolean));
+        assert_eq!(Kind::List.read(&json!(7)), not_text(None, ToYaml::Number));
+        assert_eq!(Kind::Text.read(&json!(true)), not_text(None, ToYaml::Boolean));
     }
 
     #[test]
     fn durations_become_milliseconds() {
-        assert_eq!(Kind::Duration.parse("7d"), Some(json!(604_800_000_u64)));
-        assert_eq!(Kind::Duration.parse("soon"), None);
+        assert_eq!(Kind::Duration.parse("7d"), Ok(json!(604_800_000_u64)));
+        assert_eq!(Kind::Duration.parse("soon"), Err(Misread::Kind));
     }
 
     #[test]
     fn localhost_is_an_address() {
-        assert_eq!(Kind::Address.parse("localhost:7171"), Some(json!("127.0.0.1:7171")));
-        assert_eq!(Kind::Address.parse("[::]:7171"), Some(json!("[::]:7171")));
-        assert_eq!(Kind::Address.parse("7171"), None);
+        assert_eq!(Kind::Address.parse("localhost:7171"), Ok(json!("127.0.0.1:7171")));
+        assert_eq!(Kind::Address.parse("[::]:7171"), Ok(json!("[::]:7171")));
+        assert_eq!(Kind::Address.parse("7171"), Err(Misread::Kind));
     }
 }
