@@ -21,7 +21,7 @@ async fn received_one(cluster: &Cluster, name: &str, policy: OnDiscontinuity) ->
 }
 
 /// The subscriber is told, and a new one receives what is written from now on.
-async fn must_reset(database: &Database, server: &Server, recorder: &mut Recorder) -> Result<()> {
+pub(crate) async fn must_reset(database: &Database, server: &Server, recorder: &mut Recorder) -> Result<()> {
     // With a server that is slow to notice, the reset comes on the open subscription, else as the answer to the token.
     match recorder.until_marker("never written").await? {
         Ended::Reset(ResetReason::EpochChanged | ResetReason::SourceDiscontinued, detail) => {

@@ -32,6 +32,7 @@ mod mirror_snapshot;
 mod named_shapes;
 mod new_tables;
 mod operations;
+mod partition_crash;
 mod partition_identity;
 mod pooler;
 mod promotion;

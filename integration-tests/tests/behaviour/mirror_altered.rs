@@ -13,10 +13,10 @@ use tidegate_integration_tests::{
 use crate::snapshot_crowd::OF_MIRROR;
 
 /// A mirrored table `t`, captured, and a subscriber that keeps a copy.
-struct Stage {
-    database: Database,
-    server: Server,
-    copier: Copier,
+pub(crate) struct Stage {
+    pub(crate) database: Database,
+    pub(crate) server: Server,
+    pub(crate) copier: Copier,
     /// What is published of it.
     rows: String,
     /// Its key.
@@ -33,7 +33,18 @@ impl Stage {
 
     /// With more lines of the source's configuration.
     async fn configured(name: &str, schema: &str, (publication, rows): (&str, &str), lines: &[&str]) -> Result<Self> {
-        let database = Cluster::shared().await?.database(&format!("altered_{name}")).await?;
+        Stage::on(Cluster::shared().await?, name, schema, (publication, rows), lines).await
+    }
+
+    /// With a server of PostgreSQL's of one's own.
+    pub(crate) async fn on(
+        cluster: &Cluster,
+        name: &str,
+        schema: &str,
+        (publication, rows): (&str, &str),
+        lines: &[&str],
+    ) -> Result<Self> {
+        let database = cluster.database(&format!("altered_{name}")).await?;
         database.execute(schema).await?;
         database.execute(ROWS).await?;
         let mut config = ServerConfig::of(database.url());
@@ -47,7 +58,7 @@ impl Stage {
     }
 
     /// Receives until the copy is what PostgreSQL has; then so is the mirror.
-    async fn converges(&mut self) -> Result<()> {
+    pub(crate) async fn converges(&mut self) -> Result<()> {
         let mut last = None;
         let receiving = async {
             loop {
@@ -91,7 +102,7 @@ fn is_complete(status: &SourceStatus) -> bool {
 }
 
 const TABLE: &str = "create table t (id int primary key, c int, d text default 'd')";
-const ALL: &str = "for all tables with (publish_via_partition_root = true)";
+pub(crate) const ALL: &str = "for all tables with (publish_via_partition_root = true)";
 
 /// Writes before, in and behind the change.
 fn within(ddl: &str) -> String {
@@ -330,7 +341,7 @@ async fn rows_that_vanish_while_the_key_changes() -> Result<()> {
     stage.converges().await
 }
 
-const PARTITIONED: &str = "create table t (id int primary key, c int) partition by range (id);
+pub(crate) const PARTITIONED: &str = "create table t (id int primary key, c int) partition by range (id);
     create table t1 partition of t for values from (0) to (1000);
     create table t2 partition of t for values from (1000) to (4000);
     create table t3 (id int primary key, c int); insert into t3 select n, n from generate_series(5000, 5400) n";

@@ -135,6 +135,11 @@ impl Assembler {
         self.expected = expected;
     }
 
+    /// Has something to come again that has not come yet?
+    pub(crate) fn expects(&self) -> bool {
+        self.expected.is_some()
+    }
+
     /// A new epoch begins: nothing was received yet, nothing is announced.
     pub(crate) fn start_epoch(&mut self, start: Position) {
         self.resume_after = start.as_resume_point();

@@ -34,7 +34,7 @@ use crate::{
     link::Link,
     numbers::Numbers,
     observe::observe,
-    partitions::PartitionWatch,
+    partitions::{Beginning, PartitionWatch, Record},
     prepare,
     promises::{Promised, Promises},
     publisher::Publisher,
@@ -229,7 +229,10 @@ impl<P: Publish> Capture<P> {
             }
             error => error,
         };
-        if matches!(error, CaptureError::PartitionsChanged) {
+        if let CaptureError::Proved(transaction) = &error {
+            self.partitions.proved(*transaction);
+        }
+        if matches!(error, CaptureError::PartitionsChanged | CaptureError::Proved(_)) {
             info!(source = %self.config.source, "{error}");
             return Duration::ZERO;
         }
@@ -291,11 +294,17 @@ impl<P: Publish> Capture<P> {
             (None, Some(epoch)) => epoch.start_lsn,
             (None, None) => Lsn::ZERO,
         };
-        self.assembler.connected(expected, known_end_lsn);
         let slot = prepare::usable_status(&session, &self.config).await?;
         let confirmed_flush_lsn = usable_slot(&self.config.slot, slot.as_ref())?;
         let trees = partition_trees(&session, &self.config.publication).await?;
-        self.partitions.connected(trees, confirmed_flush_lsn);
+        let record = Record {
+            control: &self.resolver.control,
+            source: &self.config.source,
+            epoch: self.epoch.map(|epoch| epoch.epoch),
+            received_lsn: self.assembler.received().lsn,
+        };
+        let beginning = self.partitions.begin(&record, trees, (confirmed_flush_lsn, expected)).await?;
+        self.assembler.connected(beginning.expected, known_end_lsn);
         let epoch = self.epoch.map(|epoch| epoch.epoch);
         self.link.confirmations(|confirmations| confirmations.connected(epoch, confirmed_flush_lsn));
         self.link.update(|status| {
@@ -303,7 +312,7 @@ impl<P: Publish> Capture<P> {
             status.confirmed_flush_lsn = confirmed_flush_lsn;
             status.retained_wal_bytes = slot.map_or(0, |slot| slot.retained_wal_bytes);
         });
-        Ok(Connection { session, replication, published })
+        Ok(Connection { session, replication, published, beginning })
     }
 
     /// What must come again before anything new; a new epoch is started where the last connection ended in a break.
@@ -478,14 +487,14 @@ impl<P: Publish> Capture<P> {
     }
 
     async fn stream(&mut self, connection: Connection, stop: &CancellationToken) -> Result<(), CaptureError> {
-        let Connection { session, replication, published } = connection;
+        let Connection { session, replication, published, beginning } = connection;
         let in_progress = self.stuck.is_none() && !std::mem::take(&mut self.read_whole);
         let decoder = Decoder::new(protocol_version(replication.server_version()));
         let options = StreamOptions {
             slot: self.config.slot.clone(),
             publication: self.config.publication.clone(),
-            // The slot may stand at a transaction that this epoch leaves out.
-            start_lsn: self.epoch.map_or(Lsn::ZERO, |epoch| epoch.start_lsn),
+            // The slot may stand at a transaction that this epoch leaves out, or before a change of partitions.
+            start_lsn: self.epoch.map_or(Lsn::ZERO, |epoch| epoch.start_lsn).max(beginning.start_lsn),
             in_progress,
         };
         let (reader, writer) = replication.start(&options).await?;
@@ -540,6 +549,7 @@ impl<P: Publish> Capture<P> {
             orders: &mut self.orders,
             altered: &self.config.mirror.altered,
             ask_at: None,
+            to_prove: beginning.expected.filter(|_| beginning.is_proof),
         };
         streaming.run(reader).await.map_err(|error| self.named(error, in_progress))
     }
@@ -574,4 +584,5 @@ struct Connection {
     session: Session,
     replication: ReplicationConnection,
     published: PublicationContent,
+    beginning: Beginning,
 }

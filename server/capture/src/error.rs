@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use tidegate_control::ControlError;
 use tidegate_feed::FeedClosed;
-use tidegate_model::{Retry, TableName};
+use tidegate_model::{Retry, TableName, TransactionId};
 use tidegate_postgres::{
     CatalogError, ConnectError, ReplicationError, pgoutput::DecodeError, snapshot::SnapshotReadError,
 };
@@ -109,6 +109,11 @@ pub enum CaptureError {
         "tables were attached or detached as partitions: PostgreSQL 14 sends their rows as what they are over a new connection"
     )]
     PartitionsChanged,
+    /// The last stored transaction has come again, and nothing was received behind it.
+    #[error(
+        "the slot has fallen back behind tables that were attached or detached as partitions: what is stored is continued behind them"
+    )]
+    Proved(TransactionId),
     /// The store has ended.
     #[error(transparent)]
     FeedClosed(#[from] FeedClosed),
@@ -145,7 +150,9 @@ impl CaptureError {
             | CaptureError::NumberReused { .. }
             | CaptureError::SpoolRead(_)
             | CaptureError::TooManyChanges { .. } => Retry::Never,
-            CaptureError::Unnamed(_) | CaptureError::PartitionsChanged => Retry::After(Duration::ZERO),
+            CaptureError::Unnamed(_) | CaptureError::PartitionsChanged | CaptureError::Proved(_) => {
+                Retry::After(Duration::ZERO)
+            }
             CaptureError::Spool(_) => Retry::After(Duration::from_secs(2)),
             CaptureError::WalLevel(_) | CaptureError::NothingToPublish(_) | CaptureError::SlotInUse { .. } => {
                 Retry::After(Duration::from_secs(5))

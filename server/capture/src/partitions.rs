@@ -11,6 +11,11 @@
 //!                           rows of l, sent as l
 //! ```
 //!
+//! In a crash, a slot may fall back behind that: PostgreSQL writes where it stands to the disk now and then only. What was decoded anew
+//! from there would be decided under other trees again. So that position is recorded before anything relies on it
+//! (`Control::set_settled_partitions`), and no connection begins before it ([`Partitions::begin`]), but for one that proves continuity:
+//! where the last stored transaction has to come again and stands before it, one connection receives that and nothing else.
+//!
 //! Rows between are told by a snapshot of the root alone, such as that by which a mirror is compared with an altered table. So no snapshot
 //! begins before ([`PartitionWatch::settled`]); one that has begun finds another fingerprint, and is planned again.
 //!
@@ -19,12 +24,15 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use tidegate_model::Lsn;
+use tidegate_control::Control;
+use tidegate_model::{Epoch, Lsn, SourceName, TransactionId};
 use tidegate_postgres::PartitionTrees;
 use tokio::{
     sync::{Notify, watch},
     time::Instant,
 };
+
+use crate::CaptureError;
 
 /// What is known of the trees of partitions, over connections.
 #[derive(Debug, Default)]
@@ -33,14 +41,48 @@ pub(crate) struct Partitions {
     settled: Option<PartitionTrees>,
     /// So will it be over the next one, if it begins behind their end.
     wanted: Option<PartitionTrees>,
+    /// Has come again over the last connection, which was for that.
+    proved: Option<TransactionId>,
+}
+
+/// Where a connection begins to send, and what has to come over it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Beginning {
+    /// Or where the slot stands, if that is further on.
+    pub(crate) start_lsn: Lsn,
+    /// Must come again before anything new.
+    pub(crate) expected: Option<TransactionId>,
+    /// The connection is for that, and ends with it.
+    pub(crate) is_proof: bool,
 }
 
 impl Partitions {
-    /// A connection begins, which decodes what has committed behind `confirmed_flush_lsn`. The trees are those of now.
-    pub(crate) fn connected(&mut self, now: Option<PartitionTrees>, confirmed_flush_lsn: Lsn) {
+    /// The slot stands at `confirmed_flush_lsn`, and stood at `settled_lsn`, behind which all is sent as what it is, or further on. `expected`
+    /// ends behind the former.
+    pub(crate) fn begin(
+        &mut self,
+        (confirmed_flush_lsn, settled_lsn): (Lsn, Lsn),
+        expected: Option<TransactionId>,
+    ) -> Beginning {
+        let proved = self.proved.take();
+        if settled_lsn <= confirmed_flush_lsn {
+            return Beginning { start_lsn: Lsn::ZERO, expected, is_proof: false };
+        }
+        // What ends behind a record's end begins there or behind it, and is sent.
+        match expected.filter(|last| last.commit_end_lsn <= settled_lsn) {
+            None => Beginning { start_lsn: settled_lsn, expected, is_proof: false },
+            last if last == proved => Beginning { start_lsn: settled_lsn, expected: None, is_proof: false },
+            last => Beginning { start_lsn: Lsn::ZERO, expected: last, is_proof: true },
+        }
+    }
+
+    /// A connection begins, which decodes what has committed behind `begin_lsn`. The trees are those of now. Returns behind which position
+    /// all is sent as what it is, if all is.
+    pub(crate) fn connected(&mut self, now: Option<PartitionTrees>, begin_lsn: Lsn) -> Option<Lsn> {
         let mut known = self.wanted.take().into_iter().chain(self.settled.take());
-        self.settled = known.find(|trees| trees.end_lsn <= confirmed_flush_lsn);
-        self.look(now);
+        self.settled = known.find(|trees| trees.end_lsn <= begin_lsn);
+        let is_settled = self.look(now);
+        self.settled.as_ref().filter(|_| is_settled).map(|settled| settled.end_lsn)
     }
 
     /// The trees are these now. Are they what this connection has decoded all rows under?
@@ -65,6 +107,29 @@ impl Partitions {
     }
 }
 
+/// What is known over crashes: it stands in the control database.
+pub(crate) struct Record<'a> {
+    pub(crate) control: &'a Control,
+    pub(crate) source: &'a SourceName,
+    pub(crate) epoch: Option<Epoch>,
+    /// What a store has lost that had been confirmed comes again, wherever that is.
+    pub(crate) received_lsn: Lsn,
+}
+
+impl Record<'_> {
+    /// Behind it, all is sent as what it is; nothing where that is not known.
+    async fn settled_lsn(&self) -> Result<Lsn, CaptureError> {
+        let known = self.control.settled_partitions(self.source).await?;
+        let holds = |(epoch, end_lsn): &(Epoch, Lsn)| Some(*epoch) == self.epoch && *end_lsn <= self.received_lsn;
+        Ok(known.filter(holds).map_or(Lsn::ZERO, |(_, end_lsn)| end_lsn))
+    }
+
+    async fn settle(&self, end_lsn: Lsn) -> Result<(), CaptureError> {
+        let Some(epoch) = self.epoch else { return Ok(()) };
+        Ok(self.control.set_settled_partitions(self.source, (epoch, end_lsn)).await?)
+    }
+}
+
 /// What is known of the trees, for those who look and those who wait.
 #[derive(Debug)]
 pub(crate) struct PartitionWatch {
@@ -85,9 +150,30 @@ impl PartitionWatch {
         change(&mut self.partitions.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// As of [`Partitions::connected`].
-    pub(crate) fn connected(&self, now: Option<PartitionTrees>, confirmed_flush_lsn: Lsn) {
-        self.partitions(|partitions| partitions.connected(now, confirmed_flush_lsn));
+    /// A connection begins, and what it relies on is recorded. See [`Partitions::begin`] and [`Partitions::connected`].
+    ///
+    /// # Errors
+    /// The control database cannot be asked.
+    pub(crate) async fn begin(
+        &self,
+        record: &Record<'_>,
+        trees: Option<PartitionTrees>,
+        (confirmed_flush_lsn, expected): (Lsn, Option<TransactionId>),
+    ) -> Result<Beginning, CaptureError> {
+        let settled_lsn = if trees.is_some() { record.settled_lsn().await? } else { Lsn::ZERO };
+        let (beginning, settled) = self.partitions(|partitions| {
+            let beginning = partitions.begin((confirmed_flush_lsn, settled_lsn), expected);
+            (beginning, partitions.connected(trees, confirmed_flush_lsn.max(settled_lsn)))
+        });
+        if let Some(end_lsn) = settled.filter(|end_lsn| *end_lsn > settled_lsn) {
+            record.settle(end_lsn).await?;
+        }
+        Ok(beginning)
+    }
+
+    /// The transaction has come again; see [`Partitions::begin`].
+    pub(crate) fn proved(&self, transaction: TransactionId) {
+        self.partitions(|partitions| partitions.proved = Some(transaction));
     }
 
     /// As of [`Partitions::look`]; the trees were asked for at that time or later.
@@ -152,6 +238,30 @@ mod tests {
         // The slot has fallen back behind it.
         partitions.connected(trees("a b", 100), Lsn(45));
         assert!(!partitions.look(trees("a b", 110)));
+    }
+
+    #[test]
+    fn a_slot_that_has_fallen_back_is_passed_once_continuity_is_proved() {
+        let ends_at = |lsn| Some(TransactionId { commit_end_lsn: Lsn(lsn), xid: 7, commit_time_us: 9 });
+        let begins = |start_lsn, expected, is_proof| Beginning { start_lsn: Lsn(start_lsn), expected, is_proof };
+        let mut partitions = Partitions::default();
+        // It has not.
+        assert_eq!(partitions.begin((Lsn(50), Lsn(50)), ends_at(60)), begins(0, ends_at(60), false));
+        assert_eq!(partitions.begin((Lsn(50), Lsn(0)), None), begins(0, None, false));
+        // What has to come again comes behind it, or nothing has.
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(51)), begins(50, ends_at(51), false));
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), None), begins(50, None, false));
+        // It comes before it: by itself first, and where that connection led to nothing, again.
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(0, ends_at(50), true));
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(0, ends_at(50), true));
+        partitions.proved = ends_at(50);
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(50, None, false));
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(0, ends_at(50), true));
+        // The trees are still what all behind it is decoded under.
+        partitions.connected(trees("a", 50), Lsn(45));
+        assert_eq!(partitions.connected(trees("a", 55), Lsn(52)), Some(Lsn(50)));
+        assert_eq!(partitions.connected(trees("a", 70), Lsn(50)), Some(Lsn(50)));
+        assert_eq!(partitions.connected(trees("a b", 80), Lsn(50)), None);
     }
 
     #[test]

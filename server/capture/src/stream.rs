@@ -63,6 +63,8 @@ pub(crate) struct Streaming<'a, P> {
     pub(crate) last_progress: Option<Instant>,
     /// In a backlog: when what has gathered is handed over even if no block is full.
     pub(crate) gather_until: Option<Instant>,
+    /// The connection is for this transaction to come again, and ends behind it.
+    pub(crate) to_prove: Option<TransactionId>,
 }
 
 /// The capture is to stop: not an error, but it ends what is under way.
@@ -127,6 +129,9 @@ impl<P: Publish> Streaming<'_, P> {
                 Frame::XLogData { server_lsn, data, .. } => {
                     heard = heard.max(server_lsn);
                     self.message(data).await?;
+                    if let Some(proved) = self.to_prove.filter(|_| !self.assembler.expects()) {
+                        return Err(CaptureError::Proved(proved).into());
+                    }
                 }
                 Frame::Keepalive { server_lsn, reply_requested } => {
                     heard = heard.max(server_lsn);

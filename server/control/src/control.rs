@@ -2,7 +2,7 @@
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use tidegate_model::{Epoch, ShapeName, SnapshotSpec, SourceName, TableName};
+use tidegate_model::{Epoch, Lsn, ShapeName, SnapshotSpec, SourceName, TableName};
 use tokio::{
     sync::{Mutex, MutexGuard},
     time::timeout,
@@ -84,6 +84,32 @@ impl Control {
     /// The database cannot be reached.
     pub async fn set_publication(&self, source: &SourceName, promised: (u32, &str)) -> Result<(), ControlError> {
         self.ask(async |client| set_publication(client, source, promised).await).await
+    }
+
+    /// Behind which position of which epoch rows of partitions are sent as what they are; None where nothing was recorded.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn settled_partitions(&self, source: &SourceName) -> Result<Option<(Epoch, Lsn)>, ControlError> {
+        const SQL: &str = "SELECT partitions_epoch, partitions_lsn::text FROM tidegate.source
+             WHERE name = $1 AND partitions_epoch IS NOT NULL AND partitions_lsn IS NOT NULL";
+        let row = self.ask(async |client| Ok(client.query_opt(SQL, &[&source.as_str()]).await?)).await?;
+        Ok(row.and_then(|row| Some((row.get::<_, &str>(0).parse().ok()?, row.get::<_, &str>(1).parse().ok()?))))
+    }
+
+    /// Records the same.
+    ///
+    /// # Errors
+    /// The database cannot be reached.
+    pub async fn set_settled_partitions(
+        &self,
+        source: &SourceName,
+        (epoch, end_lsn): (Epoch, Lsn),
+    ) -> Result<(), ControlError> {
+        const SQL: &str = "INSERT INTO tidegate.source (name, partitions_epoch, partitions_lsn)
+             VALUES ($1, $2, $3::text::pg_lsn) ON CONFLICT (name) DO UPDATE
+             SET (partitions_epoch, partitions_lsn) = (excluded.partitions_epoch, excluded.partitions_lsn)";
+        self.execute(SQL, &[&source.as_str(), &epoch.to_string(), &end_lsn.to_string()]).await
     }
 
     /// Records a snapshot that is to run, with a number above `at_least`.
