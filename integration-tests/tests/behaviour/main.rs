@@ -52,6 +52,7 @@ mod shapes_edited;
 mod shapes_edited_at_random;
 mod shapes_held;
 mod shapes_held_raw;
+mod shapes_joined_amid;
 mod shapes_of_partitions;
 mod shapes_on_demand;
 mod shapes_printed;

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use tidegate_client::Position;
 use tidegate_integration_tests::{DEADLINE, Database};
 use tidegate_proto::v1::{
-    Change, Difference, Grant, Holds, RowType, Selection, SessionRequest, SessionResponse, ShapeSelection,
+    Begin, Change, Difference, Grant, Holds, RowType, Selection, SessionRequest, SessionResponse, ShapeSelection,
     SnapshotBegin, Start, Subscribe, change::Op, changes_client::ChangesClient, event::What, selection,
     session_request::Request, session_response::Event, start,
 };
@@ -46,10 +46,18 @@ pub(crate) struct RawCopy {
     pub(crate) read: BTreeMap<u32, BTreeSet<i64>>,
     /// Of messages that use credit.
     pub(crate) credited_bytes: u64,
+    /// Credit that the server was given.
+    pub(crate) granted_bytes: u64,
+    /// Where differences between definitions of its shapes have begun.
+    pub(crate) differences: Vec<Position>,
     /// Transactions that were received whole.
     pub(crate) transaction_count: usize,
     token_prefix: String,
     position: String,
+    /// Snapshots that have begun, its own and others.
+    pub(crate) begun: BTreeSet<u32>,
+    /// And those that have ended.
+    pub(crate) ended: BTreeSet<u32>,
     /// How it has ended.
     pub(crate) error: Option<(i32, String)>,
 }
@@ -97,12 +105,14 @@ impl RawSession {
     }
 
     pub(crate) async fn subscribe(&mut self, subscribe: Subscribe) -> Result<()> {
-        let copy = RawCopy { holds: subscribe.holds.clone(), ..RawCopy::default() };
+        let (holds, granted_bytes) = (subscribe.holds.clone(), subscribe.credit_bytes);
+        let copy = RawCopy { holds, granted_bytes, ..RawCopy::default() };
         self.copies.insert(subscribe.subscription, copy);
         self.send(Request::Subscribe(subscribe)).await
     }
 
-    pub(crate) async fn grant(&self, subscription: u32, credit_bytes: u64) -> Result<()> {
+    pub(crate) async fn grant(&mut self, subscription: u32, credit_bytes: u64) -> Result<()> {
+        self.copies.entry(subscription).or_default().granted_bytes += credit_bytes;
         self.send(Request::Grant(Grant { subscription, credit_bytes })).await
     }
 
@@ -173,26 +183,53 @@ impl RawCopy {
         format!("{}.{}", self.token_prefix, self.position)
     }
 
+    pub(crate) fn is_open(&self) -> bool {
+        !self.token_prefix.is_empty() || self.error.is_some()
+    }
+
+    /// Nothing has begun that has not ended.
+    pub(crate) fn is_between_transactions(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    fn begun(&mut self, begin: &Begin) -> Result<()> {
+        let own = self.snapshot.as_ref().map(|own| own.snapshot);
+        if begin.snapshot >= 1 << 31 && Some(begin.snapshot) != own {
+            self.differences.push(begin.position.parse().ok().context("a position")?);
+        }
+        Ok(())
+    }
+
     fn take(&mut self, response: SessionResponse) -> Result<()> {
         let selection = response.selection;
         match response.event.context("an event")? {
             Event::Opened(opened) => (self.token_prefix, self.position) = (opened.token_prefix, opened.position),
             Event::RowType(row_type) => drop(self.row_types.insert(row_type.row_type, row_type)),
             Event::SnapshotBegin(begin) => {
+                self.begun.insert(begin.snapshot);
                 self.begin(&begin.differences)?;
                 self.snapshot = Some(begin);
             }
-            Event::SnapshotEnd(end) => (self.is_exact, self.position) = (true, end.position),
+            Event::SnapshotEnd(end) => {
+                self.ended.insert(end.snapshot);
+                (self.is_exact, self.position) = (true, end.position);
+            }
             Event::Changes(changes) => {
                 for event in changes.events {
                     match event.what.context("an event")? {
-                        What::Begin(_) => ensure!(self.open.is_empty(), "a transaction within another"),
+                        What::Begin(begin) => {
+                            ensure!(self.open.is_empty(), "a transaction within another");
+                            self.begun(&begin)?;
+                        }
                         What::Change(change) => self.open.push((selection, change)),
                         What::Commit(commit) => {
                             let open = std::mem::take(&mut self.open);
                             self.transaction_count += usize::from(open.iter().any(|(_, of)| of.op() != Op::Read));
                             open.into_iter().try_for_each(|(selection, change)| self.apply(selection, &change))?;
                             self.position = commit.position;
+                            if !commit.token_prefix.is_empty() {
+                                self.token_prefix = commit.token_prefix;
+                            }
                         }
                     }
                 }

@@ -9,7 +9,8 @@
 //! [`Delivery`] is one subscription's way through filtered blocks: what it was told, and its credit.
 //!
 //! Of snapshots' marks, a plan has those of its own snapshot, of snapshots of new tables, and where it asks for them, of those that
-//! someone has started. Of their chunks it has the reads, and of tables without a key all; of the others', what they correct.
+//! someone has started. Of their chunks it has the reads, with what leaves its shapes, and of tables without a key all; of the others',
+//! what they correct.
 //!
 //! A change of which a shape is to be told has to be whole first: its pieces are held until the last has come. Where a shape's condition has
 //! subqueries, what moves for their sake stands before the Commit of the transaction that has moved it ([`crate::sets`]).

@@ -466,7 +466,8 @@ impl Plan {
 
     /// Is an operation on a table with this routing for a selection? `chunk`: it stands in a chunk, of a snapshot that the plan
     /// receives or does not. Of a chunk of a table with a key, reads are for who receives it and wants reads, and corrections for the others. That
-    /// a row is gone is for both: who has not received the begin cannot tell it from a row that was never read. All
+    /// a row is gone is for both: who has not received the begin, or had the row behind it, cannot tell it from a row that was never read. So
+    /// for shapes is what leaves them by a correction ([`corrects_reads`]): the read of a row outside says nothing to them. All
     /// that a chunk of a table without a key has is for who receives it and wants reads: he must hear of what voids them.
     pub(crate) fn wants(&self, selection: usize, op: Op, chunk: Option<bool>, routing: &Routing) -> bool {
         let filter = &self.key.filters()[selection];
@@ -479,7 +480,8 @@ impl Plan {
             }
             Some(receives) => {
                 let reads = receives && operations.contains(Op::Read);
-                (op == Op::Delete || reads == (op == Op::Read)) && operations.contains(op)
+                let may_leave = filter.shape().is_some() && corrects_reads(op, chunk);
+                (op == Op::Delete || may_leave || reads == (op == Op::Read)) && operations.contains(op)
             }
         }
     }
@@ -513,6 +515,11 @@ impl Plan {
         let announcements = deliver.iter().map(|deliver| announcement(&row_type, deliver)).collect();
         Ok(Routing { row_type: Some(row_type), deliver, announcements })
     }
+}
+
+/// Does it stand beside a read that is delivered, and say what the row was before? Then only what leaves a shape is told by it.
+pub(crate) fn corrects_reads(op: Op, chunk: Option<bool>) -> bool {
+    op == Op::Update && chunk == Some(true)
 }
 
 /// The row type with the columns that are delivered.

@@ -27,7 +27,7 @@ use crate::{
     progress::progress,
     readable::ReadableChange,
     redefinition::{Prepared, Turning, prepared},
-    selection::{Deliver, Plan, Routing},
+    selection::{Deliver, Plan, Routing, corrects_reads},
     sets::Kept,
     shape::{
         change::WholeChange,
@@ -450,7 +450,9 @@ impl Live {
         }
         let mut pieces = std::mem::take(&mut self.pieces);
         let change = WholeChange::read(entry.op, entry.row_type, &pieces).map_err(|_| damaged(entry))?;
-        let rewritten = match self.kept.judge((0, route), &change, (self.begun, entry.position()))? {
+        let verdict = self.kept.judge((0, route), &change, (self.begun, entry.position()))?;
+        let only_leaves = corrects_reads(entry.op, self.chunk(entry));
+        let rewritten = match if only_leaves { verdict.map(Verdict::leaving) } else { verdict } {
             Ok(Verdict::Nothing) => return Ok(Vec::new()),
             Ok(Verdict::AsItCame) => return Ok(pieces),
             Ok(Verdict::Rewritten(change)) => change,

@@ -6,7 +6,7 @@ use tidegate_model::Entry;
 
 use super::{Filter, Piece, What, damaged, number, range};
 use crate::{
-    selection::{Routing, RowTypeLookup},
+    selection::{Routing, RowTypeLookup, corrects_reads},
     shape::{
         change::WholeChange,
         route::{Judgement, ShapeFailure, ShapeRoute, Verdict},
@@ -28,7 +28,9 @@ impl Filter<'_> {
             pieces.push(self.payload.slice(range(entry)));
         }
         let change = WholeChange::read(entry.op, entry.row_type, &pieces).map_err(|_| damaged(entry))?;
-        match self.judged(selection, route, (&change, entry))? {
+        let verdict = self.judged(selection, route, (&change, entry))?;
+        let chunk = self.carry.open.as_ref().and_then(|open| open.chunk);
+        match if corrects_reads(entry.op, chunk) { verdict.map(Verdict::leaving) } else { verdict } {
             Ok(Verdict::Nothing) => {}
             Ok(Verdict::AsItCame) if !is_cut => self.pass(entry, selection, routing)?,
             Ok(Verdict::AsItCame) => self.rewritten(entry, selection, (&change, routing))?,

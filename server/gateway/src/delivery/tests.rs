@@ -23,6 +23,7 @@ use crate::{
     share::ShareCache,
 };
 
+mod corrections;
 mod records;
 
 use records::*;

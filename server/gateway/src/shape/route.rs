@@ -186,6 +186,16 @@ pub(crate) enum Verdict<'a> {
     Rewritten(WholeChange<'a>),
 }
 
+impl Verdict<'_> {
+    /// What is told of it where the rest has been.
+    pub(crate) fn leaving(self) -> Self {
+        match self {
+            Verdict::Rewritten(change) if change.op == Op::Delete => Verdict::Rewritten(change),
+            Verdict::Nothing | Verdict::AsItCame | Verdict::Rewritten(_) => Verdict::Nothing,
+        }
+    }
+}
+
 impl ShapeRoute {
     pub(super) fn new(shape: Shape, row_type: Arc<RowType>, lost: Option<Lost>) -> Self {
         let fields = shape.columns().and_then(|columns| {

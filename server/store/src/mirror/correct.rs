@@ -7,9 +7,9 @@
 //! ```
 //!
 //! Invariant: at each position, who has applied all changes up to there has what the mirror of a complete table has. A chunk's reads are for those who
-//! receive its snapshot, and everything else in it for the others, but for deletes, which are for both; either is the state at its position. A field that
-//! the stored row did not have yet counts as null: that is what a subscriber has. Of a column that was gone and is there again, subscribers have
-//! nothing, whatever the stored rows hold: every row is told.
+//! receive its snapshot, and everything else in it for the others, but for deletes, and updates by which rows leave a shape, which are for both; either
+//! is the state at its position. A field that the stored row did not have yet counts as null: that is what a subscriber has. Of a column that was gone
+//! and is there again, subscribers have nothing, whatever the stored rows hold: every row is told.
 
 use bytes::Bytes;
 use tidegate_model::{Entry, Op};
