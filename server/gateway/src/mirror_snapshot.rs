@@ -12,7 +12,7 @@
 //! range has been read it is what the table holds, whatever happens to it, and at the last chunk all of it is.
 //!
 //! Who selects shapes without subqueries, and says nothing of what it holds, has no row before the first chunk: what has happened up to there
-//! is passed over, unless a snapshot in the log reads the table, whose marks it has to be told.
+//! is passed over, unless a snapshot in the log reads one of its tables, of which it may have to be told both marks.
 //!
 //! **Bounded.** A chunk is read when the subscription asks for more, and nothing is held between two but a key: no rows, no
 //! snapshot of the mirror's engine, no place in the log other than the subscription's. The price is that positions differ from chunk to
@@ -271,7 +271,7 @@ impl MirrorSnapshot {
     }
 
     async fn read_chunk(&mut self, reader: &mut Reader) -> Result<(), Interrupted> {
-        let Some(RowChunk { position, mut rows, is_being_read, .. }) = self.next_chunk().await? else {
+        let Some(RowChunk { position, mut rows, being_read, .. }) = self.next_chunk().await? else {
             return Ok(());
         };
         if let Some(differing) = &mut self.differing {
@@ -289,7 +289,9 @@ impl MirrorSnapshot {
                 Err(_) => {}
             }
         }
-        if self.passes_over && !is_being_read && self.weaving.pass_over(position) {
+        // Of a snapshot that the client is told of, it is told from its begin on.
+        let is_selected = |table: &String| table.parse::<TableName>().is_ok_and(|table| self.plan.reads(&table));
+        if self.passes_over && !being_read.iter().any(is_selected) && self.weaving.pass_over(position) {
             reader.pass_over(position)?;
         }
         let chunk = Chunk { position, rows, is_last: self.tables.is_empty() };

@@ -7,7 +7,12 @@
 use bytes::Bytes;
 use tidegate_model::Position;
 
-use super::{IndexId, MirrorReader, MirrorRow, RowForm, Scan, error::Result, key, reader::complete};
+use super::{
+    IndexId, MirrorReader, MirrorRow, RowForm, Scan,
+    error::Result,
+    key,
+    reader::{being_read, complete, passes},
+};
 
 /// Staged rows that are copied for a chunk; it ends with them where there are more.
 const STAGED_MAX: usize = 4096;
@@ -23,8 +28,8 @@ pub struct RowChunk {
     pub rows: Vec<MirrorRow>,
     /// To go on behind; None where the table ends.
     pub next: Option<Bytes>,
-    /// A snapshot in the log that reads the table has begun before the position and not ended.
-    pub is_being_read: bool,
+    /// Tables, by name, that snapshots in the log read which have begun before the position and not ended.
+    pub being_read: Vec<String>,
 }
 
 impl MirrorReader {
@@ -48,15 +53,16 @@ impl MirrorReader {
         behind: Option<&[u8]>,
         (byte_count, staged_max): (usize, usize),
     ) -> Result<RowChunk> {
-        let (table, after, (cut, until)) = self.with_view(|view| {
+        let (table, after, (cut, until), passes) = self.with_view(|view| {
             let table = complete(view, table_oid)?;
             let after = behind.map(|end| key::joined(&table.rows(), end));
             let cut = view.cut_behind(&table.rows(), after.as_deref(), staged_max);
-            Ok((table, after, cut))
+            Ok((table, after, cut, passes(view)))
         })?;
         // Not under the lock: this reads from the disk.
-        let prefix_len = table.rows().len();
-        gather(Scan::rows(cut, table, after.as_deref()).with(form), byte_count, (prefix_len, until))
+        let (prefix_len, being_read) = (table.rows().len(), being_read(&passes)?);
+        let chunk = gather(Scan::rows(cut, table, after.as_deref()).with(form), byte_count, (prefix_len, until))?;
+        Ok(RowChunk { being_read, ..chunk })
     }
 
     /// The rows whose indexed fields have exactly these bytes (a projection of the encoded row), behind the end of another chunk of the
@@ -71,15 +77,16 @@ impl MirrorReader {
         behind: Option<&[u8]>,
         (byte_count, form): (usize, RowForm),
     ) -> Result<RowChunk> {
-        let (scan, prefix_len) = self.lookup_behind(index, value, behind)?;
-        gather(scan.with(form), byte_count, (prefix_len, None))
+        let (scan, prefix_len, passes) = self.lookup_behind(index, value, behind)?;
+        let being_read = being_read(&passes)?;
+        let chunk = gather(scan.with(form), byte_count, (prefix_len, None))?;
+        Ok(RowChunk { being_read, ..chunk })
     }
 }
 
 /// Up to so many bytes, or to the key in the engine behind which it is not known what is staged.
 fn gather(mut scan: Scan, byte_count: usize, (prefix_len, until): (usize, Option<Bytes>)) -> Result<RowChunk> {
-    let (position, is_being_read) = (scan.position(), scan.is_being_read());
-    let mut chunk = RowChunk { position, rows: Vec::new(), next: None, is_being_read };
+    let mut chunk = RowChunk { position: scan.position(), rows: Vec::new(), next: None, being_read: Vec::new() };
     let mut held_bytes = 0;
     while let Some((at, row)) = scan.advance()? {
         if until.as_ref().is_some_and(|until| at > *until) {

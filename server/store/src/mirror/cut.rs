@@ -225,11 +225,6 @@ impl Scan {
         Scan { form, ..self }
     }
 
-    /// Does a snapshot that reads the table run there?
-    pub(crate) fn is_being_read(&self) -> bool {
-        !self.table.passes.is_empty()
-    }
-
     /// The rows that an index has for a value, behind one of them.
     pub(crate) fn lookup(
         cut: Cut,

@@ -173,14 +173,19 @@ impl MirrorReader {
         Ok(self.lookup_behind(index, value, None)?.0)
     }
 
-    /// Behind a row, whose key is without what all of the table begin with; also how long that is.
-    pub(super) fn lookup_behind(&self, index: IndexId, value: &[u8], behind: Option<&[u8]>) -> Result<(Scan, usize)> {
-        let begun = self.with_view(|view| begun(view, Rows::With(index, value)))?;
+    /// Behind a row, whose key is without what all of the table begin with; also how long that is, and the snapshots that run there.
+    pub(super) fn lookup_behind(
+        &self,
+        index: IndexId,
+        value: &[u8],
+        behind: Option<&[u8]>,
+    ) -> Result<(Scan, usize, Cut)> {
+        let (begun, passes) = self.with_view(|view| Ok((begun(view, Rows::With(index, value))?, passes(view))))?;
         self.uses(&begun);
         let (cut, table, found) = begun;
         let (number, found, _) = found.expect("these are an index's rows");
         let prefix_len = table.rows().len();
-        Ok((Scan::lookup(cut, table, (number, found), (value, behind)), prefix_len))
+        Ok((Scan::lookup(cut, table, (number, found), (value, behind)), prefix_len, passes))
     }
 
     /// Every table that the mirror has come across, by the name that it has now. Nothing while there is no mirror.
@@ -225,16 +230,12 @@ impl MirrorReader {
     /// # Errors
     /// There is no mirror, or the engine fails.
     pub fn needs_snapshot<'a>(&self, followed: impl IntoIterator<Item = &'a TableName>) -> Result<Vec<TableName>> {
-        let running: Vec<table::PassTable> = self.with_view(|view| {
-            let passes = view.cut(&[&[key::PASS]]).iter(&[key::PASS], None);
-            let tables = passes.map(|record| Ok(table::decode::<table::Pass>(&record?.1)?.tables));
-            Ok(tables.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-        })?;
+        let running = being_read(&self.with_view(|view| Ok(passes(view)))?)?;
         let known = self.tables()?;
         let needs = |name: &&TableName| match known.iter().find(|table| table.name == **name) {
             Some(table) => !table.complete && !table.keyless && table.snapshots.is_empty(),
             // Nothing has been seen of it; a snapshot that runs will bring it.
-            None => !running.iter().any(|table| table.name == name.to_string()),
+            None => !running.contains(&name.to_string()),
         };
         let tables = self.tables_followed();
         let followed = followed.into_iter().filter(|name| tables.matches(name));
@@ -295,6 +296,18 @@ fn begun<'a>(view: &View, rows: Rows<'a>) -> Result<Begun<'a>> {
             Ok((cut, table, Some((number, index, value))))
         }
     }
+}
+
+/// The snapshots that run there.
+pub(super) fn passes(view: &View) -> Cut {
+    view.cut(&[&[key::PASS]])
+}
+
+/// The tables that they read, by name.
+pub(super) fn being_read(passes: &Cut) -> Result<Vec<String>> {
+    let tables = passes.iter(&[key::PASS], None).map(|record| Ok(table::decode::<table::Pass>(&record?.1)?.tables));
+    let tables = tables.collect::<Result<Vec<_>>>()?;
+    Ok(tables.into_iter().flatten().map(|table| table.name).collect())
 }
 
 pub(super) fn complete(view: &View, oid: u32) -> Result<Table> {

@@ -87,6 +87,8 @@ pub(crate) struct Table {
     pub(crate) complete: bool,
     generation: u32,
     passes: BTreeMap<u32, u32>,
+    /// A snapshot runs that names it.
+    pub(crate) is_being_read: bool,
     known: bool,
     /// The other row type that it has had.
     other: Option<u32>,
@@ -255,7 +257,11 @@ impl Model {
         self.raw.push((entry, bytes.clone()));
         self.filled.push((entry, bytes));
         if entry.completes() {
-            self.states.insert(at, self.tables.clone());
+            let mut tables = self.tables.clone();
+            for (at, table) in tables.iter_mut().enumerate() {
+                table.is_being_read = self.passes.iter().any(|pass| pass.tables.iter().any(|(read, ..)| *read == at));
+            }
+            self.states.insert(at, tables);
         }
     }
 
@@ -476,10 +482,6 @@ impl Model {
 }
 
 impl Table {
-    pub(crate) fn is_being_read(&self) -> bool {
-        !self.passes.is_empty()
-    }
-
     fn is_corrected(&self) -> bool {
         self.complete || self.told || self.generation > 2
     }
