@@ -43,7 +43,7 @@ pub use keyed_tables::{KEYED_TABLES, keyed_tables, keyed_transaction};
 pub use keyless_tables::{KEYLESS_TABLES, keyless_tables, keyless_transaction};
 pub use oracle::Oracle;
 pub use pooler::Pooler;
-pub use process::{Process, Signal};
+pub use process::{HeldProcess, Process, Signal};
 pub use replay::{Comparing, Replay};
 pub use replica::{
     Arrival, Copier, HeldRow, HeldTable, Replica, RowCounts, Touched, counted_by_postgres, held_by_postgres,

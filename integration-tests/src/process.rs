@@ -20,6 +20,30 @@ pub struct Process {
     log: PathBuf,
 }
 
+/// A process that does nothing until this is dropped.
+#[derive(Debug)]
+pub struct HeldProcess(Pid);
+
+impl HeldProcess {
+    /// One of PostgreSQL's, say.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn new(process: i32) -> Result<Self> {
+        let process = Pid::from_raw(process).context("process id")?;
+        kill_process(process, Signal::STOP).with_context(|| format!("hold process {process:?}"))?;
+        Ok(HeldProcess(process))
+    }
+}
+
+impl Drop for HeldProcess {
+    fn drop(&mut self) {
+        if let Err(error) = kill_process(self.0, Signal::CONT) {
+            eprintln!("{:?} does not go on: {error}", self.0);
+        }
+    }
+}
+
 impl Process {
     /// Starts the command in a process group of its own, so that Ctrl-C reaches it through us only. What it prints is
     /// appended to `<scratch>/<name>.log`.

@@ -1,10 +1,11 @@
 //! `snapshots.lag`: while capture is further than that behind PostgreSQL's WAL, no chunk is read, so that a snapshot does not add to the
 //! load of a server that is behind. How far that is must be PostgreSQL's end of WAL, not what it has sent by now.
 
-use anyhow::{Context, Result, ensure};
-use rustix::process::{Pid, Signal, kill_process};
+use anyhow::{Result, ensure};
 use tidegate_client::{SourceStatus, Start};
-use tidegate_integration_tests::{Cluster, Copier, Server, ServerConfig, held_by_postgres, must_equal, within};
+use tidegate_integration_tests::{
+    Cluster, Copier, HeldProcess, Server, ServerConfig, held_by_postgres, must_equal, within,
+};
 
 /// Tables, each of which is a chunk or two.
 const TABLES: usize = 40;
@@ -12,24 +13,6 @@ const TABLES: usize = 40;
 /// When a reader has ended a chunk last; NULL while it reads one.
 const LAST_READ: &str = "select max(state_change)::text from pg_stat_activity where application_name like 'tidegate-%' and \
                          query like '%WITH RECURSIVE%members AS%'";
-
-/// A process that does nothing until this is dropped.
-struct Held(Pid);
-
-impl Held {
-    fn new(process: Pid) -> Result<Self> {
-        kill_process(process, Signal::STOP)?;
-        Ok(Held(process))
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if let Err(error) = kill_process(self.0, Signal::CONT) {
-            eprintln!("{:?} does not go on: {error}", self.0);
-        }
-    }
-}
 
 /// A snapshot reads while PostgreSQL's walsender is held and 8 MiB of WAL are written: are chunks read while the status says that
 /// capture is behind? It is complete in the end.
@@ -48,10 +31,7 @@ async fn while_behind(lag: &str, reads: bool) -> Result<()> {
     let server = Server::start(config).await?;
     let mut copier = Copier::new(&server.endpoint(), &[], Start::Snapshot);
     copier.until("rows", |_, held| held.read_count > 0).await?;
-    let walsender = format!("select active_pid::text from pg_replication_slots where slot_name = '{}'", server.slot());
-    let walsender: i32 = database.text(&walsender).await?.context("a walsender")?.parse()?;
-    let walsender = Pid::from_raw(walsender).context("a process")?;
-    let held = Held::new(walsender)?;
+    let held = HeldProcess::new(cluster.walsender(server.slot(), None).await?)?;
     database
         .execute("select pg_logical_emit_message(false, 'filler', repeat('x', 1 << 20)) from generate_series(1, 8)")
         .await?;
