@@ -50,6 +50,7 @@ mod shapes;
 mod shapes_at_random;
 mod shapes_edited;
 mod shapes_edited_at_random;
+mod shapes_edited_slowly;
 mod shapes_held;
 mod shapes_held_raw;
 mod shapes_joined_amid;

@@ -204,7 +204,7 @@ impl Server {
         let (complete, complete_seen) = watch::channel(None);
         let link = MirrorLink { complete: mirror.is_some().then_some(complete_seen), ..MirrorLink::default() };
         let task = CaptureTask {
-            config: CaptureConfig { mirror: link.clone(), ..capture_config(source, spool_dir, &self.instance) },
+            config: CaptureConfig { mirror: link.clone(), ..capture_config(source, spool_dir.clone(), &self.instance) },
             connector: self.control.connector(),
             publisher,
             resume: store.recovered().map(|recovered| resume(recovered, &store)),
@@ -237,7 +237,8 @@ impl Server {
         let (name, connect, publication) = (source.name.clone(), source.connect.clone(), source.publication.clone());
         let snapshots = Arc::new(CapturedSnapshots { requests: requests_seen, connect, publication });
         let named_shapes = self.shapes.of(&name);
-        self.sources.push(SourceHandle { name, store, status: status_seen, tables, snapshots, mirror, named_shapes });
+        let status = status_seen;
+        self.sources.push(SourceHandle { name, store, status, tables, snapshots, mirror, named_shapes, spool_dir });
         Ok(())
     }
 

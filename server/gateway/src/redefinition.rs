@@ -20,7 +20,8 @@
 //!
 //! **Bounded.** The difference is held until it has been sent: so many bytes for one subscription, and so many for all of a source. One that has
 //! more by itself is a Reset, and so it is where the table is another one or has no mirror, where subqueries are selected, and where the new
-//! definition cannot be selected. Who finds no room, or does not receive it in time, is told to come again with the token of before.
+//! definition cannot be selected. Of one that is received slowly the rest waits on the disk, for which there is a bound too. Who finds no room
+//! is told to come again with the token of before.
 
 mod difference;
 mod turning;
@@ -40,7 +41,7 @@ use crate::{
     source::Source,
 };
 
-pub(crate) use turning::{Turned, Turning};
+pub(crate) use turning::{Spool, Turned, Turning};
 
 /// A subscription's way from one definition of its shapes to another.
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 //!
 //! It deliberately does not know how a source is captured.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use tidegate_model::{Clock, Epoch, Lsn, SourceName, TableName, near};
 use tidegate_proto::v1;
@@ -15,6 +15,7 @@ use crate::{
     metrics::SourceMetrics,
     named_shapes::NamedShapes,
     open_subscriptions::OpenSubscriptions,
+    redefinition::Spool,
     router::{Inflow, Router},
     selection::{Filter, Plan, PlanKey, Plans},
     sets::SetsOfSource,
@@ -33,6 +34,8 @@ fn mirror_reads() -> usize {
 
 /// Of what named shapes that were defined anew bring to their subscriptions, at a time.
 const DIFFERENCE_BYTES: usize = 256 << 20;
+/// The same on the disk, for those who receive it slowly.
+const SPOOLED_BYTES: usize = 1 << 30;
 
 /// What the application hands over for each source.
 #[derive(Clone)]
@@ -52,6 +55,8 @@ pub struct SourceHandle {
     pub mirror: Option<MirrorReader>,
     /// Its shapes that have a name.
     pub named_shapes: Arc<dyn NamedShapes>,
+    /// A folder for files without names.
+    pub spool_dir: PathBuf,
 }
 
 /// A table of the source's catalog.
@@ -146,6 +151,7 @@ pub(crate) struct Source {
     pub(crate) sets: SetsOfSource,
     /// Bytes that the differences between definitions of named shapes may have that are being delivered.
     pub(crate) difference_bytes: Arc<Semaphore>,
+    pub(crate) difference_spool: Arc<Spool>,
     /// Of the mirror, for what edits of named shapes are: a table, or a part, at a time, besides all other reads.
     pub(crate) difference_reads: Arc<Semaphore>,
     plans: Arc<Plans>,
@@ -158,6 +164,7 @@ impl Source {
             mirror_reads: Arc::new(Semaphore::new(mirror_reads())),
             subquery_reads: Arc::new(Semaphore::new(SUBQUERY_READS)),
             scan_turn: Arc::new(Semaphore::new(1)),
+            difference_spool: Arc::new(Spool::new(handle.spool_dir.clone(), SPOOLED_BYTES)),
             handle,
             metrics,
             subscriptions: OpenSubscriptions::default(),

@@ -6,10 +6,12 @@
 //! Invariants: a difference that was read is put in; nothing is put into the middle of a transaction; what has been given out was
 //! seen by it. Where another epoch begins, nothing is put in, and the log says so.
 //!
-//! What cannot be put in now is no Reset: where there is no place for it, the log goes on until there is one, and nothing is held meanwhile; where its
-//! subscriber has let it go, or there is no room, the subscription ends, and goes on by its token, which is of before, to the same difference.
+//! What cannot be put in now is no Reset: where there is no place for it, the log goes on until there is one, and nothing is held meanwhile. Who receives
+//! it slowly has the rest of it put into a file. Where there is no room, the subscription ends, and goes on by its token, which is of before, to the
+//! same difference.
 
 mod held;
+mod spool;
 
 use std::{sync::Arc, time::Duration};
 
@@ -22,6 +24,7 @@ use tokio::{
 };
 
 use held::{Difference, HELD_FOR, Held, Part};
+pub(crate) use spool::Spool;
 
 use super::{
     Redefinition,
@@ -135,10 +138,17 @@ impl Turning {
     pub(crate) async fn next(&mut self, reader: &mut Reader) -> Result<Option<Given>, Interrupted> {
         loop {
             if self.has_turned {
-                return match self.difference.as_mut().map_or(Part::None, Held::part) {
+                let part = match &mut self.difference {
+                    Some(held) => held.part().await,
+                    None => Part::None,
+                };
+                return match part {
                     Part::Note(note) => Ok(Some(Given::Turned(Turned { note, to: Arc::clone(&self.to) }))),
                     Part::None => Ok(self.rest.take().map(Given::Block)),
-                    Part::LetGo => Err(self.given_up("it was not received in time")),
+                    Part::LetGo => {
+                        Err(self
+                            .given_up("it was not received in time, and what waits for others leaves no room for it"))
+                    }
                 };
             }
             self.difference.take_if(|held| held.is_let_go());
@@ -248,7 +258,7 @@ impl Turning {
         match read {
             // What was read of another epoch, or of a mirror that has been opened again and not caught up, does not fit.
             Read::Difference(difference) if self.is_current() && difference.at >= self.needs => {
-                self.difference = Some(Held::new(difference, HELD_FOR));
+                self.difference = Some(Held::new(difference, HELD_FOR, Arc::clone(&self.source.difference_spool)));
             }
             Read::Difference(_) | Read::Again => {}
             // Where the log is at another LSN there is room.
