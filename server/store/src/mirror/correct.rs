@@ -84,11 +84,14 @@ impl Mirror {
             }
             let from = self.row_types.get(&stored.row_type);
             let from = from.ok_or(MirrorError::Damaged("a row of an unknown row type"))?;
+            // It may have been stored under a name that is another table's by now, and its row type may lack what columns came since.
             let is_renamed = !row::shares_numbers(&from.row_type, &known.row_type);
-            let to = if is_renamed { from } else { known };
-            let (old, old_kind) = match row::widened(&stored, &from.row_type, &to.row_type)? {
-                Some(old) => (old, OldKind::Full),
-                None => (row::project(&stored.row, &to.key)?, OldKind::Key),
+            let key = if is_renamed { row::same_key(&stored, &from.row_type, known)? } else { None };
+            let to = if is_renamed && key.is_none() { from } else { known };
+            let (old, old_kind) = match (key, row::widened(&stored, &from.row_type, &to.row_type)?) {
+                (Some(key), _) => (key, OldKind::Key),
+                (None, Some(old)) => (old, OldKind::Full),
+                (None, None) => (row::project(&stored.row, &to.key)?, OldKind::Key),
             };
             let row_type = to.row_type.proto().row_type;
             output.add(entry, (Op::Delete, row_type), &Filled { old, old_kind, ..Filled::default() });

@@ -11,6 +11,7 @@ use tidegate_schema::{
 
 use super::{
     MirrorRow,
+    apply::Known,
     change::{Whole, malformed},
     error::{MirrorError, Result},
     key::StoredRow,
@@ -70,6 +71,20 @@ pub(crate) fn widened(row: &StoredRow, from: &RowType, to: &RowType) -> Result<O
 pub(crate) fn described(row: &StoredRow, to: &RowType) -> Result<MirrorRow> {
     let missing = row.missing.iter().copied().filter(|field| to.column_by_field(*field).is_some()).collect();
     Ok(MirrorRow { row_type: to.proto().row_type, row: project_as(&row.row, to)?, missing })
+}
+
+/// The key of a row that was stored under another name of its table; None where the key's columns had other numbers then.
+pub(crate) fn same_key(row: &StoredRow, from: &RowType, to: &Known) -> Result<Option<Bytes>> {
+    let is_same = |field: &u32| column(from, *field).is_some_and(|known| column(&to.row_type, *field) == Some(known));
+    if !to.key.iter().all(is_same) {
+        return Ok(None);
+    }
+    project(&row.row, &to.key).map(Some)
+}
+
+/// By name and type.
+fn column(row_type: &RowType, field: u32) -> Option<(&str, u32)> {
+    row_type.column_by_field(field).map(|column| (column.name.as_str(), column.type_oid))
 }
 
 /// Numbers of fields are a message's own: a renamed table has another one.

@@ -202,3 +202,23 @@ fn a_table_that_was_taken_for_dropped_comes_back_and_is_told() {
     log.snapshot(anew, &[7, 8]);
     assert_eq!(log.taken_by(&mut server), [Op::Insert]);
 }
+
+#[test]
+fn a_row_that_is_gone_after_a_rename_is_told_of_the_table_as_it_is_called_now() {
+    let (mut server, mut log) = (Server::new(1 << 26), Log { lsn: 0x1000, ..Log::default() });
+    let (old, new) = ((1, 100, 0, 0), (2, 100, 1, 0));
+    log.announce(&mut server, old);
+    log.snapshot(old, &[1, 2, 3]);
+    log.announce(&mut server, new);
+    log.snapshot(new, &[1, 3]);
+    assert_eq!(log.taken_by(&mut server), [Op::Update, Op::Update, Op::Delete]);
+    let logged = server.log.iter().flat_map(records_of);
+    let deletes: Vec<u32> =
+        logged.filter(|(entry, _)| entry.op == Op::Delete).map(|(entry, _)| entry.row_type).collect();
+    assert_eq!(
+        deletes,
+        [2],
+        "the old name is another table's by now, and the old row type lacks what columns came since"
+    );
+    assert_eq!(row_count(&server, 100), 2);
+}
