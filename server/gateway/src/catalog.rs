@@ -7,8 +7,8 @@ use tidegate_proto::v1::{self, catalog_server::Catalog, source_status::State};
 use tonic::{Request, Response, Status};
 
 use crate::{
-    gateway::Shared,
     open_subscriptions::Whereabouts,
+    shared::Shared,
     source::{Source, SourceState},
     status::GatewayError,
     time::timestamp,

@@ -32,21 +32,21 @@ use bytes::{Bytes, BytesMut};
 use prost::Message as _;
 use tidegate_model::{Block, Entry, Kind, Position};
 use tidegate_proto::v1;
-use tidegate_schema::event_body;
 use tidegate_views::Effect;
 
 use carry::{Begin, Carried, Open};
 
 use crate::{
+    by_row_type::RowTypeLookup,
     frame::{Addressee, Event, Outbox},
-    opening::abandoned,
     projection::ChangeProjector,
-    selection::{Deliver, Plan, Routing, RowTypeLookup},
+    reset::abandoned,
+    selection::{Deliver, Plan, Routing},
     sets::Kept,
-    shape::route::ShapeFailure,
+    shape::ShapeFailure,
     snapshot_marks::{SnapshotMark, receives_chunk, snapshot_mark},
     status::GatewayError,
-    time::microseconds,
+    time::commit_time_us,
 };
 
 /// A run is cut before it exceeds this, so that subscriptions of a session take turns. One change may be larger.
@@ -403,11 +403,6 @@ fn range(entry: &Entry) -> Range<usize> {
 
 fn damaged(entry: &Entry) -> GatewayError {
     GatewayError::Damaged { at: entry.position().to_string() }
-}
-
-/// The commit time that a Begin states, in microseconds since 1970.
-pub(crate) fn commit_time_us(begin: &[u8]) -> Option<i64> {
-    v1::Begin::decode(event_body(begin).ok()?).ok()?.commit_time.as_ref().map(microseconds)
 }
 
 /// What a [`Delivery`] did when it was asked to go on.

@@ -16,9 +16,10 @@ use tidegate_proto::v1::{self, mirrored_table::State};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::{
-    gateway::Shared,
-    opening::{Opened, Opening, Refusal},
+    opening::{Opened, Opening},
+    reset::Refusal,
     shape::ShapeRefusal,
+    shared::Shared,
     source::Source,
     status::GatewayError,
 };

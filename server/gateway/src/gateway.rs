@@ -30,6 +30,7 @@ use crate::{
     service::ChangesService,
     shape_service::ShapeService,
     share::ShareCache,
+    shared::Shared,
     snapshot_service::SnapshotService,
     source::{Source, SourceHandle, Sources},
 };
@@ -40,20 +41,6 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The gRPC services over a set of sources.
 pub struct Gateway {
     shared: Arc<Shared>,
-}
-
-/// What all services share.
-pub(crate) struct Shared {
-    pub(crate) sources: Sources,
-    pub(crate) config: GatewayConfig,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) drain: Drain,
-    pub(crate) metrics: Arc<GatewayMetrics>,
-    pub(crate) share: ShareCache,
-    /// A permit for each query that runs.
-    pub(crate) queries: Arc<Semaphore>,
-    /// A permit for each KiB of digests of what clients hold.
-    pub(crate) held_room: Arc<Semaphore>,
 }
 
 /// The services cannot be served.

@@ -11,7 +11,7 @@ use tonic_health::pb::{
     HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus, health_server::Health,
 };
 
-use crate::gateway::Shared;
+use crate::shared::Shared;
 
 /// PostgreSQL sends a keepalive at least each half `wal_sender_timeout`, 30 seconds by default. Twice that is silence.
 const SILENT_US: i64 = 60_000_000;

@@ -8,8 +8,8 @@ use tidegate_store::{MirrorError, Place, ReadError, Reader};
 
 use crate::{
     mirror_snapshot::MirrorSnapshot,
-    opening::Refusal,
     redefinition::{Turned, Turning},
+    reset::Refusal,
     sets::{Ended, Kept},
 };
 

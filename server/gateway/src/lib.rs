@@ -31,6 +31,7 @@ mod connections;
 mod gateway;
 mod in_place;
 mod preface;
+mod shared;
 mod source;
 
 mod service;
@@ -53,6 +54,7 @@ mod mirror_snapshot;
 mod opening;
 mod query;
 mod redefinition;
+mod reset;
 mod selection;
 mod shape;
 

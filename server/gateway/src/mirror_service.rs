@@ -17,7 +17,7 @@ use tidegate_store::{Compared, Difference, DifferenceKind, MirrorError, MirrorRe
 use tokio::time::{Instant, sleep_until};
 use tonic::{Request, Response, Status};
 
-use crate::{gateway::Shared, snapshots::SnapshotError, source::Source, status::GatewayError};
+use crate::{shared::Shared, snapshots::SnapshotError, source::Source, status::GatewayError};
 
 /// Between two messages, unless it is the last.
 const INTERVAL: Duration = Duration::from_secs(1);

@@ -19,15 +19,16 @@ use tidegate_views::ShapeDefinition;
 
 use crate::{
     config::GatewayConfig,
-    gateway::Shared,
     held::{Comparing, Held},
     incoming::{Incoming, Interrupted},
     metrics::OpenSubscription,
     mirror_snapshot::{self, MirrorSnapshot, MirrorStart, Wanted, mirrored, narrowed},
     named_shapes::{NamedInUse, looked_up, looked_up_now},
+    reset::{Refusal, discontinued, mirror_gone, too_old},
     selection::{Filter, Plan, PlanKey, TableFilter, Tables},
     sets::{self, Kept},
     shape::{self, ShapeFilter},
+    shared::Shared,
     source::Source,
     status::GatewayError,
 };
@@ -67,24 +68,6 @@ pub(crate) struct Opened {
     pub(crate) named: NamedInUse,
     pub(crate) counted: OpenSubscription,
     pub(crate) shares_progress: bool,
-}
-
-/// Why there is no subscription.
-#[derive(Debug)]
-pub(crate) enum Refusal {
-    Error(GatewayError),
-    Reset(v1::Reset),
-}
-
-impl From<GatewayError> for Refusal {
-    fn from(error: GatewayError) -> Self {
-        match error {
-            GatewayError::SubqueriesTooOld { at } => {
-                Refusal::Reset(sets::too_old(&format!("{at} is further back than is kept")))
-            }
-            error => Refusal::Error(error),
-        }
-    }
 }
 
 impl Opening {
@@ -480,29 +463,6 @@ async fn go_on(
     }
 }
 
-/// The mirror has to be built anew, while a snapshot was made of it.
-fn mirror_gone(snapshot: u32) -> v1::Reset {
-    let abandoned = "the mirror, of which it was made, does not have all of the tables any more".to_owned();
-    self::abandoned(&v1::SnapshotEnd { snapshot, abandoned, ..v1::SnapshotEnd::default() })
-}
-
-/// What the subscriptions are told that wait for a snapshot, or have a table in part because of it, when it is given up.
-pub(crate) fn abandoned(end: &v1::SnapshotEnd) -> v1::Reset {
-    let v1::SnapshotEnd { snapshot, abandoned, .. } = end;
-    let detail = if end.ad_hoc {
-        format!(
-            "snapshot {snapshot}, which someone had started, was given up ({abandoned}), and has left in part what it has read anew: {}; \
-             drop what was received of the tables, and subscribe without the token to start over",
-            end.incomplete.join(", ")
-        )
-    } else {
-        format!(
-            "snapshot {snapshot} was given up ({abandoned}); drop what was read, and subscribe without the token to start another"
-        )
-    };
-    v1::Reset { reason: v1::reset::Reason::SnapshotAbandoned as i32, detail }
-}
-
 /// What an open subscription is told when its reader fails.
 pub(crate) fn refusal(error: Interrupted, position: Position, source: &Source) -> Refusal {
     let error = match error {
@@ -522,39 +482,9 @@ pub(crate) fn refusal(error: Interrupted, position: Position, source: &Source) -
     }
 }
 
-/// What follows in the changelog is another history.
-pub(crate) fn discontinued(because: &str) -> v1::Reset {
-    v1::Reset {
-        reason: v1::reset::Reason::SourceDiscontinued as i32,
-        detail: format!(
-            "the source has begun another history, and what follows does not continue what was received{because}; read the \
-             tables anew and subscribe without the token"
-        ),
-    }
-}
-
-fn too_old(position: Position, earliest: Position) -> v1::Reset {
-    v1::Reset {
-        reason: v1::reset::Reason::TokenTooOld as i32,
-        detail: format!(
-            "changes after {position} are needed, and the server keeps those after {earliest}; read the tables anew and \
-             subscribe without the token, or let the server keep more (retention)"
-        ),
-    }
-}
-
 /// Why the history before the current one ended, where that is known.
 fn because(source: &Source) -> String {
     source.handle.store.reset_reason().map_or_else(String::new, |reason| format!(": {reason}"))
-}
-
-fn definition_changed() -> v1::Reset {
-    v1::Reset {
-        reason: v1::reset::Reason::DefinitionChanged as i32,
-        detail: "the token belongs to other selections: a shape's table, condition, parameters, columns or updates, or the type of \
-                 a column that it reads, are not what they were; subscribe as before, or without the token to read the rows anew"
-            .to_owned(),
-    }
 }
 
 fn epoch_changed(source: &Source) -> v1::Reset {

@@ -17,64 +17,30 @@
 //!
 //! It deliberately asks PostgreSQL nothing, and looks at every row that its index has: an order is not looked up.
 
+mod error;
 mod first_rows;
 mod reading;
 mod sending;
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc};
 
-use tidegate_model::{AdHoc, Retry};
+use tidegate_model::AdHoc;
 use tidegate_proto::v1::{self, order_by::Nulls, selection::What};
 use tidegate_views::OrderBy;
 use tokio::{sync::mpsc, task::JoinSet, time::sleep_until};
 
 use crate::{
-    gateway::Shared,
     mirror_snapshot::{Wanted, mirrored, narrowed},
     named_shapes::looked_up_now,
     selection::{Filter, Plan, PlanKey, Tables},
     shape::{self, ShapeFilter, ShapeRefusal},
+    shared::Shared,
     source::Source,
     status::GatewayError,
 };
+pub(crate) use error::QueryError;
 use reading::Reading;
 use sending::Sending;
-
-/// Why a query is refused, or ends without all of its rows.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum QueryError {
-    #[error(
-        "an order needs a limit, of at most {max} rows; give one, or leave the order out, and sort the rows where they are received"
-    )]
-    Limit { max: usize },
-    #[error("nulls is {value}, which this server does not know; use DEFAULT, FIRST or LAST")]
-    Nulls { value: i32 },
-    #[error("the rows that come first have more than {max} bytes; ask for fewer, or for fewer columns")]
-    TooLarge { max: usize },
-    #[error("{max} queries are running, the most allowed; ask again in a moment")]
-    Busy { max: usize },
-    #[error(
-        "the rows have not been read within {} s, the longest that a query may hold their position; read faster, ask for fewer rows, or \
-         subscribe from SNAPSHOT, which may take as long as it likes", after.as_secs()
-    )]
-    TooSlow { after: Duration },
-    #[error("the table has changed while its rows were read; ask again")]
-    Changed,
-}
-
-impl QueryError {
-    /// What to do after it.
-    pub(crate) fn retry(&self) -> Retry {
-        match self {
-            QueryError::Busy { .. } => Retry::After(Duration::from_millis(500)),
-            QueryError::Changed => Retry::After(Duration::from_millis(100)),
-            QueryError::Limit { .. }
-            | QueryError::Nulls { .. }
-            | QueryError::TooLarge { .. }
-            | QueryError::TooSlow { .. } => Retry::Never,
-        }
-    }
-}
 
 /// What is asked, checked against its table.
 struct Query {

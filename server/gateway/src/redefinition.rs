@@ -32,12 +32,12 @@ use tidegate_model::{Position, Retry, TableName, TokenPrefix};
 use tidegate_proto::v1;
 
 use crate::{
-    gateway::Shared,
     mirror_snapshot::{self, Wanted, mirrored},
     named_shapes::NamedInUse,
-    opening::Refusal,
+    reset::Refusal,
     selection::{Filter, Plan},
     shape::{self, ShapeFilter},
+    shared::Shared,
     source::Source,
 };
 

@@ -19,7 +19,7 @@ use tidegate_schema::Descriptors;
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_reflection::pb::{v1, v1alpha};
 
-use crate::{gateway::Shared, status::GatewayError};
+use crate::{shared::Shared, status::GatewayError};
 
 /// Both versions of the service.
 #[derive(Clone)]

@@ -6,17 +6,14 @@ use std::{collections::BTreeSet, time::Duration};
 
 use tidegate_model::{NameError, PatternError, Position, PositionError, TableName, TokenError};
 use tidegate_store::{MirrorError, ReadError};
-use tidegate_views::{EvaluationError, Failure, Place, Reason as Cause, Refusal, RowError, ShapeError};
+use tidegate_views::{EvaluationError, Failure, Place, Reason as Refused, Refusal, RowError, ShapeError};
 use tonic::Status;
 
 use crate::{
     held::HoldsError,
     named_shapes::{NamedShapeError, NamingError},
     query::QueryError,
-    shape::{
-        ShapeRefusal,
-        route::{self, Lost, ShapeFailure},
-    },
+    shape::{Cause, Lost, ShapeFailure, ShapeRefusal},
     snapshot_parts::PartError,
     snapshots::SnapshotError,
     status::{GatewayError, Reason},
@@ -51,7 +48,7 @@ fn table() -> TableName {
 }
 
 fn refusal() -> Refusal {
-    let reason = Cause::UnknownColumn { name: "totl".to_owned(), columns: vec!["id".to_owned(), "total".to_owned()] };
+    let reason = Refused::UnknownColumn { name: "totl".to_owned(), columns: vec!["id".to_owned(), "total".to_owned()] };
     Refusal { place: Place { offset: 13, line: 1, column: 14 }, reason }
 }
 
@@ -193,18 +190,18 @@ fn of_requests() -> Vec<GatewayError> {
 }
 
 /// Why it is not known what a change is to a shape.
-fn causes() -> Vec<route::Cause> {
+fn causes() -> Vec<Cause> {
     let retyped = |retyped| Lost::Column { column: "total".to_owned(), retyped, for_reads: true };
     let failed = || Failure::Evaluation(EvaluationError::DivisionByZero);
     vec![
-        route::Cause::Condition(failed()),
-        route::Cause::Condition(Failure::Row(RowError::Column { column: "mood".to_owned() })),
-        route::Cause::Order(failed()),
-        route::Cause::Unknown { column: "note".to_owned() },
-        route::Cause::Lost(Lost::Key),
-        route::Cause::Lost(retyped(false)),
-        route::Cause::Lost(retyped(true)),
-        route::Cause::Damaged,
+        Cause::Condition(failed()),
+        Cause::Condition(Failure::Row(RowError::Column { column: "mood".to_owned() })),
+        Cause::Order(failed()),
+        Cause::Unknown { column: "note".to_owned() },
+        Cause::Lost(Lost::Key),
+        Cause::Lost(retyped(false)),
+        Cause::Lost(retyped(true)),
+        Cause::Damaged,
     ]
 }
 
@@ -350,12 +347,7 @@ fn every_error_within_another_has_a_line() {
     });
     let of_definitions = variants![ShapeError::UnknownColumn { .. }, ShapeError::Condition(_), ShapeError::Keyless];
     of_definitions.must_all_be_among(&definitions.collect::<Vec<ShapeError>>());
-    let of_causes = variants![
-        route::Cause::Condition(_),
-        route::Cause::Order(_),
-        route::Cause::Unknown { .. },
-        route::Cause::Lost(_),
-        route::Cause::Damaged,
-    ];
+    let of_causes =
+        variants![Cause::Condition(_), Cause::Order(_), Cause::Unknown { .. }, Cause::Lost(_), Cause::Damaged,];
     of_causes.must_all_be_among(&causes());
 }

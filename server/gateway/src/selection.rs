@@ -25,45 +25,13 @@ use tidegate_proto::v1;
 use tidegate_schema::{FieldSet, RowType};
 
 use crate::{
-    by_row_type::ByRowType,
+    by_row_type::{ByRowType, RowTypeLookup},
     config::GatewayConfig,
     mirror_snapshot,
     shape::{self, ShapeFilter, route::ShapeRoute},
     source::SourceHandle,
     status::GatewayError,
 };
-
-/// Row types by number, as the store has them at the moment of asking.
-pub(crate) trait RowTypeLookup {
-    fn row_type(&self, row_type: u32) -> Option<Arc<RowType>>;
-
-    /// All of a table, in no order.
-    fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>>;
-
-    /// The one that the table's newest rows have. Numbers say nothing of that: a table comes back to one that it had.
-    fn newest(&self, table: &TableName) -> Option<Arc<RowType>>;
-
-    /// Another whenever a table has come to a row type.
-    fn version(&self) -> u64;
-}
-
-impl RowTypeLookup for tidegate_store::Store {
-    fn row_type(&self, row_type: u32) -> Option<Arc<RowType>> {
-        self.row_type(row_type)
-    }
-
-    fn of_table(&self, table: &TableName) -> Vec<Arc<RowType>> {
-        self.row_types().iter().filter(|row_type| row_type.name() == table).cloned().collect()
-    }
-
-    fn newest(&self, table: &TableName) -> Option<Arc<RowType>> {
-        self.row_types().newest(table).cloned()
-    }
-
-    fn version(&self) -> u64 {
-        self.row_types_version()
-    }
-}
 
 /// A set of operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

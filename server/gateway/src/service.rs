@@ -24,7 +24,7 @@ use tonic::{
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::{gateway::Shared, session::Session, watch::Watching};
+use crate::{session::Session, shared::Shared, watch::Watching};
 
 /// The service.
 #[derive(Clone)]

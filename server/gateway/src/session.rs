@@ -38,14 +38,15 @@ use crate::{
     delivery::Step,
     entering::{Entered, Entering},
     frame::Outbox,
-    gateway::Shared,
     incoming::Interrupted,
     metrics::OpenSession,
-    opening::{Opened, Opening, Refusal, refusal, renewed},
+    opening::{Opened, Opening, refusal, renewed},
     redefinition::Prepared,
+    reset::Refusal,
     router::{Bell, Inflow, Noted, Piece},
     selection::Plan,
-    shape::route::ShapeFailure,
+    shape::ShapeFailure,
+    shared::Shared,
     status::GatewayError,
 };
 
@@ -269,7 +270,7 @@ impl Session {
                 }
                 Step::Starved => return,
                 Step::Abandoned(reset) => return self.close(subscription, Refusal::Reset(reset)),
-                Step::Failed(failure) => return self.close(subscription, failure.refusal()),
+                Step::Failed(failure) => return self.close(subscription, failure.into()),
                 Step::Exhausted => {
                     if open.delivery.has_credit() {
                         self.read(subscription);
@@ -377,7 +378,7 @@ impl Session {
                     open.incoming = Some(incoming);
                     changed.map_err(|error| refusal(error.into(), open.delivery.position(), &open.source))
                 }
-                Ok(None) => Err(failure.refusal()),
+                Ok(None) => Err(failure.into()),
                 Err(error) => Err(Refusal::Error(error)),
             },
             (Arrived::Piece(_, Err(error)), State::Open(open)) => {

@@ -22,6 +22,7 @@
 mod budget;
 mod changes;
 mod consumer;
+mod ended;
 mod gathering;
 mod given;
 mod keeper;
@@ -38,27 +39,25 @@ use std::{
     time::Duration,
 };
 
-use tidegate_model::{Epoch, LOGGED_SNAPSHOT_ORDINAL, MESSAGE_ORDINAL, Position, TableName};
-use tidegate_proto::v1;
-use tidegate_store::ReadError;
+use tidegate_model::{Epoch, LOGGED_SNAPSHOT_ORDINAL, MESSAGE_ORDINAL, Position};
 use tidegate_views::Subquery;
 use tokio::{task::JoinSet, time::timeout};
 
+pub(crate) use ended::Ended;
 pub(crate) use keeper::Kept;
 pub(crate) use once::SetsOnce;
 
 use crate::{
     by_row_type::ByRowType,
     facts::Known,
-    opening::{self, Refusal},
-    projection::MalformedChange,
+    reset::{Refusal, sets_too_old},
     selection::Filter,
-    shape::{ShapeFilter, ShapeRefusal, route::ShapeFailure},
+    shape::ShapeFilter,
     source::Source,
-    status::GatewayError,
 };
 use budget::{Budget, Share};
 use consumer::Consumer;
+use ended::later;
 use given::Sets;
 use keeper::{Keeper, Published, Shared};
 use keeping::Keeping;
@@ -87,92 +86,6 @@ const LINGER: Duration = Duration::from_secs(120);
 const MIRROR_WAIT: Duration = Duration::from_secs(30);
 /// A start waits for so long for its sets.
 const BUILD_WAIT: Duration = Duration::from_secs(20);
-
-/// Why sets are not kept any more, or not had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Ended {
-    /// They may be built anew, elsewhere.
-    #[error("{0}")]
-    Lost(String),
-    /// The changelog has begun anew.
-    #[error("the source has begun another history")]
-    Discontinued,
-    /// They may be built anew at the same place.
-    #[error("{0}; subscribe again")]
-    Later(String),
-    #[error(transparent)]
-    Failed(Arc<ShapeFailure>),
-    #[error("more than {bytes_max} bytes of rows of {table} move at a time")]
-    TooMuch { table: TableName, bytes_max: usize },
-    #[error("the subquery's rows need more than {bytes_max} bytes")]
-    TooLarge { table: TableName, bytes_max: usize },
-    #[error("the sets of all shapes have more than {limit} {what}")]
-    Crowded { what: &'static str, limit: usize },
-}
-
-impl From<Arc<ShapeFailure>> for Ended {
-    fn from(failure: Arc<ShapeFailure>) -> Self {
-        Ended::Failed(failure)
-    }
-}
-
-impl From<MalformedChange> for Ended {
-    fn from(_: MalformedChange) -> Self {
-        Ended::Later("the changelog has a change that cannot be read".to_owned())
-    }
-}
-
-impl From<ReadError> for Ended {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::TooOld { .. } => Ended::Lost(error.to_string()),
-            ReadError::OtherEpoch { .. } => Ended::Discontinued,
-            ReadError::Damaged { .. } | ReadError::Io { .. } => Ended::Later(error.to_string()),
-        }
-    }
-}
-
-impl Ended {
-    fn unknown(table: &TableName, column: &str) -> Self {
-        Ended::Lost(format!("of a row of {table}, which a subquery reads, the value of \"{column}\" has never come"))
-    }
-
-    /// May it be otherwise with what the catalog says now?
-    fn is_of_old_facts(&self) -> bool {
-        matches!(self, Ended::Failed(failure) if failure.is_of_old_facts())
-    }
-
-    /// How a subscription to a shape of the table is told.
-    pub(crate) fn refusal(&self) -> Refusal {
-        match self {
-            Ended::Lost(_) | Ended::TooMuch { .. } => Refusal::Reset(too_old(&self.to_string())),
-            Ended::Discontinued => Refusal::Reset(opening::discontinued("")),
-            Ended::Later(detail) => later(detail).into(),
-            Ended::Failed(failure) if failure.is_of_old_facts() => later(&failure.to_string()).into(),
-            Ended::Failed(failure) => failure.refusal(),
-            Ended::TooLarge { table, bytes_max } => {
-                let error = Box::new(ShapeRefusal::SetTooLarge { bytes_max: *bytes_max });
-                GatewayError::Shape { table: table.clone(), error }.into()
-            }
-            Ended::Crowded { what, limit } => GatewayError::TooManySets { what, limit: *limit }.into(),
-        }
-    }
-}
-
-/// Nobody may begin, or go on, where it wants to.
-pub(crate) fn too_old(why: &str) -> v1::Reset {
-    v1::Reset {
-        reason: v1::reset::Reason::TokenTooOld as i32,
-        detail: format!(
-            "what the subqueries of a shape selected at this place is not known any more ({why}); drop the shape's rows, and subscribe \
-             without the token, from SNAPSHOT"
-        ),
-    }
-}
-
-fn later(detail: &str) -> GatewayError {
-    GatewayError::Subqueries { detail: detail.to_owned() }
-}
 
 /// By shape; of one, those that have begun at different places.
 type Begun = HashMap<(ShapeFilter, Epoch), Vec<Weak<Shared>>>;
@@ -260,7 +173,7 @@ fn keeper(source: &Arc<Source>, shape: &ShapeFilter, (epoch, behind): (Epoch, Po
     if bytes > BEHIND_BYTES_MAX {
         let why =
             format!("{bytes} bytes of changes lie behind it, and sets begin at most {BEHIND_BYTES_MAX} from the end");
-        return Err(Refusal::Reset(too_old(&why)));
+        return Err(Refusal::Reset(sets_too_old(&why)));
     }
     let consumers = consumers(shape);
     let concern = Concern::of(consumers.iter().map(|(subquery, _)| subquery.table().clone()));
@@ -317,8 +230,8 @@ mod tests {
 
     #[test]
     fn another_history_is_told_as_to_any_subscription() {
-        let ended = Ended::from(ReadError::OtherEpoch { current: None });
+        let ended = Ended::from(tidegate_store::ReadError::OtherEpoch { current: None });
         let Refusal::Reset(reset) = ended.refusal() else { panic!("{ended:?}") };
-        assert_eq!(reset.reason(), v1::reset::Reason::SourceDiscontinued);
+        assert_eq!(reset.reason(), tidegate_proto::v1::reset::Reason::SourceDiscontinued);
     }
 }

@@ -17,11 +17,11 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     facts::Known,
-    gateway::Shared,
     named_shapes::{NOW, NamedShape, NamingError, is_by_name, known, resolved},
     query::Querying,
     selection::Tables,
     shape,
+    shared::Shared,
     snapshots::Described,
     source::Source,
     status::GatewayError,

@@ -12,10 +12,11 @@ use std::{
 use tidegate_model::Block;
 
 use crate::{
+    by_row_type::RowTypeLookup,
     delivery::{Carry, Delivery, Filtered, filter, filter_note, filter_turned},
     metrics::GatewayMetrics,
     router::Piece,
-    selection::{Plan, RowTypeLookup},
+    selection::Plan,
     status::GatewayError,
 };
 

@@ -3,49 +3,25 @@
 //! Invariant: of a condition, only what is printed from its typed tree leaves the gateway, and of keys, only such as PostgreSQL
 //! reads as values of the key's columns. What is refused says where, and what to do.
 
+mod error;
+
 use std::collections::BTreeMap;
 
 use tidegate_model::{Part, Parts, TableName};
 use tidegate_proto::v1::{SnapshotKey, SnapshotKeys, SnapshotPart, snapshot_part::Rows};
-use tidegate_views::{Predicate, Refusal};
+use tidegate_views::Predicate;
 
 use crate::{
     snapshots::{Described, MalformedKey},
     source::Source,
     status::GatewayError,
 };
+pub(crate) use error::PartError;
 
 /// Keys of one request.
 const KEYS_MAX: usize = 10_000;
 /// Bytes of the values of the keys of one request.
 pub(crate) const KEY_BYTES_MAX: usize = 1 << 20;
-
-/// Why a part of a table is not to be had.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum PartError {
-    #[error("nothing says which rows; set `where` or `keys`, or name the table in `tables`")]
-    Empty,
-    #[error("it is asked for twice; ask for one part, or for the whole table")]
-    Twice,
-    #[error(transparent)]
-    Condition(Refusal),
-    #[error(
-        "a part is read by its key, and it has none that the stream carries; give it a primary key or a replica identity \
-         index, or read the whole table"
-    )]
-    Keyless,
-    #[error("the list of keys is empty; give at least one key, or read the whole table")]
-    NoKeys,
-    #[error("the key's columns are {}, and not {}; name all of them, in any order", .key.join(", "), .given.join(", "))]
-    Columns { key: Vec<String>, given: Vec<String> },
-    #[error("key {number} is to have a value for each of {}; it has {count}", .key.join(", "))]
-    Width { number: usize, count: usize, key: Vec<String> },
-    #[error(
-        "key {number}: PostgreSQL does not read '{value}' as a value of the column {column}; write it as in a literal, \
-         without quotes"
-    )]
-    Value { number: usize, column: String, value: String },
-}
 
 /// The names of the tables that parts are asked of, each once.
 pub(crate) fn part_tables(requested: &[SnapshotPart]) -> Result<Vec<TableName>, GatewayError> {

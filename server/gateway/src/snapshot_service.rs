@@ -12,9 +12,9 @@ use tidegate_proto::v1::{
 use tonic::{Request, Response, Status};
 
 use crate::{
-    gateway::Shared,
     opening::matched_tables,
     selection::{Filter, TableFilter},
+    shared::Shared,
     snapshot_parts::{KEY_BYTES_MAX, PartError, part_tables, parts},
     snapshots::{SnapshotError, Statuses},
     source::Source,

@@ -17,7 +17,7 @@ use crate::{
     held::HoldsError,
     named_shapes::{NamedShapeError, NamingError},
     query::QueryError,
-    shape::{ShapeRefusal, route::ShapeFailure},
+    shape::{ShapeFailure, ShapeRefusal},
     snapshot_parts::PartError,
     snapshots::SnapshotError,
 };

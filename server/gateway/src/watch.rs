@@ -19,20 +19,21 @@ use tonic::Status;
 
 use crate::{
     entering::{Entered, Entering},
-    gateway::Shared,
     incoming::{Given, Incoming, Interrupted},
     metrics::{OpenSession, OpenSubscription},
     named_shapes::NamedInUse,
-    opening::{Opened, Opening, Refusal, abandoned, refusal, renewed},
+    opening::{Opened, Opening, refusal, renewed},
     progress::progress,
     readable::ReadableChange,
     redefinition::{Prepared, Turning, prepared},
+    reset::{Refusal, abandoned},
     selection::{Deliver, Plan, Routing, corrects_reads},
     sets::Kept,
     shape::{
         change::WholeChange,
         route::{ShapeRoute, Verdict},
     },
+    shared::Shared,
     snapshot_marks::{SnapshotMark, receives_begun, snapshot_mark},
     source::Source,
     status::GatewayError,
@@ -460,7 +461,7 @@ impl Live {
                 // The entry may come again.
                 pieces.pop();
                 self.pieces = pieces;
-                return Err(failure.refusal());
+                return Err(failure.into());
             }
         };
         Ok(written(&rewritten, entry)?)

@@ -5,9 +5,10 @@
 
 use super::{Begin, Carry, Delivery, Filter, Filtered, Open};
 use crate::{
+    by_row_type::RowTypeLookup,
     redefinition::Turned,
     router::{Begun, Known, Note, Passed, RoutedBlock},
-    selection::{Plan, RowTypeLookup},
+    selection::Plan,
     snapshot_marks::receives_chunk,
     status::GatewayError,
 };

@@ -6,10 +6,12 @@ use tidegate_model::Entry;
 
 use super::{Filter, Piece, What, damaged, number, range};
 use crate::{
-    selection::{Routing, RowTypeLookup, corrects_reads},
+    by_row_type::RowTypeLookup,
+    selection::{Routing, corrects_reads},
     shape::{
+        ShapeFailure,
         change::WholeChange,
-        route::{Judgement, ShapeFailure, ShapeRoute, Verdict},
+        route::{Judgement, ShapeRoute, Verdict},
     },
     status::GatewayError,
 };

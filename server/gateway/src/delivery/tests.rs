@@ -15,11 +15,12 @@ use tidegate_schema::{
 
 use super::{Carry, Delivery, Filtered, MESSAGE_BYTES_MAX, Step, filter};
 use crate::{
+    by_row_type::RowTypeLookup,
     config::GatewayConfig,
     frame::Outbox,
     metrics::GatewayMetrics,
     router::Piece,
-    selection::{Filter as Selected, Plan, PlanKey, RowTypeLookup, TableFilter},
+    selection::{Filter as Selected, Plan, PlanKey, TableFilter},
     share::ShareCache,
 };
 

@@ -17,7 +17,7 @@ use crate::{
     mirror_snapshot::Wanted,
     projection::MalformedChange,
     selection::{Deliver, Plan, Routing},
-    shape::{ShapeFilter, route::ShapeFailure},
+    shape::{ShapeFailure, ShapeFilter},
     source::Source,
     status::GatewayError,
 };

@@ -18,7 +18,8 @@ use tidegate_store::{IndexId, MirrorError, MirrorReader, MirrorRow, RowChunk, Ro
 use tidegate_views::Pinned;
 
 use crate::{
-    selection::{Deliver, Filter, Plan, RowTypeLookup as _},
+    by_row_type::RowTypeLookup as _,
+    selection::{Deliver, Filter, Plan},
     shape::ShapeFilter,
     source::Source,
 };

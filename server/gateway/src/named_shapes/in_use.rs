@@ -10,7 +10,7 @@ use tidegate_proto::v1;
 use tokio::{sync::watch, time::sleep};
 
 use super::{KnownShapes, NOW, NamedShape, NamedShapeError, resolved};
-use crate::{opening::Refusal, redefinition, selection::Filter, status::GatewayError};
+use crate::{redefinition, reset::Refusal, selection::Filter, status::GatewayError};
 
 /// Versions that are looked through for what a token belongs to.
 const POINTS_MAX: usize = 32;

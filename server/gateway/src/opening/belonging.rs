@@ -9,7 +9,8 @@
 use tidegate_model::{Retry, Token};
 use tidegate_views::ShapeDefinition;
 
-use super::{Opening, Refusal, Selected, Start, checked_with, definition_changed, opened};
+use super::{Opening, Selected, Start, checked_with, opened};
+use crate::reset::{Refusal, definition_changed};
 use crate::{
     config::GatewayConfig,
     named_shapes::{NOW, NamedInUse},

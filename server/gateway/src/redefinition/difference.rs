@@ -21,11 +21,13 @@ use tidegate_views::Effect;
 
 use super::Redefinition;
 use crate::{
+    by_row_type::RowTypeLookup,
     router::{Found, Known, Note, RoutedBlock},
-    selection::{Deliver, Routing, RowTypeLookup},
+    selection::{Deliver, Routing},
     shape::{
+        ShapeFailure,
         change::{WholeChange, keep},
-        route::{ShapeFailure, ShapeRoute},
+        route::ShapeRoute,
     },
     status::GatewayError,
 };

@@ -33,7 +33,8 @@ use super::{
 use crate::{
     incoming::{Given, Interrupted},
     mirror_snapshot::{log_position, turn},
-    opening::{Refusal, renewed},
+    opening::renewed,
+    reset::Refusal,
     router::Note,
     source::Source,
     status::GatewayError,
@@ -274,7 +275,7 @@ impl Turning {
                     true => renewed(&self.source, &self.to.plan).await.map_err(refused)?,
                     false => None,
                 };
-                let plan = plan.ok_or_else(|| Interrupted::Redefined(Box::new(failure.refusal())))?;
+                let plan = plan.ok_or_else(|| Interrupted::Redefined(Box::new(failure.into())))?;
                 let prefix = plan.key.prefix(self.to.prefix.epoch);
                 self.to = Arc::new(Redefinition { plan, prefix, ..Redefinition::clone(&self.to) });
             }

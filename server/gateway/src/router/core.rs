@@ -33,7 +33,7 @@ use super::{
     seat::Seat,
     tables::{Member, Tables},
 };
-use crate::{delivery::commit_time_us, selection::RowTypeLookup};
+use crate::{by_row_type::RowTypeLookup, time::commit_time_us};
 
 /// What a seat costs a block besides what was found.
 const NOTE_BYTES: usize = 128;

@@ -22,7 +22,7 @@ use super::{
     note::{Known, Note, RoutedBlock},
     seat::{Next, Seat},
 };
-use crate::selection::RowTypeLookup;
+use crate::by_row_type::RowTypeLookup;
 use log::{Change, Log, RowTypes, facts, row_types};
 
 /// By row type: the first two are one table's, nobody selects the last.

@@ -4,7 +4,8 @@ use tidegate_model::{Entry, TableName};
 
 use super::core::{Insert, Subject};
 use crate::{
-    selection::{Filter, Plan, RowTypeLookup},
+    by_row_type::RowTypeLookup,
+    selection::{Filter, Plan},
     snapshot_marks::snapshot_mark,
 };
 

@@ -11,7 +11,7 @@ use tidegate_model::TableName;
 use tidegate_views::{Index, Predicate};
 
 use super::core::{Insert, SeatId};
-use crate::selection::RowTypeLookup;
+use crate::by_row_type::RowTypeLookup;
 
 /// Row types of a table that there are indexes for.
 const ROW_TYPES_MAX: usize = 2;

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use super::{Arrived, Open, Session, State};
 use crate::{
-    opening::{Refusal, refusal},
+    opening::refusal,
     redefinition::{Prepared, Turning, prepared},
+    reset::Refusal,
     router::{Inflow, Piece},
     selection::Plan,
     source::inflow,

@@ -12,8 +12,8 @@ use tidegate_model::{Block, Entry, Kind, Op, Position, TableName};
 use tidegate_schema::{FieldSet, OldKind, RowType};
 
 use crate::{
+    by_row_type::RowTypeLookup,
     projection::MalformedChange,
-    selection::RowTypeLookup,
     shape::{
         change::{WholeChange, keep},
         route::completed,

@@ -13,12 +13,12 @@ use super::{
 };
 use crate::{
     by_row_type::ByRowType,
+    by_row_type::RowTypeLookup,
     facts::Known,
-    selection::RowTypeLookup,
     shape::{
-        ShapeFilter,
+        Cause, ShapeFailure, ShapeFilter,
         binding::{bound, lacks},
-        route::{Cause, ShapeFailure, ShapeRoute},
+        route::ShapeRoute,
     },
     status::GatewayError,
 };

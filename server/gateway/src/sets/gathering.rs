@@ -137,7 +137,7 @@ impl Begun {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::opening::Refusal;
+    use crate::reset::Refusal;
 
     #[test]
     fn a_set_that_is_too_large_is_refused_and_not_built_again() {

@@ -18,8 +18,9 @@ use super::{Ended, given::Sets, set::Moment};
 use crate::{
     mirror_snapshot::{LogPlace, Restated},
     shape::{
+        ShapeFailure,
         change::WholeChange,
-        route::{NoMembers, ShapeFailure, ShapeRoute, Verdict},
+        route::{NoMembers, ShapeRoute, Verdict},
     },
     status::GatewayError,
 };

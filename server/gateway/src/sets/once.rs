@@ -21,11 +21,8 @@ use crate::{
     by_row_type::ByRowType,
     facts::Known,
     mirror_snapshot::Wanted,
-    opening::Refusal,
-    shape::{
-        ShapeFilter,
-        route::{Cause, ShapeFailure},
-    },
+    reset::Refusal,
+    shape::{Cause, ShapeFailure, ShapeFilter},
     source::Source,
     status::GatewayError,
 };

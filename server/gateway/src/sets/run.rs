@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use tidegate_model::{Block, Kind, Position, TableName};
 
-use crate::selection::RowTypeLookup;
+use crate::by_row_type::RowTypeLookup;
 
 /// What is taken at a time.
 #[derive(Default)]

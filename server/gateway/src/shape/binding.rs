@@ -5,8 +5,8 @@ use std::sync::Arc;
 use tidegate_schema::RowType;
 use tidegate_views::TableFacts;
 
-use super::route::Lost;
-use crate::{facts::Known, selection::RowTypeLookup};
+use super::Lost;
+use crate::{by_row_type::RowTypeLookup, facts::Known};
 
 /// No field of a row has it.
 const UNBOUND: u32 = 0;

@@ -15,7 +15,7 @@ use tidegate_store::Place;
 use tidegate_views::{CollationFacts, ColumnFacts, TableFacts};
 
 use super::TABLES;
-use crate::selection::RowTypeLookup;
+use crate::by_row_type::RowTypeLookup;
 
 const COLUMNS: [(&str, u32, &str); 4] =
     [("id", 20, "int8"), ("tenant", 23, "int4"), ("price", 23, "int4"), ("note", 25, "text")];
