@@ -6,7 +6,7 @@
 use anyhow::{Result, ensure};
 use rand::{RngExt, rngs::StdRng, seq::IndexedRandom as _};
 use tidegate_client::{MirrorState, SourceStatus};
-use tidegate_integration_tests::{Cluster, DEADLINE, Database, Seed, Server, ServerConfig};
+use tidegate_integration_tests::{Cluster, DEADLINE, Database, Seed, Server, ServerConfig, within};
 use tidegate_proto::v1::{Start, Subscribe, start};
 use tokio::time::Instant;
 
@@ -130,24 +130,28 @@ impl Scene {
             self.come_back().await?;
         }
         let until = Instant::now() + DEADLINE / 2;
-        for (subscription, condition) in (1..).zip(self.conditions.clone()) {
-            let select = format!("select * from item where {condition}");
-            loop {
-                self.session.until_caught_up(subscription, &self.database).await?;
-                let copy = self.session.copy(subscription)?;
-                ensure!(copy.error.is_none(), "{:?}", copy.error);
-                match must_equal_select(&copy.rows(0), &self.database, &select).await {
-                    Ok(()) => break,
-                    Err(error) if Instant::now() > until => {
-                        let before = format!("which has seen {:?} begin and {:?} end", copy.begun, copy.ended);
-                        must_be_verified(&self.server, "item").await?;
-                        return Err(error.context(format!("subscription {subscription}, {before}")));
-                    }
-                    Err(_) => drop(self.database.text("select pg_sleep(0.5)::text").await?),
-                }
-            }
+        for subscription in 1..=u32::try_from(self.conditions.len())? {
+            self.must_agree(subscription, until).await?;
         }
         must_be_verified(&self.server, "item").await
+    }
+
+    async fn must_agree(&mut self, subscription: u32, until: Instant) -> Result<()> {
+        let select = format!("select * from item where {}", self.conditions[subscription as usize - 1]);
+        loop {
+            self.session.until_caught_up(subscription, &self.database).await?;
+            let copy = self.session.copy(subscription)?;
+            ensure!(copy.error.is_none(), "{:?}", copy.error);
+            match must_equal_select(&copy.rows(0), &self.database, &select).await {
+                Ok(()) => return Ok(()),
+                Err(error) if Instant::now() > until => {
+                    let before = format!("which has seen {:?} begin and {:?} end", copy.begun, copy.ended);
+                    must_be_verified(&self.server, "item").await?;
+                    return Err(error.context(format!("subscription {subscription}, {before}")));
+                }
+                Err(_) => drop(self.database.text("select pg_sleep(0.5)::text").await?),
+            }
+        }
     }
 }
 
@@ -203,4 +207,36 @@ async fn whoever_joins_a_shape_while_everybody_reads_its_table_has_its_rows() ->
     }
     ensure!(told > 0, "nobody was to be told");
     Ok(())
+}
+
+/// Another table has its name by now. Who comes back while its mirror is not complete may be reset, and nobody has a row of the one that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_back_to_a_table_that_was_created_anew_has_its_rows_or_is_reset() -> Result<()> {
+    let mut scene = Scene::new("joined_anew", Seed::from_environment()).await?;
+    for _ in 0..BEFORE {
+        scene.join(false).await?;
+    }
+    let anew = format!(
+        "drop table item; create table item (id bigint primary key, shelf int, body text); alter publication {} add table item; \
+         insert into item select n, n % 7, 'anew' from generate_series(1000, 2000) n",
+        scene.server.slot()
+    );
+    scene.database.execute(&anew).await?;
+    let until = Instant::now() + DEADLINE / 2;
+    for (number, (subscription, token)) in (1..).zip(std::mem::take(&mut scene.away)) {
+        let is_late = number > BEFORE / 2;
+        if is_late {
+            // The one that is gone differs.
+            let is_anew = || async { Ok(must_be_verified(&scene.server, "item").await.ok()) };
+            within("the new table's mirror", is_anew).await?;
+        }
+        scene.session = RawSession::open(&scene.server.endpoint()).await?;
+        scene.away.push((subscription, token));
+        scene.come_back().await?;
+        match scene.must_agree(subscription, until).await {
+            Err(error) if !is_late && error.root_cause().to_string().starts_with("a reset") => {}
+            other => other?,
+        }
+    }
+    must_be_verified(&scene.server, "item").await
 }
