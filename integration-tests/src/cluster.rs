@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tokio::sync::OnceCell;
 
-use crate::{Database, Installation, Process, Scratch, Signal, port::free_port, within};
+use crate::{Database, HeldProcess, Installation, Process, Scratch, Signal, port::free_port, within};
 
 const SETTINGS: &[(&str, &str)] = &[
     ("listen_addresses", "127.0.0.1"),
@@ -230,6 +230,19 @@ impl Cluster {
             Ok(pid.filter(|pid| Some(*pid) != not))
         })
         .await
+    }
+
+    /// The background writer, which does nothing until what is returned is dropped: what it writes now and then has slots saved.
+    ///
+    /// # Errors
+    /// The server does not answer.
+    pub async fn held_background_writer(&self) -> Result<HeldProcess> {
+        let postgres = Database::connect(&self.url("postgres")).await?;
+        let query = "select pid::text from pg_stat_activity where backend_type = 'background writer'";
+        let pid = within("a background writer", || async {
+            Ok(postgres.text(query).await?.and_then(|text| text.parse::<i32>().ok()))
+        });
+        HeldProcess::new(pid.await?)
     }
 
     /// A server that does not run yet; its files are, or will be, in the folder's `data`.

@@ -201,8 +201,9 @@ async fn whoever_joins_a_shape_while_everybody_reads_its_table_has_its_rows() ->
     // What has begun behind the place where a subscription was opened is told whole, or passed over.
     let mut told = 0;
     for subscription in RESIDENT + 1..=RESIDENT + BEFORE {
-        let RawCopy { begun, ended, .. } = scene.session.copy(subscription)?;
-        ensure!(ended == begun, "subscription {subscription} has seen {begun:?} begin and {ended:?} end");
+        let has_ended = |copy: &RawCopy| copy.ended == copy.begun;
+        scene.session.until(subscription, ("each snapshot that has begun, and no other, to end", has_ended)).await?;
+        let RawCopy { ended, .. } = scene.session.copy(subscription)?;
         told += ended.iter().filter(|snapshot| **snapshot < OF_MIRROR).count();
     }
     ensure!(told > 0, "nobody was to be told");

@@ -229,9 +229,7 @@ impl<P: Publish> Capture<P> {
             }
             error => error,
         };
-        if let CaptureError::Proved(transaction) = &error {
-            self.partitions.proved(*transaction);
-        }
+        self.partitions.ended(if let CaptureError::Proved(end_lsn) = &error { Some(*end_lsn) } else { None });
         if matches!(error, CaptureError::PartitionsChanged | CaptureError::Proved(_)) {
             info!(source = %self.config.source, "{error}");
             return Duration::ZERO;
@@ -549,7 +547,7 @@ impl<P: Publish> Capture<P> {
             orders: &mut self.orders,
             altered: &self.config.mirror.altered,
             ask_at: None,
-            to_prove: beginning.expected.filter(|_| beginning.is_proof),
+            proves_to: beginning.proves_to,
         };
         streaming.run(reader).await.map_err(|error| self.named(error, in_progress))
     }

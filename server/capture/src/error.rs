@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use tidegate_control::ControlError;
 use tidegate_feed::FeedClosed;
-use tidegate_model::{Retry, TableName, TransactionId};
+use tidegate_model::{Lsn, Retry, TableName};
 use tidegate_postgres::{
     CatalogError, ConnectError, ReplicationError, pgoutput::DecodeError, snapshot::SnapshotReadError,
 };
@@ -109,11 +109,11 @@ pub enum CaptureError {
         "tables were attached or detached as partitions: PostgreSQL 14 sends their rows as what they are over a new connection"
     )]
     PartitionsChanged,
-    /// The last stored transaction has come again, and nothing was received behind it.
+    /// What is stored has come again, and nothing else up to here.
     #[error(
         "the slot has fallen back behind tables that were attached or detached as partitions: what is stored is continued behind them"
     )]
-    Proved(TransactionId),
+    Proved(Lsn),
     /// The store has ended.
     #[error(transparent)]
     FeedClosed(#[from] FeedClosed),

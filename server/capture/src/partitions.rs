@@ -13,8 +13,8 @@
 //!
 //! In a crash, a slot may fall back behind that: PostgreSQL writes where it stands to the disk now and then only. What was decoded anew
 //! from there would be decided under other trees again. So that position is recorded before anything relies on it
-//! (`Control::set_settled_partitions`), and no connection begins before it ([`Partitions::begin`]), but for one that proves continuity:
-//! where the last stored transaction has to come again and stands before it, one connection receives that and nothing else.
+//! (`Control::set_settled_partitions`), and no connection begins before it ([`Partitions::begin`]), but for one that proves continuity: what
+//! comes again up to there has to be what is stored, and nothing else that is followed. That connection ends there.
 //!
 //! Rows between are told by a snapshot of the root alone, such as that by which a mirror is compared with an altered table. So no snapshot
 //! begins before ([`PartitionWatch::settled`]); one that has begun finds another fingerprint, and is planned again.
@@ -41,8 +41,8 @@ pub(crate) struct Partitions {
     settled: Option<PartitionTrees>,
     /// So will it be over the next one, if it begins behind their end.
     wanted: Option<PartitionTrees>,
-    /// Has come again over the last connection, which was for that.
-    proved: Option<TransactionId>,
+    /// All up to here has come again over the last connection, which was for that.
+    proved: Option<Lsn>,
 }
 
 /// Where a connection begins to send, and what has to come over it.
@@ -52,8 +52,8 @@ pub(crate) struct Beginning {
     pub(crate) start_lsn: Lsn,
     /// Must come again before anything new.
     pub(crate) expected: Option<TransactionId>,
-    /// The connection is for that, and ends with it.
-    pub(crate) is_proof: bool,
+    /// The connection is for what comes again up to here, and ends there.
+    pub(crate) proves_to: Option<Lsn>,
 }
 
 impl Partitions {
@@ -66,13 +66,16 @@ impl Partitions {
     ) -> Beginning {
         let proved = self.proved.take();
         if settled_lsn <= confirmed_flush_lsn {
-            return Beginning { start_lsn: Lsn::ZERO, expected, is_proof: false };
+            return Beginning { start_lsn: Lsn::ZERO, expected, proves_to: None };
         }
-        // What ends behind a record's end begins there or behind it, and is sent.
-        match expected.filter(|last| last.commit_end_lsn <= settled_lsn) {
-            None => Beginning { start_lsn: settled_lsn, expected, is_proof: false },
-            last if last == proved => Beginning { start_lsn: settled_lsn, expected: None, is_proof: false },
-            last => Beginning { start_lsn: Lsn::ZERO, expected: last, is_proof: true },
+        // What ends behind a record's end begins there or behind it, and is sent. If it comes again, so has all before it.
+        let is_sent = expected.is_some_and(|last| last.commit_end_lsn > settled_lsn);
+        if is_sent {
+            Beginning { start_lsn: settled_lsn, expected, proves_to: None }
+        } else if proved == Some(settled_lsn) {
+            Beginning { start_lsn: settled_lsn, expected: None, proves_to: None }
+        } else {
+            Beginning { start_lsn: Lsn::ZERO, expected, proves_to: Some(settled_lsn) }
         }
     }
 
@@ -171,9 +174,9 @@ impl PartitionWatch {
         Ok(beginning)
     }
 
-    /// The transaction has come again; see [`Partitions::begin`].
-    pub(crate) fn proved(&self, transaction: TransactionId) {
-        self.partitions(|partitions| partitions.proved = Some(transaction));
+    /// A connection has ended, or could not begin. See [`Partitions::begin`] for what it has proved.
+    pub(crate) fn ended(&self, proved: Option<Lsn>) {
+        self.partitions(|partitions| partitions.proved = proved);
     }
 
     /// As of [`Partitions::look`]; the trees were asked for at that time or later.
@@ -243,20 +246,27 @@ mod tests {
     #[test]
     fn a_slot_that_has_fallen_back_is_passed_once_continuity_is_proved() {
         let ends_at = |lsn| Some(TransactionId { commit_end_lsn: Lsn(lsn), xid: 7, commit_time_us: 9 });
-        let begins = |start_lsn, expected, is_proof| Beginning { start_lsn: Lsn(start_lsn), expected, is_proof };
+        let begins = |start_lsn, expected, proves_to: u64| Beginning {
+            start_lsn: Lsn(start_lsn),
+            expected,
+            proves_to: (proves_to > 0).then_some(Lsn(proves_to)),
+        };
         let mut partitions = Partitions::default();
         // It has not.
-        assert_eq!(partitions.begin((Lsn(50), Lsn(50)), ends_at(60)), begins(0, ends_at(60), false));
-        assert_eq!(partitions.begin((Lsn(50), Lsn(0)), None), begins(0, None, false));
-        // What has to come again comes behind it, or nothing has.
-        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(51)), begins(50, ends_at(51), false));
-        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), None), begins(50, None, false));
-        // It comes before it: by itself first, and where that connection led to nothing, again.
-        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(0, ends_at(50), true));
-        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(0, ends_at(50), true));
-        partitions.proved = ends_at(50);
-        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(50, None, false));
-        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(50)), begins(0, ends_at(50), true));
+        assert_eq!(partitions.begin((Lsn(50), Lsn(50)), ends_at(60)), begins(0, ends_at(60), 0));
+        assert_eq!(partitions.begin((Lsn(50), Lsn(0)), None), begins(0, None, 0));
+        // What has to come again comes behind it.
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), ends_at(51)), begins(50, ends_at(51), 0));
+        // It comes before it, or nothing has to: nothing else may have come up to there. Where that led to nothing, once more.
+        for expected in [ends_at(50), None] {
+            assert_eq!(partitions.begin((Lsn(40), Lsn(50)), expected), begins(0, expected, 50));
+            assert_eq!(partitions.begin((Lsn(40), Lsn(50)), expected), begins(0, expected, 50));
+            partitions.proved = Some(Lsn(50));
+            assert_eq!(partitions.begin((Lsn(40), Lsn(50)), expected), begins(50, None, 0));
+            assert_eq!(partitions.begin((Lsn(40), Lsn(50)), expected), begins(0, expected, 50));
+        }
+        partitions.proved = Some(Lsn(45));
+        assert_eq!(partitions.begin((Lsn(40), Lsn(50)), None), begins(0, None, 50));
         // The trees are still what all behind it is decoded under.
         partitions.connected(trees("a", 50), Lsn(45));
         assert_eq!(partitions.connected(trees("a", 55), Lsn(52)), Some(Lsn(50)));

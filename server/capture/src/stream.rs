@@ -63,8 +63,8 @@ pub(crate) struct Streaming<'a, P> {
     pub(crate) last_progress: Option<Instant>,
     /// In a backlog: when what has gathered is handed over even if no block is full.
     pub(crate) gather_until: Option<Instant>,
-    /// The connection is for this transaction to come again, and ends behind it.
-    pub(crate) to_prove: Option<TransactionId>,
+    /// The connection is for what comes again up to here, and ends there.
+    pub(crate) proves_to: Option<Lsn>,
 }
 
 /// The capture is to stop: not an error, but it ends what is under way.
@@ -129,12 +129,10 @@ impl<P: Publish> Streaming<'_, P> {
                 Frame::XLogData { server_lsn, data, .. } => {
                     heard = heard.max(server_lsn);
                     self.message(data).await?;
-                    if let Some(proved) = self.to_prove.filter(|_| !self.assembler.expects()) {
-                        return Err(CaptureError::Proved(proved).into());
-                    }
                 }
                 Frame::Keepalive { server_lsn, reply_requested } => {
                     heard = heard.max(server_lsn);
+                    self.passes(server_lsn)?;
                     self.keepalive(server_lsn)?;
                     if reply_requested {
                         self.link.answer_now.notify_one();
@@ -165,6 +163,12 @@ impl<P: Publish> Streaming<'_, P> {
 
     async fn message(&mut self, data: &[u8]) -> Result<(), Interrupt> {
         let message = self.decoder.decode(data)?;
+        if let Message::Begin { final_lsn: lsn, .. }
+        | Message::StreamCommit { commit_lsn: lsn, .. }
+        | Message::LogicalMessage { transactional: false, message_lsn: lsn, .. } = &message
+        {
+            self.passes(*lsn)?;
+        }
         // Chunks whose watermark comes before it pass first.
         if let Message::Commit { commit_end_lsn, .. } | Message::StreamCommit { commit_end_lsn, .. } = &message {
             self.snapshots.before_transaction(*commit_end_lsn, self.assembler);
@@ -192,6 +196,13 @@ impl<P: Publish> Streaming<'_, P> {
             }
             Step::Emit(ended, point) => self.emit(*ended, point).await,
         }
+    }
+
+    /// What comes next stands there, or behind it. Ends a connection that is for what comes before.
+    fn passes(&self, lsn: Lsn) -> Result<(), Interrupt> {
+        let is_over =
+            |end_lsn: &Lsn| lsn >= *end_lsn && !self.assembler.expects() && self.assembler.is_between_transactions();
+        self.proves_to.filter(is_over).map_or(Ok(()), |end_lsn| Err(CaptureError::Proved(end_lsn).into()))
     }
 
     async fn emit(&mut self, mut ended: Ended, point: ConfirmPoint) -> Result<(), Interrupt> {

@@ -13,7 +13,7 @@ const UNREAD_BYTES_MAX: u64 = 64 << 10;
 
 fn table() -> TableFacts {
     let collation = CollationFacts { name: "default".to_owned(), is_default: true, deterministic: true, is_c: true };
-    let columns = [("tenant", 20), ("status", 25), ("sku", 25)];
+    let columns = [("tenant", 20), ("status", 25), ("sku", 25), ("note", 25), ("doc", 3802)];
     let column = |(field, (name, type_oid)): (u32, (&str, u32))| ColumnFacts {
         name: name.to_owned(),
         field,
@@ -34,6 +34,11 @@ fn cost(condition: &str, parameters: &[Parameter]) -> (u64, u64, bool) {
     let (table, mut predicate) = (table(), None);
     let reading = measure(|| predicate = Predicate::new(condition, parameters, &table).ok());
     (reading.bytes_max, u64::try_from(reading.bytes_current).unwrap_or_default(), predicate.is_some())
+}
+
+/// `((a || a) || (a || a))`, so many times.
+fn doubled(part: &str, times: usize) -> String {
+    (0..times).fold(part.to_owned(), |half, _| format!("({half} || {half})"))
 }
 
 /// As long as a condition may be, of a part that comes again and again.
@@ -117,7 +122,15 @@ fn what_grows_while_a_row_is_looked_at_is_bounded() {
     let table = table();
     let mut row = BytesMut::new();
     let columns: Vec<ColumnSpec> = table.columns.iter().map(spec).collect();
-    let values = [Value::Text(b"7"), Value::Null, Value::Text(b"sku")];
+    let note = "n".repeat(8 << 10);
+    let doc = format!("[\"{note}\"]");
+    let values = [
+        Value::Text(b"7"),
+        Value::Null,
+        Value::Text(b"sku"),
+        Value::Text(note.as_bytes()),
+        Value::Text(doc.as_bytes()),
+    ];
     RowEncoder::new(&columns).encode(values.into_iter(), &mut row).expect("values of the types");
     for condition in [
         ["length(repeat(sku, 60000000)) > 0"; 300].join(" or "),
@@ -127,6 +140,10 @@ fn what_grows_while_a_row_is_looked_at_is_bounded() {
         "cardinality(string_to_array(repeat(sku, 60000), null)) > 0".to_owned(),
         format!("array_replace(string_to_array(repeat(sku, 600), null), 's', '{}') is null", "x".repeat(60_000)),
         ["array[repeat(sku, 6000)] is null"; 100].join(" or "),
+        format!("array[{}] is null", ["note"; 900].join(", ")),
+        format!("({})::text = ''", doubled("doc", 9)),
+        format!("{} #>> '{{}}' = ''", doubled("doc", 9)),
+        format!("cardinality(array_replace({}, 'sku', note)) > 0", doubled("string_to_array(sku, ',')", 8)),
     ] {
         let predicate = Predicate::new(&condition, &[], &table).expect("a condition");
         let mut outcome = None;

@@ -105,6 +105,9 @@ pub(super) fn cast<'v>(value: Value<'v>, from: Kind, to: Kind, modifiers: &[u32]
         let elements = array.elements.iter().map(element).collect::<Result<_, _>>()?;
         return Ok(Value::Array(Arc::new(Array { elements, dimensions: array.dimensions.clone() })));
     }
+    if let (true, Value::Json(json)) = (to.is_text(), &value) {
+        json.check_text()?;
+    }
     if to.is_text() {
         return Ok(Value::Text(to_text(value, from, to, modifiers)));
     }

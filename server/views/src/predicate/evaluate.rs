@@ -114,8 +114,11 @@ impl<'v> Evaluator<'v> {
                 self.grown(value, &operands)
             }
             Expression::Array(_, operands) => {
-                let elements = self.values(operands)?.into_iter().map(Value::into_owned).collect();
-                Ok(Value::Array(Arc::new(Array::of(elements))))
+                let elements = self.values(operands)?;
+                // All of it is copied: the elements may be the row's.
+                self.growth += elements.iter().map(length).sum::<usize>();
+                grows_by(self.growth)?;
+                Ok(Value::Array(Arc::new(Array::of(elements.into_iter().map(Value::into_owned).collect()))))
             }
             Expression::And(operands) => self.decide(operands, false),
             Expression::Or(operands) => self.decide(operands, true),
@@ -180,7 +183,11 @@ impl<'v> Evaluator<'v> {
 
     fn apply(&mut self, function: &Function, of: &[Value<'v>]) -> Result<Value<'v>, EvaluationError> {
         let value = apply(function, of)?;
-        self.grown(value, of)
+        match function {
+            // Elements are no more than they were, whatever type they have now.
+            Function::Cast { to: Kind::Array(_), .. } => Ok(value),
+            _other => self.grown(value, of),
+        }
     }
 
     /// What was made of operands.
@@ -292,6 +299,7 @@ pub(super) fn length(value: &Value<'_>) -> usize {
         Value::Text(text) => text.len(),
         Value::Bytes(bytes) => bytes.len(),
         Value::Array(array) => array.byte_count(),
+        Value::Numeric(number) => number.byte_count(),
         _other => 0,
     }
 }

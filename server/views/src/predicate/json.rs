@@ -6,7 +6,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use super::evaluate::{EvaluationError, fits};
+use super::evaluate::{EvaluationError, GROWTH_MAX, fits, grows_by};
 use super::numeric::Numeric;
 
 /// PostgreSQL's own limit is its stack's, some thousands.
@@ -140,6 +140,30 @@ impl Json {
             }
             Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) => return None,
         })
+    }
+
+    /// Refuses one whose text is too long, before there is any: what `||` has put together shares its parts.
+    pub(super) fn check_text(&self) -> Result<(), EvaluationError> {
+        if self.takes_from(&mut GROWTH_MAX.clone()) { Ok(()) } else { grows_by(usize::MAX) }
+    }
+
+    /// Is there room for its text, which has at least so many bytes?
+    fn takes_from(&self, room: &mut usize) -> bool {
+        let own = match self {
+            Json::Null | Json::Bool(_) => 4,
+            // A digit has more than three bits.
+            Json::Number(number) => 2 * number.byte_count(),
+            Json::Text(text) => text.len(),
+            Json::Array(items) => items.len(),
+            Json::Object(members) => members.iter().map(|(name, _)| name.len()).sum(),
+        };
+        let Some(left) = room.checked_sub(own) else { return false };
+        *room = left;
+        match self {
+            Json::Array(items) => items.iter().all(|item| item.takes_from(room)),
+            Json::Object(members) => members.iter().all(|(_, value)| value.takes_from(room)),
+            Json::Null | Json::Bool(_) | Json::Number(_) | Json::Text(_) => true,
+        }
     }
 
     /// As `->>` and `#>>` give it: None for null, a string without its quotes.

@@ -80,7 +80,9 @@ fn json<'v>(found: Option<&Arc<Json>>) -> Evaluated<'v> {
 }
 
 fn text<'v>(found: Option<&Arc<Json>>) -> Evaluated<'v> {
-    Ok(found.and_then(|json| json.as_text()).map_or(Value::Null, Value::text))
+    let Some(json) = found else { return Ok(Value::Null) };
+    json.check_text()?;
+    Ok(json.as_text().map_or(Value::Null, Value::text))
 }
 
 /// A value that stands alone is an array of itself here.

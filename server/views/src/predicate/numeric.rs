@@ -31,6 +31,14 @@ fn power_of_ten(exponent: u32) -> BigInt {
 }
 
 impl Numeric {
+    /// Of its digits.
+    pub(super) fn byte_count(&self) -> usize {
+        match self {
+            Numeric::NaN | Numeric::Infinity { .. } => 0,
+            Numeric::Finite { digits, .. } => usize::try_from(digits.bits() / 8).unwrap_or(usize::MAX),
+        }
+    }
+
     pub(super) fn of_int(value: i64) -> Self {
         Numeric::Finite { digits: BigInt::from(value), scale: 0 }
     }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a subscriber that does not read holds no memory for long. What has not been asked for in a while is let go of, if nothing has
 //! been given out yet: another one is read then. Else the rest goes into a file, where it stays until it is asked for, however long that
-//! takes: who has a part of a difference comes to its end. It is done by a task of its own, since nobody polls the subscription then.
+//! takes: who has a part of a difference comes to its end, as long as there is room for the files. It is done by a task of its own, since nobody polls the subscription then.
 
 use std::{
     collections::VecDeque,

@@ -45,19 +45,23 @@ impl Spool {
     /// # Errors
     /// `QuotaExceeded` where there is no room; the disk is full or broken; a part is larger than a block may be.
     pub(super) fn write(&self, parts: &[Arc<Note>]) -> io::Result<(Vec<Spooled>, OwnedSemaphorePermit)> {
-        let parts = parts.iter().map(|part| encoded(part)).collect::<io::Result<Vec<_>>>()?;
-        let byte_count: usize = parts.iter().map(BytesMut::len).sum();
-        let no_room = || io::Error::from(io::ErrorKind::QuotaExceeded);
-        let permits = u32::try_from(byte_count).map_err(|_| no_room())?;
-        let permits = Arc::clone(&self.bytes).try_acquire_many_owned(permits).map_err(|_| no_room())?;
+        let mut room = self.room(0)?;
         let (file, mut offset) = (Arc::new(tempfile::tempfile_in(&self.dir)?), 0);
         let mut spooled = Vec::with_capacity(parts.len());
-        for part in &parts {
-            file.write_all_at(part, offset)?;
-            spooled.push(Spooled { file: Arc::clone(&file), offset, len: part.len() });
-            offset += part.len() as u64;
+        for part in parts {
+            let bytes = encoded(part)?;
+            room.merge(self.room(bytes.len())?);
+            file.write_all_at(&bytes, offset)?;
+            spooled.push(Spooled { file: Arc::clone(&file), offset, len: bytes.len() });
+            offset += bytes.len() as u64;
         }
-        Ok((spooled, permits))
+        Ok((spooled, room))
+    }
+
+    fn room(&self, byte_count: usize) -> io::Result<OwnedSemaphorePermit> {
+        let permits = u32::try_from(byte_count).ok();
+        let room = permits.and_then(|permits| Arc::clone(&self.bytes).try_acquire_many_owned(permits).ok());
+        room.ok_or_else(|| io::ErrorKind::QuotaExceeded.into())
     }
 
     #[cfg(test)]
