@@ -127,9 +127,10 @@ fn transaction(random: &mut StdRng) -> String {
     format!("begin; update item set v = v + 1 where id = 0; {changes}; {end}")
 }
 
-async fn served(name: &str) -> Result<(Database, Server)> {
+/// A database whose table `item`, and no other, has a complete mirror.
+pub(super) async fn served(name: &str, schema: &str) -> Result<(Database, Server)> {
     let database = Cluster::shared().await?.database(name).await?;
-    database.execute(SCHEMA).await?;
+    database.execute(schema).await?;
     let mut config = ServerConfig::of(database.url());
     config.source_lines.push("mirror: [item]".to_owned());
     config.source_lines.push("mirror_on_demand: []".to_owned());
@@ -208,7 +209,7 @@ impl Asked {
 async fn it_answers_as_postgresql_does_at_one_version_and_a_subscription_goes_on_behind_it() -> Result<()> {
     let seed = Seed::from_environment();
     let mut random = seed.generator(0);
-    let (database, server) = served("shape_query").await?;
+    let (database, server) = served("shape_query", SCHEMA).await?;
     let client = Client::connect(server.endpoint()).await?;
     let writers = Writers::start(WRITERS, (database.url(), seed), transaction);
     let (mut followed, mut row_count) = (Vec::new(), 0);
@@ -300,7 +301,7 @@ fn apply(change: &Change, held: &mut HeldNumbers) -> Result<()> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_is_asked_on_the_command_line_and_what_it_cannot_answer_is_refused_with_the_reason() -> Result<()> {
-    let (database, server) = served("shape_query_command").await?;
+    let (database, server) = served("shape_query_command", SCHEMA).await?;
     database
         .execute("insert into item (id, v, n, t) select n, n, n % 4, repeat('x', n) from generate_series(1, 20) n")
         .await?;

@@ -4,11 +4,14 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use tidegate_client::{Client, MirrorState, Parameter, Query, Shape, Start, Subscription};
-use tidegate_integration_tests::{Cluster, Copier, Database, Server, ServerConfig, within};
+use tidegate_client::{Client, Parameter, Query, Shape, Start, Subscription};
+use tidegate_integration_tests::{Copier, Database, Server, within};
 use tidegate_proto::v1::{self, Selection, ShapeSelection, Subscribe, selection};
 
-use crate::raw_session::{AMPLE_CREDIT_BYTES, RawCopy, RawSession, from_snapshot, must_equal_select};
+use crate::{
+    raw_session::{AMPLE_CREDIT_BYTES, RawCopy, RawSession, from_snapshot, must_equal_select},
+    shape_query::served,
+};
 
 /// Of each session.
 const ONLY: u32 = 1;
@@ -17,19 +20,8 @@ const SELECTED: &str = "select * from item where shelf = 5";
 /// Less than a part of it has.
 const SOME_CREDIT_BYTES: u64 = 16 << 10;
 
-async fn served() -> Result<(Database, Server)> {
-    let database = Cluster::shared().await?.database("edited_slowly").await?;
-    database.execute("create table item (id bigint primary key, shelf int, body text)").await?;
-    database.execute("create table plain (id bigint primary key)").await?;
-    database.execute("insert into item select n, 1 + n % 2, 'small' from generate_series(1, 20) n").await?;
-    let mut config = ServerConfig::of(database.url());
-    config.source_lines.push("mirror: [item]".to_owned());
-    config.source_lines.push("mirror_on_demand: []".to_owned());
-    let server = Server::start(config).await?;
-    let is_complete = |state| state == MirrorState::Complete;
-    server.until("shop", "a mirror", |status| status.mirror.iter().any(|table| is_complete(table.state()))).await?;
-    Ok((database, server))
-}
+const SCHEMA: &str = "create table item (id bigint primary key, shelf int, body text); create table plain (id bigint primary key); \
+    insert into item select n, 1 + n % 2, 'small' from generate_series(1, 20) n";
 
 async fn define(client: &Client, condition: &str) -> Result<()> {
     let shape = Shape::of("item").matching(condition).parameter(Parameter::of_type("int4"));
@@ -86,7 +78,7 @@ fn has_all(copy: &RawCopy) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_pauses_before_a_difference_or_amid_it_receives_it_however_slowly() -> Result<()> {
-    let (database, server) = served().await?;
+    let (database, server) = served("edited_slowly", SCHEMA).await?;
     let client = Client::connect(server.endpoint()).await?;
     define(&client, "shelf = $1").await?;
     let mut clock = Copier::of(&server.endpoint(), Subscription::tables(["plain"]), Start::Now);
